@@ -1,0 +1,81 @@
+# Everything runs in .venv, which is made on first use; what is installed there is fixed by constraints.txt.
+#   make demo    compress a network and show the result       make test    notebooks and pytest, within 15 minutes
+# Another interpreter: make demo PYTHON=python3.12.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+FLAGS  ?=
+PYTEST ?=
+SETUP  := settings.ini setup.py pyproject.toml constraints.txt
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --no-input -q -c constraints.txt
+
+# two notebooks at a time, one thread each
+NBTEST := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --do_print
+
+.DEFAULT_GOAL := help
+.PHONY: help venv dev demo test test-slow test-data test-gpu docs export check clean distclean
+
+help:
+	@echo "make demo       install into $(VENV) and run udfc demo"
+	@echo "make test       install the dev extra, run the notebooks and pytest"
+	@echo "make test-slow  the same with what is flagged slow"
+	@echo "make test-data  the same with what needs ../shared/data (or UDFC_DATA), slow cells included"
+	@echo "make test-gpu   the same with what needs CUDA"
+	@echo "make docs       build the site into _docs (needs quarto)"
+	@echo "make export     notebooks to modules, notebooks cleaned"
+	@echo "make check      fail if make export would change a file"
+	@echo "make venv, make dev   only install; make clean, make distclean   remove what was made"
+
+venv: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "udfc_nb needs Python 3.11 or later; choose one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "no virtual environment could be made; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+# stamps: installed again only when one of the set-up files changes
+$(VENV)/.installed: $(SETUP) | $(BIN)/python
+	@echo "installing into $(VENV); PyTorch is large, the first time takes some minutes"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(SETUP) | $(BIN)/python
+	@echo "installing into $(VENV) with the dev extra; PyTorch is large, the first time takes some minutes"
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/udfc demo
+
+test: $(VENV)/.installed-dev
+	$(NBTEST) --flags "$(FLAGS)"
+	$(BIN)/python -m pytest $(PYTEST)
+
+test-slow:
+	$(MAKE) test FLAGS="slow" PYTEST="--run-slow"
+
+test-data:
+	$(MAKE) test FLAGS="data slow" PYTEST="--run-data --run-slow"
+
+test-gpu:
+	$(MAKE) test FLAGS="gpu" PYTEST="--run-gpu"
+
+docs: $(VENV)/.installed-dev
+	@command -v quarto >/dev/null || { echo "make docs needs quarto: https://quarto.org/docs/get-started" >&2; exit 1; }
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev_docs --n_workers 2
+
+export: $(VENV)/.installed-dev
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+
+check: $(VENV)/.installed-dev
+	PATH="$(abspath $(BIN)):$$PATH" .ci/check
+
+clean:
+	rm -rf _proc _docs udfc_demo build dist *.egg-info .pytest_cache .hypothesis
+	find nbs tests udfc_nb -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+distclean: clean
+	rm -rf $(VENV)
