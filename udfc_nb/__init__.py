@@ -1,1 +1,10 @@
+"Compression of trained convolutional networks without data: pruning and quantization in closed form."
 __version__ = "0.1.0"
+
+from udfc_nb.compress import compress, Compressed
+from udfc_nb.recipe import Recipe, RECIPES
+from udfc_nb.graph import find_sites
+from udfc_nb.errors import UDFCError
+import udfc_nb.merging # registers its recipes
+
+__all__ = ['compress', 'Compressed', 'Recipe', 'RECIPES', 'find_sites', 'UDFCError']

@@ -7,7 +7,7 @@ __all__ = ['MEAN', 'STD', 'SPLIT_SEED', 'CHECKPOINT', 'digits', 'conv3x3', 'proj
            'DigitsNet', 'accuracy', 'shift', 'train', 'checkpoint_path', 'save_digits_net', 'checkpoint_info',
            'digits_net', 'main']
 
-# %% ../nbs/07_digits.ipynb #91c1a41a
+# %% ../nbs/07_digits.ipynb #d6bf77cc
 import argparse, json, os, time
 from importlib import resources
 from pathlib import Path
@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from .errors import FileError
 
-# %% ../nbs/07_digits.ipynb #0a7dd14e
-MEAN, STD = 0.305, 0.376 # of the training images, in units of the largest pixel value, 16
+# %% ../nbs/07_digits.ipynb #f632f44e
+MEAN, STD = 0.306, 0.376 # of the training images, in units of the largest pixel value, 16
 SPLIT_SEED = 0
 
 def digits(
@@ -35,7 +35,7 @@ def digits(
     x = torch.tensor(d.images[idx], dtype=torch.float32)[:, None]
     return (x/16 - MEAN)/STD, torch.tensor(d.target[idx], dtype=torch.int64)
 
-# %% ../nbs/07_digits.ipynb #d0f9d1c3
+# %% ../nbs/07_digits.ipynb #55cd8636
 def conv3x3(c_in:int, c_out:int, stride:int=1)->nn.Conv2d:
     "A 3×3 convolution without bias that keeps the size of the image up to its stride."
     return nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
@@ -44,7 +44,7 @@ def projection(c_in:int, c_out:int, stride:int=1)->nn.Sequential:
     "A 1×1 convolution and a batch norm: the shortcut where the width or the size changes."
     return nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
 
-# %% ../nbs/07_digits.ipynb #17a526c5
+# %% ../nbs/07_digits.ipynb #052d4c43
 class Branch(nn.Module):
     "The residual branch of every block of the book: conv1, bn1, ReLU, conv2, bn2."
     def __init__(self,
@@ -57,7 +57,7 @@ class Branch(nn.Module):
         self.conv2, self.bn2 = conv3x3(c_out, c_out), nn.BatchNorm2d(c_out)
     def branch(self, x): return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
 
-# %% ../nbs/07_digits.ipynb #204b5315
+# %% ../nbs/07_digits.ipynb #9ba27873
 def group(
     block:type, # a block class, called as block(c_in, c_out, stride)
     c_in:int, # channels that come in
@@ -68,7 +68,7 @@ def group(
     "`n` blocks, the first of which changes width and size."
     return nn.Sequential(*[block(c_out if i else c_in, c_out, 1 if i else stride) for i in range(n)])
 
-# %% ../nbs/07_digits.ipynb #57f3907f
+# %% ../nbs/07_digits.ipynb #bd2797cb
 class DigitsBlock(Branch):
     "relu(branch(x) + shortcut(x)), the shortcut a projection where the shape changes."
     def __init__(self, c_in, c_out, stride=1):
@@ -77,7 +77,7 @@ class DigitsBlock(Branch):
     def forward(self, x):
         return F.relu(self.branch(x) + (x if self.downsample is None else self.downsample(x)))
 
-# %% ../nbs/07_digits.ipynb #2634d95d
+# %% ../nbs/07_digits.ipynb #fba4a50c
 class DigitsNet(nn.Module):
     "A residual network for 8×8 images: a stem, three groups of two blocks (16, 32, 64 channels), global mean, `fc`."
     def __init__(self):
@@ -92,7 +92,7 @@ class DigitsNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(torch.flatten(self.pool(x), 1))
 
-# %% ../nbs/07_digits.ipynb #8b9503b6
+# %% ../nbs/07_digits.ipynb #ea0f220a
 @torch.no_grad()
 def accuracy(
     model:nn.Module, # network that gives logits (N, classes), on any device
@@ -112,7 +112,7 @@ def accuracy(
         for m, training in modes: m.training = training
     return 100*hits/len(x)
 
-# %% ../nbs/07_digits.ipynb #0b6eb1bc
+# %% ../nbs/07_digits.ipynb #4a1d9436
 def shift(
     x:Tensor, # images (N, 1, H, W), normalised
     gen:torch.Generator, # source of chance
@@ -124,7 +124,7 @@ def shift(
     rows, cols = torch.arange(h).view(1, h, 1) + dy, torch.arange(w).view(1, 1, w) + dx
     return padded[torch.arange(n).view(n, 1, 1), rows, cols][:, None]
 
-# %% ../nbs/07_digits.ipynb #65e97996
+# %% ../nbs/07_digits.ipynb #74cd07ec
 def train(
     epochs:int=60, # passes over the training images
     seed:int=0, # of the initial weights, the order and the shifts
@@ -142,7 +142,7 @@ def train(
         return model, _fit(model, *digits('train'), epochs, gen, batch_size, lr, weight_decay, progress)
     finally: torch.set_num_threads(threads)
 
-# %% ../nbs/07_digits.ipynb #11fc1e32
+# %% ../nbs/07_digits.ipynb #85dad80e
 def _fit(model, x, y, epochs, gen, batch_size, lr, weight_decay, progress):
     steps, history = len(x)//batch_size, []
     opt = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
@@ -157,14 +157,14 @@ def _fit(model, x, y, epochs, gen, batch_size, lr, weight_decay, progress):
         if progress: progress(epoch, *history[-1])
     model.eval(); return history
 
-# %% ../nbs/07_digits.ipynb #c2130977
+# %% ../nbs/07_digits.ipynb #f073e2c7
 CHECKPOINT = 'digits.safetensors'
 
 def checkpoint_path()->Path:
     "Where the trained weights stand, beside the code."
     return Path(str(resources.files('udfc_nb')))/CHECKPOINT
 
-# %% ../nbs/07_digits.ipynb #6b0bdca1
+# %% ../nbs/07_digits.ipynb #c572d755
 def save_digits_net(
     model:nn.Module, # trained network
     path:str|Path, # file to write
@@ -177,7 +177,7 @@ def save_digits_net(
         part.chmod(0o644); os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/07_digits.ipynb #d0487710
+# %% ../nbs/07_digits.ipynb #695a794c
 def _unreadable(path, e):
     return FileError(f'{path} cannot be read: {str(e)[:300]}', hint='make it anew with `python -m udfc_nb.digits` (a minute or two)')
 
@@ -190,7 +190,7 @@ def checkpoint_info(
         with safe_open(path, 'pt') as f: return json.loads(f.metadata()['digits_net'])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e: raise _unreadable(path, e) from e
 
-# %% ../nbs/07_digits.ipynb #f19200e4
+# %% ../nbs/07_digits.ipynb #c072dfd9
 def digits_net(
     pretrained:bool=True, # with the trained weights, else freshly initialised
     path:str|Path=None, # another checkpoint than the one in the package
@@ -203,7 +203,7 @@ def digits_net(
     except (OSError, SafetensorError, RuntimeError) as e: raise _unreadable(path, e) from e
     return model
 
-# %% ../nbs/07_digits.ipynb #7b2b6c98
+# %% ../nbs/07_digits.ipynb #5fc27e4e
 def main(
     args:list[str]=None, # command line; None takes the program's own
 ):
@@ -220,5 +220,5 @@ def main(
                     accuracy=round(acc, 4), history=[[round(v, 5) for v in h] for h in history])
     print(f'held-out accuracy {acc:.2f} %, {time.time()-start:.0f} s, written to {a.out}')
 
-# %% ../nbs/07_digits.ipynb #a7516c48
+# %% ../nbs/07_digits.ipynb #c90de842
 if __name__ == '__main__' and '__file__' in globals(): main()

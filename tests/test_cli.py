@@ -1,0 +1,216 @@
+"The command line: what it prints, what it writes, and how it refuses."
+import csv, json, os, subprocess, sys
+from pathlib import Path
+import pytest, torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from udfc_nb import cli
+from udfc_nb.cli import main
+from udfc_nb.demo import demo_cases, demo_recipes
+from udfc_nb.digits import digits_net
+
+DIGITS = ['udfc_nb.digits:digits_net', '--input-shape', '1,1,8,8']
+
+
+@pytest.fixture
+def refused(capsys):
+    "What `udfc` says on the standard error about a command line that it must refuse with exit code 2."
+    def run(*argv):
+        try: code = main([str(a) for a in argv])
+        except SystemExit as e: code = e.code
+        said = capsys.readouterr()
+        assert code == 2 and 'Traceback' not in said.err and said.err.strip()
+        assert said.out == ''
+        return said.err
+    return run
+
+
+# ---- info
+
+def test_info_of_torchvision(capsys):
+    assert main(['info', 'resnet18']) == 0
+    out = capsys.readouterr().out
+    assert '11,689,512 parameters' in out and '21 layers, 8 of them sites' in out
+    line = next(o for o in out.splitlines() if o.startswith('layer3.0.conv1 '))
+    assert 'can be pruned' in line and 'layer3.0.conv2' in line and '256' in line
+    assert next(o for o in out.splitlines() if o.startswith('fc ')).split('kept: ')[1].startswith('feeds an output')
+
+
+def test_info_in_a_process():
+    run = subprocess.run([sys.executable, '-m', 'udfc_nb.cli', 'info', 'resnet18'], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stderr) == (0, '') and 'sites' in run.stdout
+
+
+def test_output_into_a_closed_pipe():
+    line = f'{sys.executable} -m udfc_nb.cli info resnet18 | head -n 1'
+    run = subprocess.run(['bash', '-o', 'pipefail', '-c', line], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stderr) == (0, '') and run.stdout.startswith('layer')
+
+
+def test_info_ignores(capsys):
+    assert main(['info', *DIGITS, '--ignore', 'layer1', '--ignore', 'layer2.0.conv1']) == 0
+    out = capsys.readouterr().out
+    ignored = {o.split()[0] for o in out.splitlines() if 'kept: ignored by the caller' in o}
+    assert ignored >= {'layer1.0.conv1', 'layer1.1.conv2', 'layer2.0.conv1'} and 'layer2.1.conv1' not in ignored
+    assert '3 of them sites' in out
+
+
+def test_network_of_the_current_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path/'mynet_of_this_test.py').write_text('from torch import nn\n'
+        'def build(): return nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))\n')
+    monkeypatch.chdir(tmp_path); monkeypatch.setattr(sys, 'path', list(sys.path))
+    assert main(['info', 'mynet_of_this_test:build', '--input-shape', '1,2,9,9']) == 0
+    assert '2 layers, 1 of them sites, at which 8 of 12 channels' in capsys.readouterr().out
+
+
+# ---- compress
+
+def test_compress_writes_network_and_reports(tmp_path, capsys):
+    out = tmp_path/'small.safetensors'
+    for ending in ('csv', 'json', 'md'):
+        assert main(['compress', *DIGITS, '--ratio', '.5', '--bits', '4', '--output', str(out), '--report', str(tmp_path/f'r.{ending}')]) == 0
+    said = capsys.readouterr().out
+    assert 'recipe paper' in said and f'written: {out}' in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['r.csv', 'r.json', 'r.md', 'small.safetensors']
+    rows = list(csv.DictReader((tmp_path/'r.csv').read_text().splitlines()))
+    assert {r['layer']: r['out'] for r in rows}['layer1.0.conv1'] == '8'
+    assert json.loads((tmp_path/'r.json').read_text())['settings']['pruning_ratio'] == .5
+    assert '| layer1.0.conv1 |' in (tmp_path/'r.md').read_text()
+    assert load_file(out)
+
+
+def test_options_reach_compress(tmp_path):
+    report = tmp_path/'r.json'
+    assert main(['compress', *DIGITS, '--ratio', '.25', '--bits', '6', '--recipe', 'prune', '--ignore', 'layer3',
+                 '--layer-ratio', 'layer1.0.conv1=.5', '--layer-bits', 'conv1=8', '--quiet', '--report', str(report)]) == 0
+    r = json.loads(report.read_text()); rows = {o['layer']: o for o in r['rows']}
+    assert r['recipe']['name'] == 'prune'
+    assert (rows['layer1.0.conv1']['out'], rows['layer1.1.conv1']['out'], rows['layer3.0.conv1']['out']) == (8, 12, 64)
+    assert (rows['conv1']['bits'], rows['layer1.0.conv1']['bits'], rows['layer3.0.conv1']['bits']) == (8, 6, 32)
+
+
+def test_quiet(capsys):
+    assert main(['compress', *DIGITS, '--ratio', '.5', '--quiet']) == 0
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1 and said.err == ''
+
+
+def test_random_weights_are_announced(capsys):
+    assert main(['compress', 'squeezenet1_1', '--ratio', '.1', '--input-shape', '1,3,64,64', '--quiet']) == 0
+    assert 'weights are random' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('wrap', [lambda s: s, lambda s: {'epoch': 3, 'state_dict': s}, lambda s: {f'module.{k}': v for k, v in s.items()},
+                                  lambda s: {'model': {f'module._orig_mod.{k}': v for k, v in s.items()}, 'best': 91.2}])
+def test_checkpoints_are_looked_through(wrap, tmp_path):
+    net, fresh = digits_net(), digits_net(pretrained=False)
+    torch.save(wrap(net.state_dict()), tmp_path/'net.pt')
+    cli.load_weights_(fresh, tmp_path/'net.pt')
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), fresh.state_dict().values()))
+
+
+def test_safetensors_without_batch_counts(tmp_path):
+    net, fresh = digits_net(), digits_net(pretrained=False)
+    save_file({k: v for k, v in net.state_dict().items() if 'num_batches' not in k}, tmp_path/'net.safetensors')
+    cli.load_weights_(fresh, tmp_path/'net.safetensors')
+    assert torch.equal(net.bn1.running_var, fresh.bn1.running_var)
+
+
+def test_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path/'small.safetensors'; path.write_bytes(b'old')
+    def full(fd): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(cli.FileError, match='No space left'): cli.write_file(path, b'new')
+    assert path.read_bytes() == b'old' and list(tmp_path.iterdir()) == [path]
+
+
+# ---- refusals
+
+class Code:
+    "Runs something when it is unpickled by a careless reader."
+    def __reduce__(self): return os.putenv, ('UDFC_HOSTILE', '1')
+
+
+def broken(): raise RuntimeError('the builder is broken')
+def no_network(): return 3
+def untraceable(): return Untraceable()
+
+
+class Untraceable(nn.Module):
+    def __init__(self): super().__init__(); self.conv = nn.Conv2d(1, 4, 3)
+    def forward(self, x): return self.conv(x) if x.sum() > 0 else x
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'here', sys.modules[__name__])
+
+
+@pytest.mark.parametrize('network, says', [('resnet19', 'did you mean'), ('no_such_module:f', 'ModuleNotFoundError'), ('here:absent', "no attribute 'absent'"),
+    ('here:broken', 'the builder is broken'), ('here:no_network', 'not an nn.Module'), ('here:', 'AttributeError'), (':f', 'ValueError')])
+def test_networks_that_cannot_be_built(network, says, refused, here): assert says in refused('info', network)
+
+
+def test_untraceable_network(refused, here): assert 'torch.fx cannot follow' in refused('info', 'here:untraceable', '--input-shape', '1,1,8,8')
+
+
+@pytest.mark.parametrize('args, says', [(['--ratio', '-0.1'], '-0.1'), (['--ratio', '1'], '1.0'), (['--ratio', 'nan'], 'nan'), (['--ratio', 'half'], 'invalid float'),
+    (['--bits', '0'], '0'), (['--bits', '33'], '33'), (['--recipe', 'papre'], 'papre'), (['--recipe', 'absent.json'], 'absent.json'),
+    (['--ignore', 'layer9'], 'layer9'), (['--layer-ratio', 'layer9=.5'], 'layer9'), (['--layer-bits', 'conv1'], 'layer=number'), (['--layer-bits', 'conv1=0'], 'conv1'),
+    (['--device', 'abacus'], '--device abacus'), (['--weights', 'absent.pt'], 'absent.pt'), (['--output', 'x.bin'], '.safetensors'),
+    (['--output', 'absent/x.safetensors'], 'absent'), (['--report', 'x.pdf'], '.csv'), (['--pretrained'], 'torchvision'), (['--num-classes', '7'], 'torchvision')])
+def test_bad_options(args, says, refused): assert says in refused('compress', *DIGITS, *args)
+
+
+@pytest.mark.parametrize('shape, says', [('1x1x8x8', 'is no shape'), ('1,0,8,8', 'is no shape'), ('1,3,8,8', '--input-shape'), ('8', '--input-shape')])
+def test_bad_shapes(shape, says, refused): assert says in refused('info', DIGITS[0], '--input-shape', shape)
+
+
+def test_too_many_inputs(refused): assert '2 inputs' in refused('info', *DIGITS, '--input-shape', '1,1,8,8')
+
+
+@pytest.mark.parametrize('content, says', [(lambda p: torch.save(digits_net(), p), 'could run code'), (lambda p: torch.save({'a': Code()}, p), 'could run code'),
+    (lambda p: p.write_text('no'), 'cannot be read'), (lambda p: p.write_bytes(b''), 'cannot be read'), (lambda p: torch.save({'epoch': 3}, p), 'holds no weights'),
+    (lambda p: torch.save([torch.ones(2)], p), 'holds no weights'), (lambda p: torch.save({'x': torch.ones(2)}, p), 'missing'), (lambda p: p.mkdir(), 'is not a file')])
+@pytest.mark.parametrize('ending', ['pt', 'safetensors'])
+def test_bad_checkpoints(content, says, ending, refused, tmp_path):
+    path = tmp_path/f'net.{ending}'; content(path)
+    said = refused('compress', *DIGITS, '--weights', path)
+    assert str(path) in said and (ending == 'safetensors' or says in said)
+    assert os.environ.get('UDFC_HOSTILE') is None
+
+
+def test_weights_that_are_not_numbers(refused, tmp_path):
+    state = digits_net().state_dict(); state['layer1.0.conv1.weight'][0, 0, 0, 0] = float('nan')
+    torch.save(state, tmp_path/'net.pt')
+    assert 'layer1.0.conv1.weight' in refused('compress', *DIGITS, '--weights', tmp_path/'net.pt', '--output', tmp_path/'small.safetensors')
+    assert not (tmp_path/'small.safetensors').exists()
+
+
+def test_no_command(refused): assert 'COMMAND' in refused()
+def test_no_network(refused): assert 'NETWORK' in refused('compress')
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as e: main(['--version'])
+    assert e.value.code == 0 and capsys.readouterr().out == f'udfc {cli.__version__}\n'
+
+
+# ---- demo
+
+def test_demo(tmp_path, capsys, monkeypatch):
+    cases = demo_cases(ratios=(0., .5), bits=(32, 4))
+    monkeypatch.setattr('udfc_nb.demo.demo_cases', lambda: cases)
+    folder = tmp_path/'new'/'folder'
+    assert main(['demo', '--output', str(folder), '--quiet']) == 0
+    said = capsys.readouterr()
+    assert str(folder) in said.out and said.err == ''
+    rows = list(csv.DictReader((folder/'accuracy.csv').read_text().splitlines()))
+    assert len(rows) == 1 + 3*len(demo_recipes()) and (folder/'accuracy.png').read_bytes().startswith(b'\x89PNG')
+    assert {r['method'] for r in rows} == {'none', *demo_recipes()}
+    assert float(rows[0]['accuracy_after']) == float(rows[0]['accuracy_before']) > 97
+
+
+def test_demo_into_a_file(refused, tmp_path):
+    (tmp_path/'taken').write_text('')
+    assert 'taken' in refused('demo', '--output', tmp_path/'taken')

@@ -1,0 +1,161 @@
+"Wrong arguments give a typed error that names the culprit and a way out; nothing is changed by success or failure."
+import sys
+import pytest, torch, torch.nn as nn
+import udfc_nb.errors as E
+from udfc_nb import compress
+from nets import Chain, Residual, assert_unchanged, roughen, snapshot
+
+x = torch.randn(2, 3, 8, 8)
+
+
+def refused(kind, *parts, model=None, inputs=x, **kwargs):
+    "The error of type `kind`, whose text holds all `parts`; the network is as it was."
+    model = roughen(Chain()) if model is None else model
+    before = snapshot(model)
+    with pytest.raises(kind) as info: compress(model, inputs, **kwargs)
+    assert isinstance(info.value, E.UDFCError)
+    for p in parts: assert str(p) in str(info.value), f'{p!r} not in {info.value}'
+    assert info.value.hint, 'the way out is missing'
+    assert_unchanged(model, before)
+    return info.value
+
+
+@pytest.mark.parametrize('ratio', [-.1, 1, 1., 2, float('nan'), float('inf'), '0.5', None, True])
+def test_ratio(ratio): refused(E.RatioError, repr(ratio), pruning_ratio=ratio)
+
+@pytest.mark.parametrize('ratio', [-.1, 1, float('nan'), 'half'])
+def test_layer_ratio(ratio):
+    e = refused(E.RatioError, 'features.0', repr(ratio), layer_ratios={'features.0': ratio})
+    assert e.layer == 'features.0'
+
+@pytest.mark.parametrize('bits', [0, 33, '4', -1, float('nan'), .5, True])
+def test_bits(bits): refused(E.BitsError, repr(bits), weight_bits=bits)
+
+@pytest.mark.parametrize('bits', [0, 33, '4'])
+def test_layer_bits(bits):
+    e = refused(E.BitsError, 'features.3', repr(bits), layer_bits={'features.3': bits})
+    assert e.layer == 'features.3'
+
+def test_one_bit_on_a_symmetric_grid():
+    from udfc_nb.recipe import get_recipe
+    refused(E.BitsError, weight_bits=1, recipe=get_recipe('paper').but(grid='symmetric'))
+
+@pytest.mark.parametrize('recipe', ['papre', '', None, 3])
+def test_recipe(recipe): refused(E.RecipeError, repr(recipe), 'paper', recipe=recipe)
+
+@pytest.mark.parametrize('field,value', [('criterion', 'l3'), ('projection', 'magic'), ('grid', 'log'), ('scale', 'everywhere'), ('lam1', -1.), ('lam1', float('nan')), ('lam2', float('inf'))])
+def test_recipe_part(field, value):
+    from udfc_nb.recipe import get_recipe
+    with pytest.raises(E.RecipeError, match=field): get_recipe('paper').but(**{field: value})
+
+@pytest.mark.parametrize('argument', ['ignored_layers', 'layer_ratios', 'layer_bits'])
+def test_layer_name(argument):
+    names = ('features.00',) if argument == 'ignored_layers' else {'features.00': .5 if argument == 'layer_ratios' else 4}
+    e = refused(E.LayerNameError, 'features.00', argument, 'features.0', **{argument: names})
+    assert e.layer == 'features.00'
+
+@pytest.mark.parametrize('name,value', [('features.3.weight', float('nan')), ('features.4.running_var', float('nan')), ('head.bias', float('inf'))])
+def test_not_finite(name, value):
+    model = roughen(Chain())
+    dict([*model.named_parameters(), *model.named_buffers()])[name].data.view(-1)[1] = value
+    refused_nan = pytest.raises(E.NonFiniteError)
+    with refused_nan as info: compress(model, x, pruning_ratio=.3)
+    assert name in str(info.value) and info.value.layer == name and info.value.hint
+
+
+class Branching(Chain):
+    "Which way it goes depends on the data."
+    def forward(self, x):
+        x = self.features(x)
+        if x.sum() > 0: x = x + 1 # the culprit
+        return self.head(self.pool(x).flatten(1))
+
+def test_control_flow_names_the_line():
+    e = refused(E.TraceError, 'if x.sum() > 0: x = x + 1 # the culprit', 'test_errors.py', 'ignored_layers', model=roughen(Branching()))
+    line = next(i for i, l in enumerate(open(__file__), 1) if l.strip().endswith('# the culprit'))
+    assert f'{__file__}:{line}' in str(e)
+
+class Holder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.tail = Branching(classes=6), nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 4))
+    def forward(self, x): return self.tail(self.inner(x))
+
+def test_both_ways_out_work():
+    model = roughen(Holder())
+    refused(E.TraceError, 'the culprit', model=model, pruning_ratio=.5)
+    out = compress(model, x, pruning_ratio=.5, ignored_layers=('inner',))
+    assert out.model.tail[0].out_features == 10 and out.model(x).shape == (2, 4)
+    assert all(torch.equal(a, b) for a, b in zip(out.model.inner.state_dict().values(), model.inner.state_dict().values()))
+    part = compress(model.tail, torch.randn(2, 6), pruning_ratio=.5)
+    assert part.model[0].out_features == 10
+
+
+@pytest.mark.parametrize('inputs', [torch.randn(2, 4, 8, 8), torch.randn(2, 3), (x, x), (), 'image', None, 3, {'y': x}, torch.randint(0, 9, (2, 3, 8, 8))],
+    ids=['channels', 'rank', 'too many', 'none', 'str', 'None', 'int', 'wrong name', 'integers'])
+def test_example_inputs(inputs): refused(E.ExampleInputError, inputs=inputs, pruning_ratio=.3)
+
+def test_example_inputs_name_the_layer():
+    assert 'features.0' in str(refused(E.ExampleInputError, inputs=torch.randn(2, 4, 8, 8), pruning_ratio=.3))
+
+def test_meta_device():
+    with torch.device('meta'): model = Chain()
+    with pytest.raises(E.UDFCError) as info: compress(model, x, pruning_ratio=.3)
+    assert 'meta' in str(info.value)
+
+def test_not_a_network():
+    with pytest.raises((E.UDFCError, TypeError)): compress('resnet18', x)
+
+
+# The input network is left alone
+
+def handled():
+    "A network with everything that could be lost: mixed modes, a frozen parameter, a gradient, hooks."
+    model = roughen(Residual())
+    model.train(); model.blocks[0].bn1.eval()
+    model.stem.weight.requires_grad_(False)
+    model.head(torch.randn(2, 8)).sum().backward()
+    calls = []
+    model.blocks[1].conv1.register_forward_hook(lambda m, i, o: calls.append('hook'))
+    model.head.register_forward_pre_hook(lambda m, i: calls.append('pre'))
+    return model, calls
+
+@pytest.mark.parametrize('recipe', ['paper', 'prune', 'neuron-merging', 'neuron-merging-derived'])
+def test_unchanged_after_success(recipe):
+    model, _ = handled()
+    before, inputs, state = snapshot(model), x.clone(), torch.get_rng_state()
+    out = compress(model, inputs, pruning_ratio=.4, weight_bits=4, recipe=recipe)
+    assert_unchanged(model, before)
+    assert torch.equal(inputs, x) and torch.equal(torch.get_rng_state(), state)
+    mine = {t.data_ptr() for t in [*model.parameters(), *model.buffers()] if t.numel()}
+    assert not mine & {t.data_ptr() for t in [*out.model.parameters(), *out.model.buffers()] if t.numel()}, 'memory is shared'
+
+def test_modes_and_gradients_carry_over():
+    model, _ = handled()
+    out = compress(model, x, pruning_ratio=.4)
+    assert {n: m.training for n, m in out.model.named_modules()} == {n: m.training for n, m in model.named_modules()}
+    assert {n: p.requires_grad for n, p in out.model.named_parameters()} == {n: p.requires_grad for n, p in model.named_parameters()}
+
+@pytest.mark.parametrize('name,call', [('merge_into', 2), ('keep_norm', 2), ('keep_columns', 2), ('scale_into', 2), ('make_report', 1), ('count', 2)])
+def test_unchanged_after_an_error_half_way(name, call, monkeypatch):
+    calls = []
+    for module in [m for n, m in sys.modules.items() if n.startswith('udfc_nb.') and hasattr(m, name)]:
+        def broken(*args, old=getattr(module, name), **kwargs):
+            calls.append(name)
+            if len(calls) == call: raise RuntimeError('half-way')
+            return old(*args, **kwargs)
+        monkeypatch.setattr(module, name, broken)
+    model, _ = handled()
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match='half-way'): compress(model, x, pruning_ratio=.4, weight_bits=4)
+    assert_unchanged(model, before)
+
+def test_unchanged_when_the_callers_progress_raises():
+    model, _ = handled()
+    before, seen = snapshot(model), []
+    def stop(done, total, layer):
+        seen.append((done, total))
+        if done == 3: raise E.Cancelled('stopped by the caller')
+    with pytest.raises(E.Cancelled): compress(model, x, pruning_ratio=.4, weight_bits=4, progress=stop)
+    assert seen[0][0] == 0 and seen[-1][0] == 3
+    assert_unchanged(model, before)
