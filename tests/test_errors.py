@@ -136,7 +136,7 @@ def test_modes_and_gradients_carry_over():
     assert {n: m.training for n, m in out.model.named_modules()} == {n: m.training for n, m in model.named_modules()}
     assert {n: p.requires_grad for n, p in out.model.named_parameters()} == {n: p.requires_grad for n, p in model.named_parameters()}
 
-@pytest.mark.parametrize('name,call', [('merge_into', 2), ('keep_norm', 2), ('keep_columns', 2), ('scale_into', 2), ('make_report', 1), ('count', 2)])
+@pytest.mark.parametrize('name,call', [('merge_into', 2), ('keep_norm', 2), ('keep_columns', 2), ('scale_into', 2), ('Report', 1), ('count', 2)])
 def test_unchanged_after_an_error_half_way(name, call, monkeypatch):
     calls = []
     for module in [m for n, m in sys.modules.items() if n.startswith('udfc_nb.') and hasattr(m, name)]:

@@ -7,7 +7,7 @@ __all__ = ['NETWORKS', 'CifarResNet', 'PreReLUBlock', 'PreReLUResNet', 'PaddedBl
            'GroupReLUResNet', 'LeNet', 'DatasetInfo', 'NetworkInfo', 'shared_data_dir', 'network_info', 'load_network',
            'test_images', 'accuracy']
 
-# %% ../nbs/09_networks.ipynb #bfd4dd74
+# %% ../nbs/09_networks.ipynb #0e8bb00b
 import os, zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from .digits import Branch, accuracy, conv3x3, group, projection
 from .errors import FileError
 
-# %% ../nbs/09_networks.ipynb #2870ed45
+# %% ../nbs/09_networks.ipynb #ec2232dd
 _all_ = ['accuracy']
 
-# %% ../nbs/09_networks.ipynb #196eae23
+# %% ../nbs/09_networks.ipynb #112b8a99
 class CifarResNet(nn.Module):
     "What the residual networks for 32×32 images share: a stem, three groups of 16, 32, 64 channels, and a linear head."
     block, head, stem = None, 'linear', 16 # set by each variant
@@ -39,7 +39,7 @@ class CifarResNet(nn.Module):
         self.layer3 = group(self.block, 32, 64, n, stride=2)
         setattr(self, self.head, nn.Linear(64*positions, classes))
 
-# %% ../nbs/09_networks.ipynb #38927bc0
+# %% ../nbs/09_networks.ipynb #4259e0ff
 class PreReLUBlock(Branch):
     "ReLU first, then branch + shortcut; the ReLU'd input is what the shortcut carries."
     def __init__(self, c_in, c_out, stride=1):
@@ -49,7 +49,7 @@ class PreReLUBlock(Branch):
         x = F.relu(x)
         return self.branch(x) + (x if self.downsample is None else self.downsample(x))
 
-# %% ../nbs/09_networks.ipynb #d1e5fbf9
+# %% ../nbs/09_networks.ipynb #4c351f5d
 class PreReLUResNet(CifarResNet):
     "`nm56`, the ResNet-56 of the paper's Table 2: no ReLU after the stem, one after the last block."
     block, head = PreReLUBlock, 'fc'
@@ -57,7 +57,7 @@ class PreReLUResNet(CifarResNet):
         x = self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(x)))))
         return self.fc(F.adaptive_avg_pool2d(F.relu(x), 1).flatten(1))
 
-# %% ../nbs/09_networks.ipynb #a226b1ef
+# %% ../nbs/09_networks.ipynb #c2d596de
 class PaddedBlock(Branch):
     "relu(branch(x) + shortcut(x)); a shortcut that grows takes every second pixel and pads channels with zeros (option A)."
     def __init__(self, c_in, c_out, stride=1):
@@ -66,7 +66,7 @@ class PaddedBlock(Branch):
     def shortcut(self, x): return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad)) if self.pad else x
     def forward(self, x): return F.relu(self.branch(x) + self.shortcut(x))
 
-# %% ../nbs/09_networks.ipynb #5fd24e15
+# %% ../nbs/09_networks.ipynb #762e4b0a
 class PaddedResNet(CifarResNet):
     "`aka20` and `aka56`: the residual network of He et al. (2016) for CIFAR-10, with shortcuts that have no parameters."
     block = PaddedBlock
@@ -74,7 +74,7 @@ class PaddedResNet(CifarResNet):
         x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
-# %% ../nbs/09_networks.ipynb #90aed85e
+# %% ../nbs/09_networks.ipynb #7e8e931e
 class LinearAddBlock(Branch):
     "branch(x) + shortcut(x), without an activation after the sum."
     def __init__(self, c_in, c_out, stride=1):
@@ -82,7 +82,7 @@ class LinearAddBlock(Branch):
         self.shortcut = nn.Identity() if c_in == c_out and stride == 1 else projection(c_in, c_out, stride)
     def forward(self, x): return self.branch(x) + self.shortcut(x)
 
-# %% ../nbs/09_networks.ipynb #ba3409b2
+# %% ../nbs/09_networks.ipynb #79f5c8e7
 class GroupReLUResNet(CifarResNet):
     "`kar14c100`: a stem of 64 channels, one ReLU after each group, 2×2 positions into the head."
     block, stem = LinearAddBlock, 64
@@ -91,7 +91,7 @@ class GroupReLUResNet(CifarResNet):
         x = F.relu(self.layer3(F.relu(self.layer2(F.relu(self.layer1(x))))))
         return self.linear(F.avg_pool2d(x, 4).flatten(1))
 
-# %% ../nbs/09_networks.ipynb #e63de970
+# %% ../nbs/09_networks.ipynb #21b827c6
 class LeNet(nn.Module):
     "`lenet`, 20-50-500 on MNIST: two convolutions and two linear layers, with biases and without batch norm."
     def __init__(self):
@@ -103,7 +103,7 @@ class LeNet(nn.Module):
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         return self.fc2(F.relu(self.fc1(torch.flatten(x, 1))))
 
-# %% ../nbs/09_networks.ipynb #93489ddc
+# %% ../nbs/09_networks.ipynb #f31de08c
 @dataclass(frozen=True)
 class DatasetInfo:
     "The images that a network was trained for, and how it wants them."
@@ -113,7 +113,6 @@ class DatasetInfo:
     shape:tuple # of one input, (C, H, W)
     classes:int # number of classes
 
-# %% ../nbs/09_networks.ipynb #2e7cea8a
 @dataclass(frozen=True)
 class NetworkInfo:
     "One of the shared networks."
@@ -121,7 +120,7 @@ class NetworkInfo:
     data:DatasetInfo # its images
     accuracy:float # top-1 in percent on all 10,000 test images, as shared/data/README.md states it
 
-# %% ../nbs/09_networks.ipynb #daa2e0d3
+# %% ../nbs/09_networks.ipynb #9a5bf503
 def _cifar10(mean, std): return DatasetInfo('cifar10-test-a.npz', mean, std, (3, 32, 32), 10)
 _aka = _cifar10((.485, .456, .406), (.229, .224, .225))
 
@@ -133,7 +132,7 @@ NETWORKS = dict(
         DatasetInfo('cifar100-test-a.npz', (.507, .487, .441), (.267, .256, .276), (3, 32, 32), 100), 68.30),
     lenet = NetworkInfo(LeNet, DatasetInfo('mnist-test.npz', (.1307,), (.3081,), (1, 28, 28), 10), 98.96))
 
-# %% ../nbs/09_networks.ipynb #aefb31be
+# %% ../nbs/09_networks.ipynb #1183314c
 def shared_data_dir()->Path|None: # the folder with the .npz files and weights/, or None
     "`$UDFC_DATA` if set, else the first `shared/data` in a parent of the current folder or of this package."
     if env := os.environ.get('UDFC_DATA'): return Path(env) if Path(env).is_dir() else None
@@ -141,7 +140,7 @@ def shared_data_dir()->Path|None: # the folder with the .npz files and weights/,
     starts = Path.cwd(), Path(udfc_nb.__file__).resolve().parent
     return next((d for s in starts for p in (s, *s.parents) if (d := p/'shared'/'data').is_dir()), None)
 
-# %% ../nbs/09_networks.ipynb #ea1ccbf4
+# %% ../nbs/09_networks.ipynb #83f43af8
 def network_info(
     name:str, # nm56, aka20, aka56, kar14c100 or lenet
 )->NetworkInfo:
@@ -149,14 +148,14 @@ def network_info(
     if name not in NETWORKS: raise ValueError(f"{name!r} is not one of the shared networks; known are {', '.join(NETWORKS)}")
     return NETWORKS[name]
 
-# %% ../nbs/09_networks.ipynb #1a5bb558
+# %% ../nbs/09_networks.ipynb #ba06e1e5
 def _file(data_dir, name):
     folder = Path(data_dir) if data_dir else shared_data_dir()
     if folder is not None and (folder/name).is_file(): return folder/name
     where = f'in {folder}' if folder else f"anywhere: no shared/data above {Path.cwd()}, UDFC_DATA is {os.environ.get('UDFC_DATA')!r}"
     raise FileError(f'{name} was not found {where}', hint='set UDFC_DATA (or data_dir) to the folder that holds the .npz files and weights/')
 
-# %% ../nbs/09_networks.ipynb #63a54413
+# %% ../nbs/09_networks.ipynb #602e74f5
 def load_network(
     name:str, # nm56, aka20, aka56, kar14c100 or lenet
     data_dir:str|Path=None, # folder with weights/; None: `shared_data_dir()`
@@ -169,7 +168,7 @@ def load_network(
         hint='take the file that shared/data/README.md describes') from e
     return model, info.data
 
-# %% ../nbs/09_networks.ipynb #9834d6a3
+# %% ../nbs/09_networks.ipynb #17758763
 def test_images(
     name:str, # of a network, which says the images and their normalisation
     data_dir:str|Path=None, # folder with the .npz files; None: `shared_data_dir()`

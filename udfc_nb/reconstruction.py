@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['merge_columns', 'scale_columns']
 
-# %% ../nbs/03_reconstruction.ipynb #1a668593
+# %% ../nbs/03_reconstruction.ipynb #79b78de3
 import torch
 
-# %% ../nbs/03_reconstruction.ipynb #4d0035d6
+# %% ../nbs/03_reconstruction.ipynb #3183dd74
 def merge_columns(
     W:torch.Tensor, # the next layer's weights, (out, C·repeat, …)
     T:torch.Tensor, # (|P|, |K|): pruned channel j ≈ Σᵢ T[j, i]·(kept channel i)
@@ -25,7 +25,7 @@ def merge_columns(
     flat[:, pruned] = 0
     return flat.reshape(W.shape)
 
-# %% ../nbs/03_reconstruction.ipynb #1e1c6ae1
+# %% ../nbs/03_reconstruction.ipynb #4f93da5e
 def scale_columns(
     W:torch.Tensor, # the next layer's weights, (out, C·repeat, …)
     scale:torch.Tensor, # s̃, one factor per channel, (C,)
