@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['Vectors', 'from_filters', 'through_norm', 'through_depthwise', 'through_gate', 'through_sum']
 
-# %% ../nbs/06_paths.ipynb #78a40ca9
+# %% ../nbs/06_paths.ipynb #6742f32d
 from typing import NamedTuple
 import torch
 
-# %% ../nbs/06_paths.ipynb #9d59ba80
+# %% ../nbs/06_paths.ipynb #442a5a85
 class Vectors(NamedTuple):
     "All channels of a site as vectors: the Gram matrix of their linear parts, and their constant parts."
     G:torch.Tensor # (C, C), float64
@@ -20,7 +20,7 @@ class Vectors(NamedTuple):
         "G + λ₁bbᵀ."
         return self.G+lam*torch.outer(self.b, self.b)
 
-# %% ../nbs/06_paths.ipynb #1b3eed3d
+# %% ../nbs/06_paths.ipynb #b944a362
 def from_filters(
     W:torch.Tensor, # filters, (C, …)
     bias:torch.Tensor=None, # (C,); None for zeros
@@ -31,7 +31,7 @@ def from_filters(
     G = torch.block_diag(*(v@v.T for v in V.chunk(groups))) if groups > 1 else V@V.T
     return Vectors(G, torch.zeros_like(V[:, 0]) if bias is None else bias.detach().double())
 
-# %% ../nbs/06_paths.ipynb #aac9c5cd
+# %% ../nbs/06_paths.ipynb #b0dcc5c0
 def through_norm(
     v:Vectors, # in front of the norm
     c:torch.Tensor, # slope, (C,)
@@ -41,7 +41,7 @@ def through_norm(
     c, b = c.double(), b.double()
     return Vectors(torch.outer(c, c)*v.G, c*v.b+b)
 
-# %% ../nbs/06_paths.ipynb #3077db9b
+# %% ../nbs/06_paths.ipynb #16b3ec5b
 def through_depthwise(
     v:Vectors, # in front of the depthwise convolution
     D:torch.Tensor, # one filter per channel, (C, …)
@@ -51,7 +51,7 @@ def through_depthwise(
     D = D.detach().flatten(1).double()
     return Vectors(v.G*(D@D.T), v.b*D.sum(1)+(0 if bias is None else bias.detach().double()))
 
-# %% ../nbs/06_paths.ipynb #0ac29ecd
+# %% ../nbs/06_paths.ipynb #a9e88fd2
 def through_gate(
     v:Vectors, # of the channels in front of the product
     gate:Vectors, # of the layer that makes the gate
@@ -63,7 +63,7 @@ def through_gate(
     moving = torch.outer(slope, slope)*gate.G
     return Vectors(v.G*(torch.outer(value, value)+moving)+torch.outer(v.b, v.b)*moving, v.b*value)
 
-# %% ../nbs/06_paths.ipynb #f5060cc5
+# %% ../nbs/06_paths.ipynb #7482b260
 def through_sum(
     v:Vectors, # of one tensor
     u:Vectors, # of the other, made of the same channels

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['RCOND', 'pinv_psd', 'project', 'solve_scale']
 
-# %% ../nbs/05_solution.ipynb #c217f044
+# %% ../nbs/05_solution.ipynb #898fb48e
 import torch
 
-# %% ../nbs/05_solution.ipynb #b2c9b061
+# %% ../nbs/05_solution.ipynb #48d8819b
 RCOND = 1e-10 # directions with less than this share of the largest eigenvalue count as absent
 
 def pinv_psd(
@@ -20,7 +20,7 @@ def pinv_psd(
     present = (e > rcond*e[-1]) & (e > 0)
     return (U*torch.where(present, 1/torch.where(present, e, 1.), 0.))@U.T
 
-# %% ../nbs/05_solution.ipynb #9ad984fe
+# %% ../nbs/05_solution.ipynb #2b6519c2
 def _inverse_factor(A, rcond):
     "L⁻¹ of A = LLᵀ if every eigenvalue of A is certain to lie above the cut-off, else None."
     L, info = torch.linalg.cholesky_ex(A)
@@ -28,7 +28,7 @@ def _inverse_factor(A, rcond):
     inv = torch.linalg.solve_triangular(L, torch.eye(len(A), dtype=A.dtype, device=A.device), upper=False)
     return inv if 1 > rcond*A.trace()*inv.pow(2).sum() else None
 
-# %% ../nbs/05_solution.ipynb #d2b50149
+# %% ../nbs/05_solution.ipynb #4897bd61
 def project(
     G:torch.Tensor, # Gram matrix of all channels, (C, C)
     kept:torch.Tensor, # K, indices
@@ -45,7 +45,7 @@ def project(
     inv = _inverse_factor(KK, rcond)
     return ((pinv_psd(KK, rcond) if inv is None else inv.T@inv)@KP).T
 
-# %% ../nbs/05_solution.ipynb #4e4b050e
+# %% ../nbs/05_solution.ipynb #3bf7a97c
 def solve_scale(
     W:torch.Tensor, # filters, (C, d)
     W_hat:torch.Tensor, # rounded filters, (C, d)
