@@ -26,7 +26,7 @@ class Mixed(nn.Module):
 
 CASES = dict(chain=(lambda: roughen(Chain()), (3, 12, 12)), residual=(lambda: roughen(Residual()), (3, 11, 9)), perceptron=(lambda: Perceptron(), (6,)),
     sequence=(lambda: Perceptron(), (7, 6)), mixed=(lambda: Mixed(), (3, 24, 20)),
-    resnet18=(lambda: torchvision.models.resnet18(), (3, 64, 64)), mobilenet_v2=(lambda: torchvision.models.mobilenet_v2(), (3, 64, 64)))
+    resnet18=(lambda: torchvision.models.resnet18(), (3, 32, 32)), mobilenet_v3=(lambda: torchvision.models.mobilenet_v3_small(), (3, 32, 32)))
 
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('batch', [1, 3])

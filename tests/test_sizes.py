@@ -27,12 +27,13 @@ def test_rule_gives_the_printed_sizes(name, ratio):
     with torch.device('meta'): model = getattr(torchvision.models, name)()
     assert megabytes(inner_by_rule(model, ratio), 1) == PAPER[name][ratio]
 
-@pytest.mark.parametrize('name,ratio', [('resnet34', .1), ('resnet34', .3), ('resnet101', .3), pytest.param('resnet34', .2, marks=pytest.mark.slow),
+@pytest.mark.parametrize('name,ratio', [('resnet34', .3), ('resnet101', .3), pytest.param('resnet34', .1, marks=pytest.mark.slow), pytest.param('resnet34', .2, marks=pytest.mark.slow),
     pytest.param('resnet101', .1, marks=pytest.mark.slow), pytest.param('resnet101', .2, marks=pytest.mark.slow)])
 def test_compress_gives_the_printed_sizes(name, ratio):
-    "Really cut, not masked: the tensors of the network that comes out are counted."
+    """Really cut, not masked: the tensors of the network that comes out are counted. The stem is no block's inner layer: the
+    paper leaves it alone, and in front of bottlenecks, where no sum ties it, so must the caller."""
     model = getattr(torchvision.models, name)()
-    out = compress(model, torch.randn(1, 3, 64, 64), pruning_ratio=ratio, recipe='prune')
+    out = compress(model, torch.randn(1, 3, 64, 64), pruning_ratio=ratio, layer_ratios={'conv1': 0}, recipe='prune')
     assert n_params(out.model) == out.report.totals['params'] == inner_by_rule(model, ratio)
     assert megabytes(n_params(out.model), 1) == PAPER[name][ratio]
     with torch.no_grad(): assert out.model.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
@@ -41,7 +42,7 @@ MACS = dict(resnet34={.1: 3.30, .2: 2.95, .3: 2.59}, resnet101={.1: 6.70, .2: 5.
 
 @pytest.mark.parametrize('name,ratio', [('resnet34', .3), pytest.param('resnet101', .3, marks=pytest.mark.slow)])
 def test_macs_at_the_printed_sizes(name, ratio):
-    out = compress(getattr(torchvision.models, name)(), torch.randn(1, 3, 224, 224), pruning_ratio=ratio, recipe='prune')
+    out = compress(getattr(torchvision.models, name)(), torch.randn(1, 3, 224, 224), pruning_ratio=ratio, layer_ratios={'conv1': 0}, recipe='prune')
     assert round(out.report.totals['macs']/1e9, 2) == pytest.approx(MACS[name][ratio], abs=.011)
 
 @pytest.mark.parametrize('ratio,size,codes', [(.3, 2.36, .293), (.4, 2.04, .253), (.5, 1.72, .214)])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Compressed', 'bits_per_layer', 'compress']
 
-# %% ../nbs/17_compress.ipynb #f7304756
+# %% ../nbs/17_compress.ipynb #0d9d29be
 import time
 from dataclasses import dataclass, field, asdict
 import torch, torch.nn as nn
@@ -20,10 +20,10 @@ from .trace import check_names, layer_names
 from .channels import PRUNED, SINGLE
 from .graph import find_sites, is_under
 from .recipe import get_recipe
-from .job import Job, WorkingCopy, unwrap, check_finite
+from .job import JOBS, WorkingCopy, unwrap, check_finite
 from .report import Report, count
 
-# %% ../nbs/17_compress.ipynb #d96f3616
+# %% ../nbs/17_compress.ipynb #33f4285b
 @dataclass
 class Compressed:
     "What `compress` returns."
@@ -32,15 +32,15 @@ class Compressed:
     codes:dict=field(default_factory=dict, repr=False) # layer name → `Quantized` weights
     kept:dict=field(default_factory=dict, repr=False) # producer's name → indices of the channels that were kept
 
-# %% ../nbs/17_compress.ipynb #49fd8f46
-def _ticker(progress, total):
+# %% ../nbs/17_compress.ipynb #69fc91b3
+def _ticker(progress):
     "The function that a run calls per layer, and one that ends it."
     if callable(progress): return progress, lambda: None
-    bar = tqdm(total=total, disable=not progress, desc='compress', unit='layer')
-    def tick(done, total, layer): bar.update(done-bar.n); bar.set_postfix_str(layer)
+    bar = tqdm(disable=not progress, desc='compress', unit='layer')
+    def tick(done, total, layer): bar.total = total; bar.update(done-bar.n); bar.set_postfix_str(layer)
     return tick, bar.close
 
-# %% ../nbs/17_compress.ipynb #763cf126
+# %% ../nbs/17_compress.ipynb #950124bc
 def bits_per_layer(
     model:nn.Module,
     weight_bits=None, # for all layers, or None
@@ -54,7 +54,7 @@ def bits_per_layer(
         if b is not None and check_bits(b, n) != int(b): raise BitsError(f'a bit-width of {b}', layer=n, hint='take a whole number')
     return {n: b if b is None else int(b) for n, b in out.items()}
 
-# %% ../nbs/17_compress.ipynb #f8f039b8
+# %% ../nbs/17_compress.ipynb #a94a071d
 def _sizes(m):
     return (m.out_features, m.in_features) if isinstance(m, nn.Linear) else (m.out_channels, m.in_channels)
 
@@ -73,7 +73,7 @@ def _report(model, job, before, after, settings, seconds):
         effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds)
     return Report(rows, totals, asdict(job.recipe), __version__, settings)
 
-# %% ../nbs/17_compress.ipynb #10b07d76
+# %% ../nbs/17_compress.ipynb #a91aedd2
 def _floating(tree, device):
     "Inputs on the device, the floating ones in float32."
     return fx.node.map_aggregate(tree, lambda t: (t.to(device).float() if t.is_floating_point() else t.to(device)) if isinstance(t, torch.Tensor) else t)
@@ -84,7 +84,8 @@ def compress(
     *,
     pruning_ratio:float=0., # share of channels to remove at every site, in [0, 1); parameters fall by about 1−(1−r)² where a layer shrinks on both sides
     weight_bits=None, # width of all convolution and linear weights, 1 to 32; None leaves them float
-    recipe='paper', # a `Recipe` or a name
+    recipe='best', # a `Recipe` or a name
+    budget:str=None, # how the ratio is spread over the sites: 'uniform', 'params' or 'macs'; None leaves it to the recipe
     ignored_layers:tuple=(), # names of layers whose output channels and bits stay, or of modules not to look into
     layer_ratios:dict=None, # layer name → its own ratio
     layer_bits:dict=None, # layer name → its own width, or None
@@ -93,17 +94,19 @@ def compress(
 )->Compressed:
     "A smaller copy of `model`, without data. Raises the errors of `udfc_nb.errors` about arguments and networks."
     start, recipe, model = time.perf_counter(), get_recipe(recipe), unwrap(model)
+    if budget is not None: recipe = recipe.but(budget=budget)
     ratios, widths, ignored = dict(layer_ratios or {}), dict(layer_bits or {}), tuple(ignored_layers)
     check_ratio(pruning_ratio); check_finite(model)
     for names, what in ((ratios, 'layer_ratios'), (widths, 'layer_bits')): check_names(model, names, what)
     bits = bits_per_layer(model, weight_bits, widths, ignored)
     work = WorkingCopy(model, device)
     example = _floating(example_inputs, work.device)
-    job = Job(work.net, find_sites(work.net, example, ignored), recipe)
-    job.select(pruning_ratio, ratios)
-    tick, done = _ticker(progress, len(job.order))
-    try: before = count(work.net, example); job.run(bits, tick); after = count(work.net, example)
+    graph = find_sites(work.net, example, ignored)
+    before, (tick, done) = count(work.net, example), _ticker(progress)
+    job = JOBS[recipe.metric](work.net, graph, recipe, tick)
+    try: job.select(pruning_ratio, ratios, {n: c['macs'] for n, c in before.items()}); job.run(bits)
     finally: done()
-    settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths)
+    after = count(work.net, example)
+    settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, budget=recipe.budget, ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths)
     report = _report(model, job, before, after, settings, time.perf_counter()-start)
     return Compressed(work.give_back(), report, job.codes, {n: k.cpu() for n, (k, _) in job.kept.items()})

@@ -6,7 +6,7 @@
 __all__ = ['MEAN', 'STD', 'SPLIT_SEED', 'SEED', 'digits', 'conv3x3', 'projection', 'Branch', 'group', 'DigitsBlock', 'DigitsNet',
            'accuracy', 'shift', 'train', 'checkpoint_path', 'save_digits_net', 'checkpoint_info', 'digits_net', 'main']
 
-# %% ../nbs/07_digits.ipynb #7b181b69
+# %% ../nbs/07_digits.ipynb #0806a206
 import argparse, json, os, time
 from importlib import resources
 from pathlib import Path
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from .errors import FileError
 
-# %% ../nbs/07_digits.ipynb #cd303441
+# %% ../nbs/07_digits.ipynb #747d8ff9
 MEAN, STD = 0.306, 0.376 # of the training images, in units of the largest pixel value, 16
 SPLIT_SEED = 0 # of the division into training and held-out images
 SEED = 1 # of the training that made the shipped network; the last section says why not 0
@@ -35,7 +35,7 @@ def digits(
     x = torch.tensor(d.images[idx], dtype=torch.float32)[:, None]
     return (x/16 - MEAN)/STD, torch.tensor(d.target[idx], dtype=torch.int64)
 
-# %% ../nbs/07_digits.ipynb #821db9ac
+# %% ../nbs/07_digits.ipynb #ea6a75f9
 def conv3x3(c_in:int, c_out:int, stride:int=1)->nn.Conv2d:
     "A 3×3 convolution without bias that keeps the size of the image up to its stride."
     return nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
@@ -44,7 +44,7 @@ def projection(c_in:int, c_out:int, stride:int=1)->nn.Sequential:
     "A 1×1 convolution and a batch norm: the shortcut where the width or the size changes."
     return nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
 
-# %% ../nbs/07_digits.ipynb #d284e3d4
+# %% ../nbs/07_digits.ipynb #5fb971cb
 class Branch(nn.Module):
     "The residual branch of every block of the book: conv1, bn1, ReLU, conv2, bn2."
     def __init__(self,
@@ -57,7 +57,7 @@ class Branch(nn.Module):
         self.conv2, self.bn2 = conv3x3(c_out, c_out), nn.BatchNorm2d(c_out)
     def branch(self, x): return self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
 
-# %% ../nbs/07_digits.ipynb #908c3672
+# %% ../nbs/07_digits.ipynb #a8d00420
 def group(
     block:type, # a block class, called as block(c_in, c_out, stride)
     c_in:int, # channels that come in
@@ -68,7 +68,7 @@ def group(
     "`n` blocks, the first of which changes width and size."
     return nn.Sequential(*[block(c_out if i else c_in, c_out, 1 if i else stride) for i in range(n)])
 
-# %% ../nbs/07_digits.ipynb #a23b3542
+# %% ../nbs/07_digits.ipynb #8bea8bb7
 class DigitsBlock(Branch):
     "relu(branch(x) + shortcut(x)), the shortcut a projection where the shape changes."
     def __init__(self, c_in, c_out, stride=1):
@@ -77,7 +77,7 @@ class DigitsBlock(Branch):
     def forward(self, x):
         return F.relu(self.branch(x) + (x if self.downsample is None else self.downsample(x)))
 
-# %% ../nbs/07_digits.ipynb #894cd4f2
+# %% ../nbs/07_digits.ipynb #e9fff9d6
 class DigitsNet(nn.Module):
     "A residual network for 8×8 images: a stem, three groups of two blocks (16, 32, 64 channels), global mean, `fc`."
     def __init__(self):
@@ -92,7 +92,7 @@ class DigitsNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(torch.flatten(self.pool(x), 1))
 
-# %% ../nbs/07_digits.ipynb #cb3548c8
+# %% ../nbs/07_digits.ipynb #9c62fb53
 @torch.no_grad()
 def accuracy(
     model:nn.Module, # network that gives logits (N, classes), on any device
@@ -112,7 +112,7 @@ def accuracy(
         for m, training in modes: m.training = training
     return 100*hits/len(x)
 
-# %% ../nbs/07_digits.ipynb #03df0000
+# %% ../nbs/07_digits.ipynb #cd0d3a86
 def shift(
     x:Tensor, # images (N, 1, H, W), normalised
     gen:torch.Generator, # source of chance
@@ -124,7 +124,7 @@ def shift(
     rows, cols = torch.arange(h).view(1, h, 1) + dy, torch.arange(w).view(1, 1, w) + dx
     return padded[torch.arange(n).view(n, 1, 1), rows, cols][:, None]
 
-# %% ../nbs/07_digits.ipynb #5486a326
+# %% ../nbs/07_digits.ipynb #e828aa6b
 def train(
     epochs:int=60, # passes over the training images
     seed:int=SEED, # of the initial weights, the order and the shifts
@@ -142,7 +142,7 @@ def train(
         return model, _fit(model, *digits('train'), epochs, gen, batch_size, lr, weight_decay, progress)
     finally: torch.set_num_threads(threads)
 
-# %% ../nbs/07_digits.ipynb #c5685e8a
+# %% ../nbs/07_digits.ipynb #1ef45105
 def _fit(model, x, y, epochs, gen, batch_size, lr, weight_decay, progress):
     steps, history = len(x)//batch_size, []
     opt = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
@@ -157,12 +157,12 @@ def _fit(model, x, y, epochs, gen, batch_size, lr, weight_decay, progress):
         if progress: progress(epoch, *history[-1])
     model.eval(); return history
 
-# %% ../nbs/07_digits.ipynb #8906a587
+# %% ../nbs/07_digits.ipynb #fca995a7
 def checkpoint_path()->Path:
     "Where the trained weights stand, beside the code."
     return Path(str(resources.files('udfc_nb')))/'digits.safetensors'
 
-# %% ../nbs/07_digits.ipynb #5c48a4e0
+# %% ../nbs/07_digits.ipynb #c35ca6ed
 def save_digits_net(
     model:nn.Module, # trained network
     path:str|Path, # file to write
@@ -175,7 +175,7 @@ def save_digits_net(
         part.chmod(0o644); os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/07_digits.ipynb #31468665
+# %% ../nbs/07_digits.ipynb #cfbfaa67
 def _unreadable(path, e):
     return FileError(f'{path} cannot be read: {str(e)[:300]}', hint='make it anew with `python -m udfc_nb.digits` (a minute or two)')
 
@@ -188,7 +188,7 @@ def checkpoint_info(
         with safe_open(path, 'pt') as f: return json.loads(f.metadata()['digits_net'])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e: raise _unreadable(path, e) from e
 
-# %% ../nbs/07_digits.ipynb #3e94f1cc
+# %% ../nbs/07_digits.ipynb #d71d9146
 def digits_net(
     pretrained:bool=True, # with the trained weights, else freshly initialised
     path:str|Path=None, # another checkpoint than the one in the package
@@ -201,7 +201,7 @@ def digits_net(
     except (OSError, SafetensorError, RuntimeError) as e: raise _unreadable(path, e) from e
     return model
 
-# %% ../nbs/07_digits.ipynb #f1b332bf
+# %% ../nbs/07_digits.ipynb #c7232825
 def main(
     args:list[str]=None, # command line; None takes the program's own
 ):
@@ -218,6 +218,6 @@ def main(
                     accuracy=round(acc, 4), history=[[round(v, 5) for v in h] for h in history])
     print(f'held-out accuracy {acc:.2f} %, {time.time()-start:.0f} s, written to {a.out}')
 
-# %% ../nbs/07_digits.ipynb #7e7733bb
+# %% ../nbs/07_digits.ipynb #ca79309f
 # in a notebook `__name__` is '__main__' as well, but only a module that is run has a `__file__`
 if __name__ == '__main__' and '__file__' in globals(): main()
