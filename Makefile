@@ -69,6 +69,7 @@ docs: $(VENV)/.installed-dev
 export: $(VENV)/.installed-dev
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/python .ci/readme
 
 check: $(VENV)/.installed-dev
 	PATH="$(abspath $(BIN)):$$PATH" .ci/check

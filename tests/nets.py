@@ -20,8 +20,8 @@ def settle(model, *shape, batches=3):
     "Running statistics from a few random batches; eval mode."
     bns = [m for m in model.modules() if isinstance(m, NORMS)]
     old = [m.momentum for m in bns]
-    for m in bns: m.reset_running_stats(); m.momentum = None
-    model.train()
+    model.eval()
+    for m in bns: m.reset_running_stats(); m.momentum = None; m.train()
     for _ in range(batches): model(torch.randn(*shape))
     for m, o in zip(bns, old): m.momentum = o
     return model.eval()

@@ -1,9 +1,11 @@
 "Parameters, MACs and bytes against independent counts: PyTorch's own flop counter, and the tensors themselves."
+import functools
 import pytest, torch, torch.nn as nn, torchvision
+import udfc_nb
 from torch.utils.flop_counter import FlopCounterMode
-from udfc_nb import compress
 from nets import Chain, Perceptron, Residual, roughen
 
+compress = functools.partial(udfc_nb.compress, recipe='paper')
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 

@@ -84,10 +84,10 @@ class Holder(nn.Module):
 def test_both_ways_out_work():
     model = roughen(Holder())
     refused(E.TraceError, 'the culprit', model=model, pruning_ratio=.5)
-    out = compress(model, x, pruning_ratio=.5, ignored_layers=('inner',))
+    out = compress(model, x, pruning_ratio=.5, ignored_layers=('inner',), recipe='paper')
     assert out.model.tail[0].out_features == 10 and out.model(x).shape == (2, 4)
     assert all(torch.equal(a, b) for a, b in zip(out.model.inner.state_dict().values(), model.inner.state_dict().values()))
-    part = compress(model.tail, torch.randn(2, 6), pruning_ratio=.5)
+    part = compress(model.tail, torch.randn(2, 6), pruning_ratio=.5, recipe='paper')
     assert part.model[0].out_features == 10
 
 
@@ -120,7 +120,7 @@ def handled():
     model.head.register_forward_pre_hook(lambda m, i: calls.append('pre'))
     return model, calls
 
-@pytest.mark.parametrize('recipe', ['paper', 'prune', 'neuron-merging', 'neuron-merging-derived'])
+@pytest.mark.parametrize('recipe', ['best', 'paper', 'prune', 'neuron-merging', 'neuron-merging-derived'])
 def test_unchanged_after_success(recipe):
     model, _ = handled()
     before, inputs, state = snapshot(model), x.clone(), torch.get_rng_state()
@@ -147,7 +147,7 @@ def test_unchanged_after_an_error_half_way(name, call, monkeypatch):
         monkeypatch.setattr(module, name, broken)
     model, _ = handled()
     before = snapshot(model)
-    with pytest.raises(RuntimeError, match='half-way'): compress(model, x, pruning_ratio=.4, weight_bits=4)
+    with pytest.raises(RuntimeError, match='half-way'): compress(model, x, pruning_ratio=.4, weight_bits=4, recipe='paper')
     assert_unchanged(model, before)
 
 def test_unchanged_when_the_callers_progress_raises():

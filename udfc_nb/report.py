@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'layer_macs', 'eval_mode', 'count', 'Report', 'report_from_json']
 
-# %% ../nbs/15_report.ipynb #a21d7fd3
+# %% ../nbs/15_report.ipynb #9a4d0e0b
 import csv, html, io, json, math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ import torch, torch.nn as nn
 from fastcore.basics import patch
 from .trace import LAYERS, call_args
 
-# %% ../nbs/15_report.ipynb #0a42306e
+# %% ../nbs/15_report.ipynb #fa937dfa
 def layer_macs(
     layer:nn.Module, # convolution or linear
     inp:tuple, # shape of its input
@@ -23,7 +23,7 @@ def layer_macs(
     entries = inp if 'Transpose' in type(layer).__name__ else out
     return math.prod(entries)*layer.weight[0].numel()
 
-# %% ../nbs/15_report.ipynb #312d8336
+# %% ../nbs/15_report.ipynb #9a96c5d7
 @contextmanager
 def eval_mode(model):
     "The network in eval mode, and afterwards every module in the mode it was in."
@@ -42,7 +42,7 @@ def _watching(model, calls):
     finally:
         for h in hooks: h.remove()
 
-# %% ../nbs/15_report.ipynb #fef101b1
+# %% ../nbs/15_report.ipynb #c778474e
 def count(
     model:nn.Module, # is not changed
     example_inputs, # tensor, tuple or dict that the forward takes
@@ -54,7 +54,7 @@ def count(
     return {n: dict(params=sum(p.numel() for p in m.parameters()), macs=sum(layer_macs(m, *c) for c in calls.get(n, ()))//max(batch, 1))
         for n, m in model.named_modules() if isinstance(m, LAYERS)}
 
-# %% ../nbs/15_report.ipynb #3d9c6261
+# %% ../nbs/15_report.ipynb #ff67b1c0
 COLUMNS = 'layer kind out out_before in in_before reason bits error params params_before macs macs_before'.split()
 
 @dataclass
@@ -65,9 +65,10 @@ class Report:
     recipe:dict # the recipe's fields
     version:str # of this package
     settings:dict=field(default_factory=dict) # the arguments of `compress`
-    def to_json(self): return json.dumps(dict(rows=self.rows, totals=self.totals, recipe=self.recipe, version=self.version, settings=self.settings))
+    notes:list=field(default_factory=list) # what a reader should know: where a model had to guess
+    def to_json(self): return json.dumps(dict(rows=self.rows, totals=self.totals, recipe=self.recipe, version=self.version, settings=self.settings, notes=self.notes))
 
-# %% ../nbs/15_report.ipynb #ab2c6f9f
+# %% ../nbs/15_report.ipynb #6cd3e6b7
 def _share(now, before): return f'{now:,} of {before:,} ({100*now/max(before, 1):.0f} %)'
 
 @patch
@@ -83,24 +84,24 @@ def cells(self:Report):
     fmt = lambda r: (r['layer'], f"{r['out']}/{r['out_before']}", f"{r['in']}/{r['in_before']}", f"{r['bits']:g}", '' if r['error'] is None else f"{r['error']:.3f}", r['reason'])
     return [('layer', 'out', 'in', 'bits', 'error', 'channels'), *map(fmt, self.rows)]
 
-# %% ../nbs/15_report.ipynb #476a04d9
+# %% ../nbs/15_report.ipynb #7fe535a4
 @patch
 def __str__(self:Report):
     table = self.cells()
     wide = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
-    return '\n'.join(['  '.join(c.ljust(w) for c, w in zip(r, wide)).rstrip() for r in table]+[self.summary()])
+    return '\n'.join(['  '.join(c.ljust(w) for c, w in zip(r, wide)).rstrip() for r in table]+[self.summary(), *self.notes])
 
 @patch
 def _repr_html_(self:Report):
     row = lambda r, tag: '<tr>'+''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in r)+'</tr>'
     head, *body = self.cells()
-    return f'<p>{html.escape(self.summary())}</p><table>{row(head, "th")}{"".join(row(r, "td") for r in body)}</table>'
+    return f'<p>{"<br>".join(map(html.escape, [self.summary(), *self.notes]))}</p><table>{row(head, "th")}{"".join(row(r, "td") for r in body)}</table>'
 
 @patch
 def to_markdown(self:Report):
     "The table in Markdown, with the totals above."
     head, *body = ['| '+' | '.join(r)+' |' for r in self.cells()]
-    return '\n'.join([self.summary(), '', head, '|'+'---|'*6, *body])
+    return '\n'.join([self.summary(), *self.notes, '', head, '|'+'---|'*6, *body])
 
 @patch
 def to_csv(self:Report):
@@ -108,7 +109,7 @@ def to_csv(self:Report):
     out = io.StringIO(); w = csv.DictWriter(out, COLUMNS, lineterminator='\n'); w.writeheader(); w.writerows(self.rows)
     return out.getvalue()
 
-# %% ../nbs/15_report.ipynb #c4a34ec3
+# %% ../nbs/15_report.ipynb #7e455e6c
 def report_from_json(
     text:str, # what `Report.to_json` wrote
 )->Report:
