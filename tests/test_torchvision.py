@@ -38,7 +38,7 @@ def cases():
         for i, n in enumerate(names):
             yield pytest.param(n, small, large, WIDE.get(n, ()), 'paper', id=n, marks=[pytest.mark.slow] if i or n in LARGE else [])
             if n in WIDE: yield pytest.param(n, small, large, (), 'paper', id=f'{n}-wide', marks=[pytest.mark.slow])
-            if not i: yield pytest.param(n, small, large, WIDE.get(n, ()), 'best', id=f'{n}-best', marks=[pytest.mark.slow])
+            if not i: yield pytest.param(n, small, large, WIDE.get(n, ()), 'best', id=f'{n}-best', marks=[] if n in ('squeezenet1_1', 'resnet18') else [pytest.mark.slow])
 
 def test_the_list_is_complete():
     "A builder that a new torchvision brings is missed here."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JOBS', 'unwrap', 'check_finite', 'WorkingCopy', 'Job']
 
-# %% ../nbs/16_job.ipynb #5fe7fb02
+# %% ../nbs/16_job.ipynb #ed567c08
 import copy
 import torch, torch.nn as nn
 from torch import fx
@@ -20,7 +20,7 @@ from .graph import find_sites, call_order
 from .surgery import matrix, norm_affine, keep_rows, keep_columns, keep_depthwise, keep_norm, merge_into, scale_into, kept_entries
 from .recipe import Channels, PROJECTIONS
 
-# %% ../nbs/16_job.ipynb #dc09f488
+# %% ../nbs/16_job.ipynb #9e52370e
 def unwrap(
     model:nn.Module,
 )->nn.Module:
@@ -37,26 +37,28 @@ def check_finite(
     model:nn.Module,
 ):
     "Raises `NonFiniteError` at the first parameter or buffer with a value that is not a finite number."
+    if not isinstance(model, nn.Module): raise UnsupportedError(f'{type(model).__name__} is no torch.nn.Module', layer='model', hint='pass the network itself')
     for name, t in _state(model):
+        if t.is_meta: raise UnsupportedError('the network is on the meta device and has no weights', layer=name, hint='load its weights first')
         if not t.is_floating_point() or torch.isfinite(t).all(): continue
         raise NonFiniteError(f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} values are not finite', layer=name, hint='repair the checkpoint before compressing it')
 
-# %% ../nbs/16_job.ipynb #ab792088
+# %% ../nbs/16_job.ipynb #897eccd2
 class WorkingCopy:
-    "A float32 copy in eval mode that can be given back as the original came."
+    "A float32 copy (float64 if there are such weights) in eval mode that can be given back as the original came."
     def __init__(self, model, device=None):
         first = next(model.parameters(), torch.zeros(1))
-        if first.is_meta: raise UnsupportedError('the network is on the meta device and has no weights', hint='load its weights first')
         self.home, self.dtypes = first.device, {n: t.dtype for n, t in _state(model)}
         self.net, self.device = copy.deepcopy(model), torch.device(device or first.device)
         self.modes = {n: m.training for n, m in self.net.named_modules()}
-        self.net.to(self.device).float().eval()
+        self.dtype = torch.float64 if torch.float64 in self.dtypes.values() else torch.float32
+        self.net.to(self.device, self.dtype).eval()
     def give_back(self):
         for n, m in self.net.named_modules(): m.training = self.modes[n]
         for n, t in _state(self.net): t.data = t.data.to(self.home, self.dtypes[n])
         return self.net
 
-# %% ../nbs/16_job.ipynb #1b84e309
+# %% ../nbs/16_job.ipynb #a0ceaf4b
 class Job:
     "One run of a recipe on a working copy."
     def __init__(self,
@@ -81,7 +83,7 @@ def vectors(self:Job, layer, path):
     for s in path: v = self.through(v, s)
     return v
 
-# %% ../nbs/16_job.ipynb #acf579ba
+# %% ../nbs/16_job.ipynb #7026a105
 @patch
 def through(self:Job, v, s):
     "The channels behind one step."
@@ -114,7 +116,7 @@ def apply(self:Job, s, x):
     args = [x if isinstance(a, fx.Node) else a for a in n.args]
     return getattr(x, n.target)(*args[1:], **n.kwargs) if n.op == 'call_method' else n.target(*args, **n.kwargs)
 
-# %% ../nbs/16_job.ipynb #7bfc9f16
+# %% ../nbs/16_job.ipynb #104364bc
 @patch
 def select(
     self:Job,
@@ -128,7 +130,7 @@ def select(
         n = site.groups*n_kept(site.size//site.groups, check_ratio(layer_ratios.get(name, ratio), name))
         if n < site.size: self.kept[name] = split_channels(score(self.mods[name].weight.detach()), n, site.groups)
 
-# %% ../nbs/16_job.ipynb #7cd1bdae
+# %% ../nbs/16_job.ipynb #2aab0609
 @patch
 def channels(self:Job, site, path):
     "What a projection sees of a site along a path."
@@ -153,7 +155,7 @@ def prune(self:Job, name):
         lost, total = lost+pruning_error(G, T, kept, pruned).sum().item(), total+G.diagonal()[pruned].sum().item()
     self.errors[name] = lost/total if total > 0 else 0.
 
-# %% ../nbs/16_job.ipynb #417242c2
+# %% ../nbs/16_job.ipynb #6d0e6b08
 @patch
 def uses(self:Job):
     "Module → role → (use, kept, channels) of every pruned space."
@@ -171,7 +173,7 @@ def cut(self:Job, name, roles):
     for role, f in dict(norm=keep_norm, depthwise=keep_depthwise, out=keep_rows, **{'in': keep_columns}).items():
         if role in roles: f(m, kept_entries(roles[role], total[role](), roles[role][0][1].device))
 
-# %% ../nbs/16_job.ipynb #dd574a7a
+# %% ../nbs/16_job.ipynb #bb36e208
 @patch
 def affine_of(self:Job, site, m):
     "c and b right behind a site's producer."
@@ -198,7 +200,7 @@ def round(self:Job, name, bits):
     s = torch.ones(site.size, dtype=torch.float64, device=old.device).index_copy(0, kept, solve_scale(old, matrix(m), c, b, r.lam2))
     for u in site.consumers: scale_into(self.mods[u.module], u, s)
 
-# %% ../nbs/16_job.ipynb #5020ebcb
+# %% ../nbs/16_job.ipynb #ed25c3a6
 @patch
 def run(
     self:Job,

@@ -6,7 +6,7 @@
 __all__ = ['PROJECTIONS', 'METRICS', 'ROUNDINGS', 'BUDGETS', 'SCALES', 'RECIPES', 'Channels', 'no_projection', 'least_squares',
            'Recipe', 'recipe_from_json', 'get_recipe']
 
-# %% ../nbs/14_recipe.ipynb #99eb4b89
+# %% ../nbs/14_recipe.ipynb #c5a893f6
 import json
 from dataclasses import dataclass, asdict, fields, replace
 import torch
@@ -14,9 +14,9 @@ from .errors import RecipeError
 from .quantizer import GRIDS
 from .assumption import CRITERIA
 from .paths import Vectors
-from .solution import project
+from .solution import project, copies
 
-# %% ../nbs/14_recipe.ipynb #7fb37b50
+# %% ../nbs/14_recipe.ipynb #8d795bd8
 @dataclass
 class Channels:
     "A site's channels as one consumer sees them."
@@ -25,20 +25,22 @@ class Channels:
     norm:tuple=None # (γ, β, μ, variance) of the first batch norm behind the filters, each (C,); None without one
     groups:int=1 # a channel can be carried only by channels of its own run
 
-# %% ../nbs/14_recipe.ipynb #b302cbdc
+# %% ../nbs/14_recipe.ipynb #c123bb55
 def no_projection(ch, kept, pruned, recipe):
     "Pruned channels are dropped: T = 0."
     return torch.zeros(len(pruned), len(kept), dtype=torch.float64, device=ch.W.device)
 
 def least_squares(ch, kept, pruned, recipe):
     "Eq. 20 on the augmented vectors."
-    return project(ch.vectors.augmented(recipe.lam1), kept, pruned, groups=ch.groups)
+    G = ch.vectors.augmented(recipe.lam1)
+    exact = copies(G, kept, pruned) # many answers may fit where G_KK is singular; of these a single kept channel passes the ReLU
+    return torch.where(exact.any(1, keepdim=True), exact, project(G, kept, pruned, groups=ch.groups))
 
 PROJECTIONS = {'none': no_projection, 'least-squares': least_squares}
 METRICS, ROUNDINGS, BUDGETS = {'filters'}, {'nearest'}, {'uniform'} # the notebooks beyond the paper add to these
 SCALES = {'none': 's̃ is not used', 'next': 'the next layer’s columns (eq. 9)'}
 
-# %% ../nbs/14_recipe.ipynb #0d6024db
+# %% ../nbs/14_recipe.ipynb #921a2996
 def _choose(value, known, what, recipe):
     if value not in known: raise RecipeError(f'{what}={value!r}', layer=f'recipe {recipe!r}', hint=f'choose from {", ".join(sorted(known))}')
 
@@ -67,7 +69,7 @@ class Recipe:
     def but(self, **changes): return replace(self, **changes)
     def to_json(self): return json.dumps(asdict(self))
 
-# %% ../nbs/14_recipe.ipynb #40cd6913
+# %% ../nbs/14_recipe.ipynb #4bf82565
 def recipe_from_json(
     text:str, # what `Recipe.to_json` wrote
 )->Recipe:
@@ -78,7 +80,7 @@ def recipe_from_json(
     if unknown: raise RecipeError(f'unknown fields {sorted(unknown)}', hint='the recipe was saved by another version')
     return Recipe(**d)
 
-# %% ../nbs/14_recipe.ipynb #fd5d0925
+# %% ../nbs/14_recipe.ipynb #d7311fbe
 RECIPES = {r.name: r for r in (Recipe('paper'), Recipe('prune', projection='none', scale='none'))}
 
 def get_recipe(
