@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSING', 'Sizes', 'FieldJob']
 
-# %% ../nbs/27_best.ipynb #c4cd5483
+# %% ../nbs/27_best.ipynb #9646327d
 import torch, torch.nn as nn
 from fastcore.basics import patch
 from . import channels as rules
@@ -20,7 +20,7 @@ from .solution import copies
 from .refit import Patch, refit, reestimate, repair_scale
 from .rounding import ROUNDINGS
 
-# %% ../nbs/27_best.ipynb #515622fa
+# %% ../nbs/27_best.ipynb #648123cb
 class Sizes:
     "Parameters or MACs of a network as a function of the channels that its sites keep."
     def __init__(self, job, macs=None):
@@ -37,7 +37,7 @@ class Sizes:
         return sum(v*self.share(n, 'out', less)*self.share(n, 'in', less)*self.share(n, 'depthwise', less) for n, v in self.per.items())
     def gain(self, site, step): return self({})-self({site: step})
 
-# %% ../nbs/27_best.ipynb #de550bbd
+# %% ../nbs/27_best.ipynb #1e2f22f3
 class FieldJob(Job):
     "A run in the activation metric."
     def __init__(self, net, graph, recipe, *progress):
@@ -68,7 +68,7 @@ def plain(self:FieldJob, name, bits):
     self.cut(name, self.pending.pop(name, {}))
     if bits is not None: self.round(name, bits)
 
-# %% ../nbs/27_best.ipynb #320e235e
+# %% ../nbs/27_best.ipynb #1f5f6559
 @patch
 def select(self:FieldJob, ratio, layer_ratios, macs=None):
     "Which channels every site keeps: as many as the budget allots, the best by the criterion."
@@ -106,7 +106,7 @@ def order_of(self:FieldJob, site):
     score = CRITERIA[self.recipe.criterion](self.mods[site.name].weight.detach())
     return (score.reshape(site.groups, -1).argsort(dim=1, descending=True, stable=True)+torch.arange(site.groups, device=score.device)[:, None]*(site.size//site.groups)).T.flatten()
 
-# %% ../nbs/27_best.ipynb #1bc39b57
+# %% ../nbs/27_best.ipynb #557ee7d0
 @patch
 def curve(self:FieldJob, walk, n, m, f, site, u):
     "What removing a site's channels costs one consumer."
@@ -141,7 +141,7 @@ def stream(self:FieldJob, walk, n, user, norm):
     others = [walk.fields[a].var.double().sum() for a in (add.all_input_nodes if add else ()) if a is not user and walk.fields.get(a) is not None]
     return (own+sum(others)).clamp(min=1e-20).sqrt()
 
-# %% ../nbs/27_best.ipynb #ef779034
+# %% ../nbs/27_best.ipynb #5b61a643
 @patch
 def layer(self:FieldJob, n, m, f, bits):
     "One layer: refitted to the inputs that are left, cut, rounded, and its change of statistics settled."
@@ -176,7 +176,7 @@ def reduce(self:FieldJob, name, m, x, W, roles, rows):
     if 'out' in roles: self.cut(name, {'out': roles['out']})
     return x
 
-# %% ../nbs/27_best.ipynb #dc1d6989
+# %% ../nbs/27_best.ipynb #f7b71783
 @patch
 def find_copies(self:FieldJob, name):
     "What can be handed on exactly is handed on exactly: pruned channels that are multiples of one kept channel."
@@ -194,7 +194,7 @@ def homogeneous(self:FieldJob, s):
     x = torch.linspace(-3, 3, 7, device=self.device)
     return torch.allclose(self.apply(s, 2*x), 2*self.apply(s, x))
 
-# %% ../nbs/27_best.ipynb #48275a06
+# %% ../nbs/27_best.ipynb #711868f1
 @patch
 def round_in(self:FieldJob, name, x, bits):
     "Rounds a layer's weights in the metric of what it reads."
@@ -203,7 +203,7 @@ def round_in(self:FieldJob, name, x, bits):
     with torch.no_grad(): m.weight.copy_(q.dequantize())
     self.codes[name] = q
 
-# %% ../nbs/27_best.ipynb #68dd93ac
+# %% ../nbs/27_best.ipynb #0d28f9bf
 @patch
 def settle(self:FieldJob, n, m, rows, old, new, total):
     "What changed in a layer's outputs: taken up by the norms behind it, or else by its own scale and bias."
@@ -241,7 +241,7 @@ def carry(self:FieldJob, n, rule, m):
         join = (lambda t: torch.cat(t)) if rule is rules.cat else sum
         if f is not None: self.drift[n] = [join([p[0] for p in parts]), join([p[1] for p in parts]), f.var.double()]
 
-# %% ../nbs/27_best.ipynb #6c5b410b
+# %% ../nbs/27_best.ipynb #0d6d0ade
 METRICS.add('field'); ROUNDING_NAMES.update(ROUNDINGS); BUDGETS.update(('params', 'macs')); JOBS['field'] = FieldJob
 PROJECTIONS['refit'] = no_projection # the load is taken by the refit of each consumer, not by a T
 RECIPES['best'] = Recipe('best', metric='field', budget='params', projection='refit', grid='symmetric', rounding='second-order', scale='none', repair=True)

@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'CommandError', 'build_network', 'read_weights', 'load_we
            'write_report', 'shape', 'add_network_arguments', 'read_network', 'info_rows', 'info_text', 'run_info',
            'info_parser', 'run_compress', 'compress_parser', 'run_demo', 'demo_parser', 'make_parser', 'main']
 
-# %% ../nbs/52_cli.ipynb #96ddb4eb
+# %% ../nbs/52_cli.ipynb #4c303243
 import argparse, difflib, importlib, io, os, pickle, sys, time, traceback
 from pathlib import Path
 import safetensors.torch, torch
@@ -22,10 +22,10 @@ from .graph import find_sites
 from .recipe import RECIPES, get_recipe, recipe_from_json
 from .report import count
 
-# %% ../nbs/52_cli.ipynb #d61ee1dd
+# %% ../nbs/52_cli.ipynb #2c5abc32
 class CommandError(UDFCError, ValueError): "A command line that cannot be carried out."
 
-# %% ../nbs/52_cli.ipynb #7f92724f
+# %% ../nbs/52_cli.ipynb #0334f050
 def _from_module(spec):
     "The network that `package.module:function` builds."
     module, _, name = spec.partition(':')
@@ -39,7 +39,7 @@ def _from_module(spec):
         raise CommandError(f'the network cannot be built: {type(e).__name__}: {e}\n  at {at.filename}:{at.lineno}', layer=spec,
             hint='name a function that takes no arguments and returns the network, as package.module:function') from e
 
-# %% ../nbs/52_cli.ipynb #6df01bc1
+# %% ../nbs/52_cli.ipynb #91744313
 def _from_torchvision(
     name, # e.g. 'resnet18'
     pretrained=False, # fetch torchvision's best weights
@@ -60,7 +60,7 @@ def _from_torchvision(
         raise CommandError(f'torchvision cannot build it: {e}', layer=name,
             hint='--pretrained needs the internet; a checkpoint that you have goes into --weights' if pretrained else None) from e
 
-# %% ../nbs/52_cli.ipynb #1b7a5b9e
+# %% ../nbs/52_cli.ipynb #161f1d6b
 def build_network(
     spec:str, # torchvision name, or package.module:function
     pretrained:bool=False, num_classes:int=None, # for torchvision's
@@ -73,7 +73,7 @@ def build_network(
     if not isinstance(net, nn.Module): raise CommandError(f'a {type(net).__name__} came back, not an nn.Module', layer=spec)
     return net.eval()
 
-# %% ../nbs/52_cli.ipynb #76a6462c
+# %% ../nbs/52_cli.ipynb #b54f5753
 _NESTED = 'state_dict', 'model_state_dict', 'model', 'net', 'weights'
 _PREFIXES = 'module.', '_orig_mod.'
 
@@ -90,7 +90,7 @@ def _plain(state):
         if all(k.startswith(p) for k in state): state = {k.removeprefix(p): v for k, v in state.items()}
     return state
 
-# %% ../nbs/52_cli.ipynb #368b9e08
+# %% ../nbs/52_cli.ipynb #a26e18f3
 def read_weights(
     path, # .safetensors, or a checkpoint that torch.load reads with weights_only=True
 )->dict: # name → tensor
@@ -108,7 +108,7 @@ def read_weights(
     if state is None: raise FileError(f'{path} holds no weights', hint='save model.state_dict()')
     return _plain(state)
 
-# %% ../nbs/52_cli.ipynb #c353cf0e
+# %% ../nbs/52_cli.ipynb #0f6765b6
 def load_weights_(
     net:nn.Module, # is changed
     path, # see `read_weights`
@@ -123,7 +123,7 @@ def load_weights_(
         raise FileError(f"{path} does not fit the network: {'; '.join(parts)}", hint='build the network that these weights were trained in')
     net.load_state_dict(state, strict=False)
 
-# %% ../nbs/52_cli.ipynb #eda43600
+# %% ../nbs/52_cli.ipynb #918c1452
 def write_file(
     path, # where; its folder must exist
     data, # bytes or text
@@ -132,7 +132,7 @@ def write_file(
     try: write_atomic(path, data.encode() if isinstance(data, str) else data)
     except OSError as e: raise FileError(f'{path} cannot be written: {e.strerror}', hint='choose another folder') from e
 
-# %% ../nbs/52_cli.ipynb #4b619e0c
+# %% ../nbs/52_cli.ipynb #30bf1f54
 def check_output(
     path, # of a file to be written, or None
     endings:tuple, # that it may have
@@ -145,7 +145,7 @@ def check_output(
     if path.is_dir(): raise CommandError(f'{path} is a folder', layer=option, hint='name a file in it')
     if not os.access(path.parent, os.W_OK): raise CommandError(f'the folder {path.parent} does not exist or cannot be written to', layer=option, hint='make it first')
 
-# %% ../nbs/52_cli.ipynb #2bea81ad
+# %% ../nbs/52_cli.ipynb #373c0c6f
 _REPORTS = {'.csv': 'to_csv', '.json': 'to_json', '.md': 'to_markdown'}
 
 def write_report(
@@ -156,7 +156,7 @@ def write_report(
     text = getattr(report, _REPORTS[Path(path).suffix])()
     write_file(path, text if text.endswith('\n') else text+'\n')
 
-# %% ../nbs/52_cli.ipynb #67adb837
+# %% ../nbs/52_cli.ipynb #1047c00b
 def shape(
     text:str, # '1,3,224,224'
 )->tuple:
@@ -174,7 +174,7 @@ def _assignment(text):
 
 def _whole(x): return int(x) if x is not None and x == int(x) else x
 
-# %% ../nbs/52_cli.ipynb #9c7769dd
+# %% ../nbs/52_cli.ipynb #ca5c8c48
 def add_network_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
@@ -187,7 +187,7 @@ def add_network_arguments(
     p.add_argument('--ignore', action='append', default=[], metavar='LAYER', help='a layer, or a module that holds layers, to leave as it is; may be repeated')
     p.add_argument('--device', default='cpu', help='where to compute: cpu (default), cuda, ...')
 
-# %% ../nbs/52_cli.ipynb #27ad5673
+# %% ../nbs/52_cli.ipynb #4e123abd
 def _device(name):
     "The device of that name, if it is there."
     try: device = torch.empty(0, device=name).device
@@ -204,7 +204,7 @@ def read_network(
     inputs = tuple(torch.zeros(s, device=device) for s in args.input_shape or [(1, 3, 224, 224)])
     return net.to(device), inputs, device
 
-# %% ../nbs/52_cli.ipynb #abebaaad
+# %% ../nbs/52_cli.ipynb #29472e50
 def info_rows(
     model:nn.Module, # in eval mode; is not changed
     example_inputs, # what its forward takes
@@ -216,7 +216,7 @@ def info_rows(
     return [dict(layer=n, kind=type(mods[n]).__name__, channels=mods[n].weight.shape[0], consumers=readers.get(n, []), reason=graph.reasons[n], **c)
             for n, c in count(model, example_inputs).items()]
 
-# %% ../nbs/52_cli.ipynb #5f066096
+# %% ../nbs/52_cli.ipynb #e7a5bf63
 def info_text(
     rows:list[dict], # from `info_rows`
     params:int, # of the whole network
@@ -230,7 +230,7 @@ def info_text(
     return (f'{table}\n{len(rows)} layers, {len(sites)} of them sites, at which {prunable:,} of {total:,} channels may go; '
             f'{params:,} parameters, {sum(r["macs"] for r in rows):,} MACs for one input')
 
-# %% ../nbs/52_cli.ipynb #3a8f66aa
+# %% ../nbs/52_cli.ipynb #704f9f9c
 def run_info(args):
     "Carry out `udfc info`."
     net, inputs, _ = read_network(args)
@@ -243,14 +243,14 @@ def info_parser(commands):
     add_network_arguments(p)
     p.set_defaults(run=run_info)
 
-# %% ../nbs/52_cli.ipynb #48882ffb
+# %% ../nbs/52_cli.ipynb #02a8bf62
 def _recipe(name):
     "A recipe by name, or from a JSON file that `Recipe.to_json` wrote."
     if not name.endswith('.json'): return get_recipe(name)
     try: return recipe_from_json(Path(name).read_text())
     except (OSError, UnicodeDecodeError, TypeError) as e: raise FileError(f'{name} holds no recipe: {e}', hint='write one with Recipe.to_json') from e
 
-# %% ../nbs/52_cli.ipynb #3b98788a
+# %% ../nbs/52_cli.ipynb #ce9e4043
 def run_compress(args):
     "Carry out `udfc compress`."
     check_output(args.output, ('.safetensors',), '--output'); check_output(args.report, tuple(_REPORTS), '--report')
@@ -270,7 +270,7 @@ def run_compress(args):
     if args.output: print(f'read it with udfc_nb.load({args.output!r}, network), where network is the one that was compressed')
     else: print('no --output was given: the compressed network is not kept')
 
-# %% ../nbs/52_cli.ipynb #4b817a5b
+# %% ../nbs/52_cli.ipynb #53d59801
 def compress_parser(commands):
     "Declare `udfc compress`."
     p = commands.add_parser('compress', help='prune and quantize a network without data',
@@ -278,7 +278,7 @@ def compress_parser(commands):
     add_network_arguments(p)
     p.add_argument('--ratio', type=float, default=0., help='share of channels to remove at every site, from 0 to below 1 (default 0)')
     p.add_argument('--bits', type=float, help='bit-width of all convolution and linear weights, 1 to 32 (default: as they are)')
-    p.add_argument('--recipe', default='paper', help=f"{', '.join(RECIPES)} or a .json file (default paper)")
+    p.add_argument('--recipe', default="best", help=f"{', '.join(RECIPES)} or a .json file (default best)")
     p.add_argument('--layer-ratio', type=_assignment, action='append', default=[], metavar='LAYER=R', help='another ratio for one layer; may be repeated')
     p.add_argument('--layer-bits', type=_assignment, action='append', default=[], metavar='LAYER=B', help='another bit-width for one layer; may be repeated')
     p.add_argument('--output', metavar='FILE', help='the compressed weights, a .safetensors file')
@@ -286,7 +286,7 @@ def compress_parser(commands):
     p.add_argument('--quiet', action='store_true', help='no progress bar and no table')
     p.set_defaults(run=run_compress)
 
-# %% ../nbs/52_cli.ipynb #c9549422
+# %% ../nbs/52_cli.ipynb #ed143dbd
 def run_demo(args):
     "Carry out `udfc demo`."
     start, folder = time.perf_counter(), Path(args.output)
@@ -308,7 +308,7 @@ def demo_parser(commands):
     p.add_argument('--quiet', action='store_true', help='no progress bar')
     p.set_defaults(run=run_demo)
 
-# %% ../nbs/52_cli.ipynb #699e3b03
+# %% ../nbs/52_cli.ipynb #892b5854
 COMMANDS = demo_parser, compress_parser, info_parser
 
 def make_parser()->argparse.ArgumentParser:
@@ -319,7 +319,7 @@ def make_parser()->argparse.ArgumentParser:
     for declare in COMMANDS: declare(commands)
     return p
 
-# %% ../nbs/52_cli.ipynb #f7a8c29e
+# %% ../nbs/52_cli.ipynb #137aa48b
 def main(
     argv:list[str]=None, # without the program's name; None: the process's own
 )->int: # exit code: 0, 2 for bad input, 130 when interrupted
@@ -335,5 +335,5 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
-# %% ../nbs/52_cli.ipynb #b3ac7731
+# %% ../nbs/52_cli.ipynb #11a83310
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -6,7 +6,7 @@
 __all__ = ['DEMO_RECIPES', 'DEMO_RATIOS', 'DEMO_BITS', 'COLUMNS', 'demo_recipes', 'demo_cases', 'file_bytes', 'demo_row',
            'demo_rows', 'text_table', 'demo_table', 'demo_csv', 'demo_figure']
 
-# %% ../nbs/51_demo.ipynb #e21a8343
+# %% ../nbs/51_demo.ipynb #80bcb379
 import csv, io, os, tempfile, torch
 from tqdm.auto import tqdm
 import udfc_nb.checkpoint # gives what `compress` returns its `save`
@@ -14,7 +14,7 @@ from .compress import compress
 from .digits import accuracy, digits, digits_net
 from .recipe import RECIPES
 
-# %% ../nbs/51_demo.ipynb #1059e250
+# %% ../nbs/51_demo.ipynb #08029450
 DEMO_RECIPES = 'prune', 'paper', 'fast', 'best' # in the order of the table
 DEMO_RATIOS = 0., .2, .3, .5, .6 # share of channels removed at every site
 DEMO_BITS = 32, 6, 4 # of all convolution and linear weights; 32 leaves them as they are
@@ -23,7 +23,7 @@ def demo_recipes()->list[str]:
     "The names among `DEMO_RECIPES` that this version has."
     return [r for r in DEMO_RECIPES if r in RECIPES]
 
-# %% ../nbs/51_demo.ipynb #2e80a627
+# %% ../nbs/51_demo.ipynb #63e53648
 def demo_cases(
     recipes:list[str]=None, # names; None: `demo_recipes()`
     ratios:tuple=DEMO_RATIOS, # in [0, 1)
@@ -33,7 +33,7 @@ def demo_cases(
     todo = [(m, r, b) for m in recipes or demo_recipes() for r in ratios for b in bits]
     return [('none', 0., 32)] + [c for c in todo if c[1:] != (0., 32)]
 
-# %% ../nbs/51_demo.ipynb #ad191582
+# %% ../nbs/51_demo.ipynb #ab85de2b
 def file_bytes(
     out, # what `compress` returned
 )->int:
@@ -42,7 +42,7 @@ def file_bytes(
         out.save(path := os.path.join(folder, 'packed.safetensors'))
         return os.path.getsize(path)
 
-# %% ../nbs/51_demo.ipynb #d26d9897
+# %% ../nbs/51_demo.ipynb #76508766
 def demo_row(
     model, # the trained network; is not changed
     x, y, # held-out images (N, 1, 8, 8) and labels (N,)
@@ -56,7 +56,7 @@ def demo_row(
     return dict(method=method, ratio=ratio, bits=bits, accuracy_before=before, accuracy_after=accuracy(out.model, x, y),
                 parameters=t['params'], macs=t['macs'], nominal_bytes=round(t['nominal_bytes']), file_bytes=file_bytes(out))
 
-# %% ../nbs/51_demo.ipynb #be30629c
+# %% ../nbs/51_demo.ipynb #88257507
 def demo_rows(
     cases:list[tuple]=None, # None: `demo_cases()`
     progress:bool=True, # a bar on the standard error
@@ -73,7 +73,7 @@ def demo_rows(
     finally: torch.set_num_threads(threads)
     return rows
 
-# %% ../nbs/51_demo.ipynb #e881f919
+# %% ../nbs/51_demo.ipynb #f50fbb7d
 def text_table(
     head:list[str], # names of the columns
     body:list[list], # rows of cells; whole numbers get commas
@@ -85,7 +85,7 @@ def text_table(
     line = lambda r: '  '.join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(r, wide))).rstrip()
     return '\n'.join([line(cells[0]), '  '.join('-'*w for w in wide), *map(line, cells[1:])])
 
-# %% ../nbs/51_demo.ipynb #82520132
+# %% ../nbs/51_demo.ipynb #7f12e1eb
 COLUMNS = ('method', 'ratio', 'bits', 'accuracy_before', 'accuracy_after', 'parameters', 'macs', 'nominal_bytes', 'file_bytes')
 _HEAD = ['method', 'ratio', 'bits', 'before %', 'after %', 'parameters', 'MACs', 'nominal bytes', 'file bytes']
 
@@ -96,7 +96,7 @@ def demo_table(
     tenths = 'ratio', 'accuracy_before', 'accuracy_after'
     return text_table(_HEAD, [[f'{r[k]:.1f}' if k in tenths else r[k] for k in COLUMNS] for r in rows])
 
-# %% ../nbs/51_demo.ipynb #6ea98ca2
+# %% ../nbs/51_demo.ipynb #aaafd9a7
 def demo_csv(
     rows:list[dict], # from `demo_rows`
 )->str:
@@ -105,7 +105,7 @@ def demo_csv(
     w = csv.DictWriter(out, COLUMNS, lineterminator='\n'); w.writeheader(); w.writerows(rows)
     return out.getvalue()
 
-# %% ../nbs/51_demo.ipynb #2ce026cd
+# %% ../nbs/51_demo.ipynb #0aab6927
 _MARKS = [('o', '#0072B2', '-'), ('s', '#D55E00', '--'), ('^', '#009E73', '-.'), ('D', '#CC79A7', ':'), ('v', '#444444', '-')]
 
 def _panel(ax, rows, bits, style):
@@ -113,12 +113,13 @@ def _panel(ax, rows, bits, style):
     for m, (marker, color, line) in style.items():
         points = sorted((r['file_bytes']/1000, r['accuracy_after'], r['ratio']) for r in rows if r['method'] in (m, 'none') and r['bits'] == bits)
         ax.plot([p[0] for p in points], [p[1] for p in points], line, marker=marker, color=color, label=m, markersize=5)
-    for size, ratio in sorted({(r['file_bytes']/1000, r['ratio']) for r in rows if r['bits'] == bits}):
+    first = next(iter(style)) # its ratios are written; other methods' files differ by a few bytes only
+    for size, ratio in sorted({(r['file_bytes']/1000, r['ratio']) for r in rows if r['bits'] == bits and r['method'] in (first, 'none')}):
         ax.annotate(f'{ratio:g}', (size, 3), ha='center', fontsize=7, color='#444444')
     ax.set(title=f'{bits}-bit weights', xlabel='packed file in kB', ylim=(0, 103))
     ax.grid(alpha=.3)
 
-# %% ../nbs/51_demo.ipynb #ba6ec247
+# %% ../nbs/51_demo.ipynb #5e63ec73
 def demo_figure(
     rows:list[dict], # from `demo_rows`
 ): # a matplotlib Figure
