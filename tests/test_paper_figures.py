@@ -21,7 +21,9 @@ def top1(data_dir):
         return 100*right/len(x)
     return measure
 
-def test_uncompressed(top1): assert top1() == pytest.approx(93.78, abs=.05)
+def test_uncompressed(top1):
+    "93.88 on all 10,000 test images (data/README.md); half of them has a standard error of a third of a point."
+    assert top1() == pytest.approx(93.88, abs=.7)
 
 @pytest.mark.parametrize('ratio,want', [(.3, 77), (.4, 46), (.5, 25)])
 def test_prune(top1, ratio, want): assert top1(pruning_ratio=ratio, recipe='prune') == pytest.approx(want, abs=2.5)

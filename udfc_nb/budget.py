@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CAP', 'loss_curve', 'hull', 'allot']
 
-# %% ../nbs/25_budget.ipynb #57ad2f22
+# %% ../nbs/25_budget.ipynb #e0ab9002
 from bisect import bisect_left
 import torch
 from .errors import BudgetError
 from .refit import factor
 
-# %% ../nbs/25_budget.ipynb #8b41b5d6
+# %% ../nbs/25_budget.ipynb #a811c856
 CAP = .9 # at most this share of a site's channels may go
 
 def loss_curve(
@@ -30,7 +30,7 @@ def loss_curve(
     each = Y[len(perm)-order.numel():].reshape(order.shape).sum(1)
     return torch.cat([torch.zeros(1, dtype=each.dtype, device=each.device), each.flip(0).cumsum(0)])
 
-# %% ../nbs/25_budget.ipynb #bd3cfe19
+# %% ../nbs/25_budget.ipynb #7dba8183
 def hull(
     curve, # costs of 0, 1, … channels less
 )->list: # of (first count, last count, slope)
@@ -41,7 +41,7 @@ def hull(
         points.append((n, c))
     return [(a[0], b[0], (b[1]-a[1])/(b[0]-a[0])) for a, b in zip(points, points[1:])]
 
-# %% ../nbs/25_budget.ipynb #e0086044
+# %% ../nbs/25_budget.ipynb #80da5f22
 def allot(
     curves:dict, # site → costs of 0, 1, … steps less, up to the cap
     gains:dict, # site → what one step saves
@@ -54,6 +54,6 @@ def allot(
     after = lambda t: size({**dict.fromkeys(curves, 0), **dict(steps[:t])})
     t = bisect_left(range(len(steps)), True, key=lambda t: after(t) <= target)
     if t == len(steps) and after(t) > target*(1+1e-9):
-        raise BudgetError(f'the size comes down to {after(t):.6g} at most, {target:.6g} is asked for',
+        raise BudgetError(f'the size comes down to {after(t):.6g} and no further, {target:.6g} is asked for',
             hint=f"take a smaller pruning_ratio, or budget='uniform': a budget leaves every site at least {1-CAP:.0%} of its channels")
     return {**dict.fromkeys(curves, 0), **dict(steps[:t])}

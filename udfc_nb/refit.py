@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_PATCH', 'RIDGE', 'CLAMP', 'group_moments', 'Patch', 'factor', 'refit', 'reestimate', 'repair_scale']
 
-# %% ../nbs/24_refit.ipynb #8e421bfb
+# %% ../nbs/24_refit.ipynb #ff3b20a2
 import copy
 import torch
 from fastcore.basics import patch
@@ -13,7 +13,7 @@ from .errors import NonFiniteError
 from .solution import copies
 from .field import Field, Geometry, inside_share, tap_lags
 
-# %% ../nbs/24_refit.ipynb #4855a973
+# %% ../nbs/24_refit.ipynb #416207c2
 def group_moments(
     f:Field, # what a layer reads
     geo:Geometry, # its window
@@ -30,7 +30,7 @@ def group_moments(
     n = p[0].numel()
     return p.reshape(g, n), G.permute(6, 4, 0, 1, 5, 2, 3).reshape(g, n, n)
 
-# %% ../nbs/24_refit.ipynb #e3efd6cf
+# %% ../nbs/24_refit.ipynb #06876aac
 MAX_PATCH = 6000 # patch entries up to which joint moments are held (300 MB); beyond, the taps of a kernel are taken as independent
 
 class Patch:
@@ -48,7 +48,7 @@ class Patch:
     @property
     def covariance(self): return self.G-self.p[:, :, None]*self.p[:, None]
 
-# %% ../nbs/24_refit.ipynb #fbe570e3
+# %% ../nbs/24_refit.ipynb #8f89371d
 @patch
 def fold(self:Patch,
     W:torch.Tensor, # (O, n)
@@ -62,7 +62,7 @@ def unfold(self:Patch, W:torch.Tensor)->torch.Tensor: # (O, n)
     "The inverse of `fold`."
     return (W if self.joint else W.unflatten(1, (-1, self.taps)).transpose(2, 3).flatten(2)).flatten(0, 1)
 
-# %% ../nbs/24_refit.ipynb #24270a6e
+# %% ../nbs/24_refit.ipynb #863d87d2
 @patch
 def index(self:Patch,
     kept:torch.Tensor, # inputs that stay (channels, or a flatten's entries), equally many per group
@@ -88,7 +88,7 @@ def only_groups(self:Patch, groups:torch.Tensor)->Patch:
     out = copy.copy(self); out.p, out.G = self.p[groups], self.G[groups]
     return out
 
-# %% ../nbs/24_refit.ipynb #53f0e6b4
+# %% ../nbs/24_refit.ipynb #4d385748
 @patch
 def statistics(self:Patch,
     W:torch.Tensor, # (O, n)
@@ -99,7 +99,7 @@ def statistics(self:Patch,
     v = ((F@self.G)*F).sum(2)-m*m
     return tuple((t if self.joint else t.unflatten(1, (-1, self.taps)).sum(2)).flatten() for t in (m, v.clamp(min=0)))
 
-# %% ../nbs/24_refit.ipynb #f619af56
+# %% ../nbs/24_refit.ipynb #e5ff30a1
 def factor(
     C:torch.Tensor, # (…, n, n)
     add:torch.Tensor, # (…, n), what the diagonal gets; a trace of it is always added
@@ -112,7 +112,7 @@ def factor(
         if not info.any(): return L, add+more*d
     raise NonFiniteError('the moments of what a layer reads are not finite', hint='check weights and running statistics')
 
-# %% ../nbs/24_refit.ipynb #aee41fc9
+# %% ../nbs/24_refit.ipynb #878af92f
 RIDGE = .2 # in units of each entry's own variance; accuracy is flat from .03 to 1 on the network it was chosen on (nm56)
 
 def refit(
@@ -132,7 +132,7 @@ def refit(
     L, _ = factor(B, ridge*B.diagonal(dim1=1, dim2=2).clamp(min=0))
     return W0+torch.cholesky_solve((W@AK-W0@B).transpose(1, 2), L).transpose(1, 2)
 
-# %% ../nbs/24_refit.ipynb #55556e68
+# %% ../nbs/24_refit.ipynb #6544b537
 CLAMP = (.05, 20.) # a predicted variance ratio outside is not believed
 
 def reestimate(
@@ -144,7 +144,7 @@ def reestimate(
     ratio = torch.where(old[1] > 1e-20, new[1]/old[1].clamp(min=1e-20), 1.).clamp(*CLAMP)
     return running_mean+(new[0]-old[0]).to(running_mean.dtype), running_var*ratio.to(running_var.dtype)
 
-# %% ../nbs/24_refit.ipynb #83f30d38
+# %% ../nbs/24_refit.ipynb #550b0f05
 def repair_scale(
     old:tuple, # (mean, variance) before
     new:tuple, # after

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['CLIPS', 'DAMPING', 'BLOCK', 'ROUNDINGS', 'best_clip', 'second_order', 'round_nearest', 'round_second_order']
 
-# %% ../nbs/26_rounding.ipynb #c006c067
+# %% ../nbs/26_rounding.ipynb #5f6f46b7
 import torch
 from .quantizer import GRIDS
 from .refit import factor
 
-# %% ../nbs/26_rounding.ipynb #ae479f21
+# %% ../nbs/26_rounding.ipynb #b5f1a514
 CLIPS = torch.linspace(.3, 1, 36) # shares of max|w| that are tried as the end of the grid
 
 def best_clip(
@@ -25,7 +25,7 @@ def best_clip(
         best, least = torch.where(e < least, c, best), torch.minimum(e, least)
     return best
 
-# %% ../nbs/26_rounding.ipynb #9eafb172
+# %% ../nbs/26_rounding.ipynb #c30b489a
 DAMPING = .1 # of the mean diagonal
 BLOCK = 128 # columns between two products of matrices
 
@@ -52,7 +52,7 @@ def second_order(
             D[:, j, None] = W[:, j, None]-scale*(q-zero)
     return codes[g, order.argsort(1)].transpose(1, 2)
 
-# %% ../nbs/26_rounding.ipynb #295ce796
+# %% ../nbs/26_rounding.ipynb #bf352aee
 def round_nearest(
     x, # `Patch` of what the layer reads; not needed here
     W:torch.Tensor, # (O, …)
