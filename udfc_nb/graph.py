@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['Site', 'Graph', 'call_order', 'is_under', 'find_sites']
 
-# %% ../nbs/12_graph.ipynb #b6295600
+# %% ../nbs/12_graph.ipynb #5bf5b481
 import html
 from dataclasses import dataclass
 import torch, torch.nn as nn
 from torch import fx
 from fastcore.basics import patch
+from .errors import TraceError
 from .trace import trace, add_shapes, check_names, layer_names, LAYERS
 from .channels import *
 from .channels import Follower
 
-# %% ../nbs/12_graph.ipynb #85f9e63b
+# %% ../nbs/12_graph.ipynb #9463570d
 @dataclass
 class Site:
     "A place where channels can be removed."
@@ -40,7 +41,7 @@ class Graph:
     def gm(self): return self.follower.gm
     def site(self, name): return next((s for s in self.sites if s.name == name), None)
 
-# %% ../nbs/12_graph.ipynb #a3bdfc85
+# %% ../nbs/12_graph.ipynb #cb4a0107
 def call_order(
     gm:fx.GraphModule,
 )->list: # of layer names
@@ -60,7 +61,7 @@ def _sites(f, order):
         if s.reason is None: sites.append(Site(s.role('out')[0].module, s))
     return sorted(sites, key=lambda s: at[s.name])
 
-# %% ../nbs/12_graph.ipynb #211efbc4
+# %% ../nbs/12_graph.ipynb #f7f50351
 def _reasons(model, f, order, ignored):
     "One reason per layer."
     called = {n.target for n in f.gm.graph.nodes if n.op == 'call_module'}
@@ -76,6 +77,17 @@ def is_under(
     "Is the module one of these, or inside one of these?"
     return any(name == i or name.startswith(f'{i}.') for i in names)
 
+def _widest_trace(model, opaque):
+    "The record of the forward; that of training mode if it reaches more layers (auxiliary heads read channels too)."
+    gm = trace(model, opaque)
+    if len(call_order(gm)) == len(layer_names(model)): return gm
+    modes = [(m, m.training) for m in model.modules()]
+    try: model.train(); wide = trace(model, opaque)
+    except TraceError: return gm
+    finally:
+        for m, t in modes: m.training = t
+    return wide if len(call_order(wide)) > len(call_order(gm)) else gm
+
 def find_sites(
     model:nn.Module, # is not changed
     example_inputs, # tensor, tuple or dict that the forward takes
@@ -84,12 +96,12 @@ def find_sites(
     "Every place where channels can be removed, and why not elsewhere. Raises `TraceError`, `ExampleInputError`, `LayerNameError`."
     check_names(model, ignored_layers, 'ignored_layers')
     mods = dict(model.named_modules())
-    gm = trace(model, [n for n in ignored_layers if not isinstance(mods[n], LAYERS)])
+    gm = _widest_trace(model, [n for n in ignored_layers if not isinstance(mods[n], LAYERS)])
     f = Follower(add_shapes(gm, example_inputs), ignored_layers)
     order = call_order(gm)
     return Graph(_sites(f, order), _reasons(model, f, order, ignored_layers), f)
 
-# %% ../nbs/12_graph.ipynb #5eb642f7
+# %% ../nbs/12_graph.ipynb #55df5dff
 def _lines(g):
     "One row per layer: its channels, where they go, and what keeps them."
     by = {u.module: s for s in g.sites for u in s.producers}

@@ -6,7 +6,7 @@
 __all__ = ['LAGS', 'FIELD_RULES', 'CLOSED_FORM', 'pair', 'geometry', 'kernel', 'find_roots', 'Walk', 'white_field', 'field_rule',
            'recorded']
 
-# %% ../nbs/23_walk.ipynb #fa84f06b
+# %% ../nbs/23_walk.ipynb #85f77dae
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from .moments import *
 from .field import *
 from .fieldops import *
 
-# %% ../nbs/23_walk.ipynb #d60122b4
+# %% ../nbs/23_walk.ipynb #8471b907
 def pair(v): return (v, v) if isinstance(v, int) else tuple(v)
 
 def geometry(
@@ -39,7 +39,7 @@ def kernel(
     w = m.weight.detach()
     return w.reshape(len(w), f.channels, *f.size) if isinstance(m, nn.Linear) else w
 
-# %% ../nbs/23_walk.ipynb #fe40e197
+# %% ../nbs/23_walk.ipynb #45ff1cf9
 def _meet(dom, a, b):
     "The nearest node that dominates both."
     while a is not b:
@@ -66,7 +66,7 @@ def _between(root, ends):
         seen.add(n); todo += n.all_input_nodes
     return seen
 
-# %% ../nbs/23_walk.ipynb #3eb80f99
+# %% ../nbs/23_walk.ipynb #53d95330
 def find_roots(
     graph:fx.Graph,
     joins:dict, # node that joins tensors → the tensors' nodes
@@ -80,7 +80,7 @@ def find_roots(
         for b in _between(r, ends) | {r}: ties.setdefault(b, set()).add(r)
     return roots, ties
 
-# %% ../nbs/23_walk.ipynb #16cd225a
+# %% ../nbs/23_walk.ipynb #c284defa
 LAGS = 1024 # channels × lags along an axis that one field may have, though never fewer than NEAR lags
 
 class Walk:
@@ -103,7 +103,7 @@ def white_field(channels, size, like=None):
     device = like.device if like is not None else None
     return Field(torch.zeros(channels, device=device), torch.eye(channels, device=device)[None, None], tuple(size))
 
-# %% ../nbs/23_walk.ipynb #87e49ba6
+# %% ../nbs/23_walk.ipynb #99dba68e
 from fastcore.basics import patch
 
 @patch
@@ -131,7 +131,7 @@ def tie(self:Walk, n, f):
     if n in want: f.cross[n], f.local[n] = f.cov, torch.eye(f.channels, dtype=f.cov.dtype, device=f.cov.device)
     return f
 
-# %% ../nbs/23_walk.ipynb #8a88a84b
+# %% ../nbs/23_walk.ipynb #ae54dde8
 @patch
 def visit(self:Walk, n, m, src):
     "The field of one operation's output; None for what is no image or vector."
@@ -139,8 +139,14 @@ def visit(self:Walk, n, m, src):
     if shape is None or len(shape) not in (2, 4) or n.op in ('get_attr', 'output'): return None
     if n.op == 'placeholder': return self.prior(shape[1], _size(shape))
     if src is None: return self.guess(n, 'reads a tensor without a model')
-    out = FIELD_RULES[rule](self, n, m, src) if rule in FIELD_RULES else None
-    return out if out is not None else self.guess(n, 'has no rule')
+    try: out = FIELD_RULES[rule](self, n, m, src) if rule in FIELD_RULES else None
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError): out = None # a form that the rule does not foresee
+    return out if out is not None and _fits(out, shape) else self.guess(n, 'has no rule for its statistics')
+
+def _fits(f, shape):
+    "Has a field the shape of the tensor that it stands for (a flatten keeps its image)?"
+    if len(shape) == 2: return f.channels*math.prod(f.size) == shape[1]
+    return (f.channels, tuple(f.size)) == (shape[1], tuple(shape[2:]))
 
 def _size(shape): return tuple(shape[2:]) if len(shape) == 4 else (1, 1)
 
@@ -150,7 +156,7 @@ def guess(self:Walk, n, why):
     device = next((f.cov for f in self.fields.values() if f is not None), None)
     return white_field(n.meta['shape'][1], _size(n.meta['shape']), device)
 
-# %% ../nbs/23_walk.ipynb #85fc1760
+# %% ../nbs/23_walk.ipynb #03d7ec34
 FIELD_RULES = {} # rule of `udfc_nb.channels` → what it does to a field
 
 def field_rule(*keys):
@@ -178,7 +184,7 @@ def _norm(walk, n, m, f):
     one = torch.ones_like(m.running_var)
     return norm_field(f, one if m.weight is None else m.weight.detach(), 0*one if m.bias is None else m.bias.detach(), m.running_var, m.eps)
 
-# %% ../nbs/23_walk.ipynb #1e2d5a51
+# %% ../nbs/23_walk.ipynb #7a1b88e2
 CLOSED_FORM = {'relu': 'relu', 'relu_': 'relu', 'relu6': 'relu6', 'ReLU': 'relu', 'ReLU6': 'relu6'}
 
 @field_rule(rules.elementwise)
@@ -216,7 +222,7 @@ def _multiply(walk, n, m, f):
     walk.fallbacks.append((n.name, 'a gate is taken as its mean'))
     return None if None in parts else scaled(parts[0], parts[1].mean, parts[0].mean*parts[1].mean)
 
-# %% ../nbs/23_walk.ipynb #696a59b6
+# %% ../nbs/23_walk.ipynb #32b08e70
 def _window(n, m):
     "The window of a pooling module or function."
     get = (lambda k, i, d: getattr(m, k, d)) if m is not None else (lambda k, i, d: n.kwargs.get(k, n.args[i] if len(n.args) > i else d))
