@@ -68,9 +68,9 @@ def test_network_of_the_current_folder(tmp_path, monkeypatch, capsys):
 def test_compress_writes_network_and_reports(tmp_path, capsys):
     out = tmp_path/'small.safetensors'
     for ending in ('csv', 'json', 'md'):
-        assert main(['compress', *DIGITS, '--ratio', '.5', '--bits', '4', '--output', str(out), '--report', str(tmp_path/f'r.{ending}')]) == 0
+        assert main(['compress', *DIGITS, '--ratio', '.5', '--bits', '4', '--recipe', 'paper', '--output', str(out), '--report', str(tmp_path/f'r.{ending}')]) == 0
     said = capsys.readouterr().out
-    assert 'best: parameters' in said and f'written: {out}' in said
+    assert 'paper: parameters' in said and f'written: {out}' in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ['r.csv', 'r.json', 'r.md', 'small.safetensors']
     rows = list(csv.DictReader((tmp_path/'r.csv').read_text().splitlines()))
     assert {r['layer']: r['out'] for r in rows}['layer1.0.conv1'] == '8'
