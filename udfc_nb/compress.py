@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['Compressed', 'bits_per_layer', 'compress']
 
-# %% ../nbs/17_compress.ipynb #e27c0d42
+# %% ../nbs/17_compress.ipynb #56c0e5b4
 import time
 from dataclasses import dataclass, field, asdict
 import torch, torch.nn as nn
-from torch import fx
 from tqdm.auto import tqdm
 from fastcore.basics import patch
 from . import __version__
@@ -20,10 +19,10 @@ from .trace import check_names, layer_names
 from .channels import PRUNED, SINGLE, OWN
 from .graph import find_sites, is_under
 from .recipe import get_recipe
-from .job import JOBS, WorkingCopy, unwrap, check_finite
+from .job import JOBS, WorkingCopy, unwrap, check_finite, floating
 from .report import Report, count
 
-# %% ../nbs/17_compress.ipynb #ec4344e2
+# %% ../nbs/17_compress.ipynb #f18f7ed4
 @dataclass
 class Compressed:
     "What `compress` returns."
@@ -32,7 +31,7 @@ class Compressed:
     codes:dict=field(default_factory=dict, repr=False) # layer name → `Quantized` weights
     kept:dict=field(default_factory=dict, repr=False) # producer's name → indices of the channels that were kept
 
-# %% ../nbs/17_compress.ipynb #9e3e3f0f
+# %% ../nbs/17_compress.ipynb #874b7bf4
 def _ticker(progress):
     "The function that a run calls per layer, and one that ends it."
     if callable(progress): return progress, lambda: None
@@ -40,7 +39,7 @@ def _ticker(progress):
     def tick(done, total, layer): bar.total = total; bar.update(done-bar.n); bar.set_postfix_str(layer)
     return tick, bar.close
 
-# %% ../nbs/17_compress.ipynb #361bbc3c
+# %% ../nbs/17_compress.ipynb #0d775940
 def bits_per_layer(
     model:nn.Module,
     weight_bits=None, # for all layers, or None
@@ -54,7 +53,7 @@ def bits_per_layer(
         if b is not None and check_bits(b, n) != int(b): raise BitsError(f'a bit-width of {b}', layer=n, hint='take a whole number')
     return {n: b if b is None else int(b) for n, b in out.items()}
 
-# %% ../nbs/17_compress.ipynb #bb8282b1
+# %% ../nbs/17_compress.ipynb #f326ef68
 def _sizes(m):
     return (m.out_features, m.in_features) if isinstance(m, nn.Linear) else (m.out_channels, m.in_channels)
 
@@ -73,11 +72,7 @@ def _report(model, job, before, after, settings, seconds):
         effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds)
     return Report(rows, totals, asdict(job.recipe), __version__, settings, job.notes)
 
-# %% ../nbs/17_compress.ipynb #e419c88a
-def _floating(tree, device, dtype):
-    "Inputs on the device, the floating ones in the working dtype."
-    return fx.node.map_aggregate(tree, lambda t: (t.to(device, dtype) if t.is_floating_point() else t.to(device)) if isinstance(t, torch.Tensor) else t)
-
+# %% ../nbs/17_compress.ipynb #4f3014b1
 def compress(
     model:nn.Module, # trained network; is not changed
     example_inputs, # what its forward takes: a tensor, a tuple, or a dict
@@ -100,7 +95,7 @@ def compress(
     for names, what in ((ratios, 'layer_ratios'), (widths, 'layer_bits')): check_names(model, names, what)
     bits = bits_per_layer(model, weight_bits, widths, ignored)
     work = WorkingCopy(model, device)
-    example = _floating(example_inputs, work.device, work.dtype)
+    example = floating(example_inputs, work.device, work.dtype)
     graph = find_sites(work.net, example, ignored)
     bits = {n: None if graph.reasons[n] == OWN else b for n, b in bits.items()} # such weights are computed anew at every call
     before, (tick, done) = count(work.net, example), _ticker(progress)

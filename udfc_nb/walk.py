@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LAGS', 'FIELD_RULES', 'CLOSED_FORM', 'pair', 'geometry', 'kernel', 'find_roots', 'Walk', 'white_field', 'field_rule',
-           'recorded']
+           'recorded', 'WhiteWalk']
 
-# %% ../nbs/23_walk.ipynb #85f77dae
+# %% ../nbs/23_walk.ipynb #4b2c103e
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from .moments import *
 from .field import *
 from .fieldops import *
 
-# %% ../nbs/23_walk.ipynb #8471b907
+# %% ../nbs/23_walk.ipynb #0645d981
 def pair(v): return (v, v) if isinstance(v, int) else tuple(v)
 
 def geometry(
@@ -39,7 +39,7 @@ def kernel(
     w = m.weight.detach()
     return w.reshape(len(w), f.channels, *f.size) if isinstance(m, nn.Linear) else w
 
-# %% ../nbs/23_walk.ipynb #45ff1cf9
+# %% ../nbs/23_walk.ipynb #9585faf7
 def _meet(dom, a, b):
     "The nearest node that dominates both."
     while a is not b:
@@ -66,7 +66,7 @@ def _between(root, ends):
         seen.add(n); todo += n.all_input_nodes
     return seen
 
-# %% ../nbs/23_walk.ipynb #53d95330
+# %% ../nbs/23_walk.ipynb #43f566c0
 def find_roots(
     graph:fx.Graph,
     joins:dict, # node that joins tensors → the tensors' nodes
@@ -80,7 +80,7 @@ def find_roots(
         for b in _between(r, ends) | {r}: ties.setdefault(b, set()).add(r)
     return roots, ties
 
-# %% ../nbs/23_walk.ipynb #c284defa
+# %% ../nbs/23_walk.ipynb #741bb775
 LAGS = 1024 # channels × lags along an axis that one field may have, though never fewer than NEAR lags
 
 class Walk:
@@ -103,7 +103,7 @@ def white_field(channels, size, like=None):
     device = like.device if like is not None else None
     return Field(torch.zeros(channels, device=device), torch.eye(channels, device=device)[None, None], tuple(size))
 
-# %% ../nbs/23_walk.ipynb #99dba68e
+# %% ../nbs/23_walk.ipynb #5e3c51d0
 from fastcore.basics import patch
 
 @patch
@@ -131,7 +131,7 @@ def tie(self:Walk, n, f):
     if n in want: f.cross[n], f.local[n] = f.cov, torch.eye(f.channels, dtype=f.cov.dtype, device=f.cov.device)
     return f
 
-# %% ../nbs/23_walk.ipynb #ae54dde8
+# %% ../nbs/23_walk.ipynb #6a862612
 @patch
 def visit(self:Walk, n, m, src):
     "The field of one operation's output; None for what is no image or vector."
@@ -156,7 +156,7 @@ def guess(self:Walk, n, why):
     device = next((f.cov for f in self.fields.values() if f is not None), None)
     return white_field(n.meta['shape'][1], _size(n.meta['shape']), device)
 
-# %% ../nbs/23_walk.ipynb #03d7ec34
+# %% ../nbs/23_walk.ipynb #0486f11c
 FIELD_RULES = {} # rule of `udfc_nb.channels` → what it does to a field
 
 def field_rule(*keys):
@@ -184,7 +184,7 @@ def _norm(walk, n, m, f):
     one = torch.ones_like(m.running_var)
     return norm_field(f, one if m.weight is None else m.weight.detach(), 0*one if m.bias is None else m.bias.detach(), m.running_var, m.eps)
 
-# %% ../nbs/23_walk.ipynb #7a1b88e2
+# %% ../nbs/23_walk.ipynb #db35d7fb
 CLOSED_FORM = {'relu': 'relu', 'relu_': 'relu', 'relu6': 'relu6', 'ReLU': 'relu', 'ReLU6': 'relu6'}
 
 @field_rule(rules.elementwise)
@@ -222,7 +222,7 @@ def _multiply(walk, n, m, f):
     walk.fallbacks.append((n.name, 'a gate is taken as its mean'))
     return None if None in parts else scaled(parts[0], parts[1].mean, parts[0].mean*parts[1].mean)
 
-# %% ../nbs/23_walk.ipynb #32b08e70
+# %% ../nbs/23_walk.ipynb #bd4f5d8a
 def _window(n, m):
     "The window of a pooling module or function."
     get = (lambda k, i, d: getattr(m, k, d)) if m is not None else (lambda k, i, d: n.kwargs.get(k, n.args[i] if len(n.args) > i else d))
@@ -249,3 +249,16 @@ def _getitem(walk, n, m, f):
 def _pad(walk, n, m, f):
     pads = list(n.args[1] if len(n.args) > 1 else n.kwargs['pad'])+[0]*6
     return pad_channels(f, *pads[4:6]) if not any(pads[:4]) else None
+
+# %% ../nbs/23_walk.ipynb #17acb774
+class WhiteWalk(Walk):
+    "A walk in which every layer reads white noise: correlations come from the layer's own filters, scale and mean from the norm behind it."
+    def near(self, channels, least=(1, 1)): return [1, 1]
+    def visit(self, n, m, src):
+        if n.op == 'placeholder' and (f := super().visit(n, m, src)) is not None: return shrink_field(f, 1, 1)
+        if self.rule.get(n) is not rules.layer or src is None: return super().visit(n, m, src)
+        geo, V = geometry(m, src.size), m.weight.detach().flatten(1)
+        wide = src.channels == geo.groups == len(V) # depthwise
+        cov = src.cov[0, 0]*(V@V.T) if wide else torch.block_diag(*(v@v.T for v in V.chunk(geo.groups))) if geo.groups > 1 else V@V.T
+        mean = grouped_left(V.unflatten(1, (-1, math.prod(geo.kernel))).sum(2), src.mean[:, None], geo.groups)[:, 0] if V.shape[1]*geo.groups == src.channels*math.prod(geo.kernel) else 0*V[:, 0]
+        return Field(mean if m.bias is None else mean+m.bias.detach(), cov[None, None], geo.out_size(src.size))
