@@ -70,7 +70,7 @@ def plain(self:FieldJob, name, bits):
     self.cut(name, self.pending.pop(name, {}))
     if bits is not None: self.round(name, bits)
 
-# %% ../nbs/27_best.ipynb #9923b86c
+# %% ../nbs/27_best.ipynb #dda462e5
 @patch
 def select(self:FieldJob, ratio, layer_ratios, macs=None):
     "Which channels every site keeps: as many as the budget allots, the best by the criterion."
@@ -86,7 +86,7 @@ def select(self:FieldJob, ratio, layer_ratios, macs=None):
     less = allot(curves, {n: sizes.gain(n, s.groups) for n, s in free.items() if n in curves},
         lambda l: sizes(fixed | rest | {n: k*free[n].groups for n, k in l.items()}), target)
     if worth_it(curves, less, even): self.spend(less)
-    else: self.notes.append(f'note: the ratio is the same at every site: from another spread the model expects a gain of less than {TRUST} times, which is its own error')
+    elif len(less) > 1: self.notes.append(f'note: the ratio is the same at every site: from another spread the model expects a gain of less than {TRUST} times, which is its own error')
 
 @patch
 def spend(self:FieldJob, less):
