@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JOBS', 'unwrap', 'check_finite', 'WorkingCopy', 'Job']
 
-# %% ../nbs/16_job.ipynb #ed567c08
+# %% ../nbs/16_job.ipynb #6318b203
 import copy
 import torch, torch.nn as nn
 from torch import fx
@@ -15,12 +15,12 @@ from .quantizer import GRIDS
 from .assumption import CRITERIA, check_ratio, n_kept, split_channels
 from .error import pruning_error
 from .solution import solve_scale
-from .paths import from_filters, through_norm, through_depthwise, through_gate, through_sum
+from .paths import from_filters, through_norm, through_depthwise, through_gate, through_slopes, through_sum, Vectors
 from .graph import find_sites, call_order
-from .surgery import matrix, norm_affine, keep_rows, keep_columns, keep_depthwise, keep_norm, merge_into, scale_into, kept_entries
+from .surgery import matrix, norm_affine, keep_rows, keep_columns, keep_depthwise, keep_norm, keep_entries, merge_into, scale_into, kept_entries
 from .recipe import Channels, PROJECTIONS
 
-# %% ../nbs/16_job.ipynb #9e52370e
+# %% ../nbs/16_job.ipynb #4800316e
 def unwrap(
     model:nn.Module,
 )->nn.Module:
@@ -43,7 +43,7 @@ def check_finite(
         if not t.is_floating_point() or torch.isfinite(t).all(): continue
         raise NonFiniteError(f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} values are not finite', layer=name, hint='repair the checkpoint before compressing it')
 
-# %% ../nbs/16_job.ipynb #897eccd2
+# %% ../nbs/16_job.ipynb #09fa5af0
 class WorkingCopy:
     "A float32 copy (float64 if there are such weights) in eval mode that can be given back as the original came."
     def __init__(self, model, device=None):
@@ -58,7 +58,7 @@ class WorkingCopy:
         for n, t in _state(self.net): t.data = t.data.to(self.home, self.dtypes[n])
         return self.net
 
-# %% ../nbs/16_job.ipynb #a0ceaf4b
+# %% ../nbs/16_job.ipynb #59317fb5
 class Job:
     "One run of a recipe on a working copy."
     def __init__(self,
@@ -73,17 +73,25 @@ class Job:
         self.nodes = {n.name: n for n in graph.gm.graph.nodes}
         self.notes = [] # for the report
         self.kept, self.codes, self.errors = {}, {}, {} # per layer: (K, P), `Quantized`, share of energy lost
+        self.starts = {} # layer → its filters' `Vectors`, for as long as one site is looked at
     def tick(self, layer=''): self.progress(self.done, self.total, layer); self.done += 1
 
 @patch
 def vectors(self:Job, layer, path):
     "A layer's output channels, behind the steps of `path`."
     m = self.mods[layer]
-    v = from_filters(m.weight, m.bias, getattr(m, 'groups', 1))
+    if layer not in self.starts: self.starts[layer] = from_filters(m.weight, m.bias, getattr(m, 'groups', 1))
+    v = self.starts[layer]
     for s in path: v = self.through(v, s)
     return v
 
-# %% ../nbs/16_job.ipynb #7026a105
+@patch
+def tensor(self:Job, name):
+    "A parameter or buffer by its name, as a vector."
+    owner, _, field = name.rpartition('.')
+    return getattr(self.mods[owner], field).detach().flatten()
+
+# %% ../nbs/16_job.ipynb #fd6a6234
 @patch
 def through(self:Job, v, s):
     "The channels behind one step."
@@ -91,6 +99,10 @@ def through(self:Job, v, s):
     if s.kind == 'norm': return through_norm(v, *norm_affine(m, s.offset, len(v.b)))
     if s.kind == 'depthwise': return through_depthwise(v, m.weight[cut], None if m.bias is None else m.bias[cut])
     if s.kind == 'sum': return through_sum(v, self.vectors(self.origin(s.other[0]), s.other[1]))
+    if s.kind in ('slopes', 'scale', 'shift'):
+        p = self.tensor(s.module)
+        p = p[cut] if len(p) > 1 else p.expand(len(v.b))
+        return through_slopes(v, p) if s.kind == 'slopes' else through_norm(v, p, 0*p) if s.kind == 'scale' else through_norm(v, 0*p+1, p)
     return through_gate(v, *self.gate(*s.other)) if s.kind == 'gate' else v
 
 @patch
@@ -116,7 +128,7 @@ def apply(self:Job, s, x):
     args = [x if isinstance(a, fx.Node) else a for a in n.args]
     return getattr(x, n.target)(*args[1:], **n.kwargs) if n.op == 'call_method' else n.target(*args, **n.kwargs)
 
-# %% ../nbs/16_job.ipynb #104364bc
+# %% ../nbs/16_job.ipynb #6c6af53e
 @patch
 def select(
     self:Job,
@@ -130,7 +142,7 @@ def select(
         n = site.groups*n_kept(site.size//site.groups, check_ratio(layer_ratios.get(name, ratio), name))
         if n < site.size: self.kept[name] = split_channels(score(self.mods[name].weight.detach()), n, site.groups)
 
-# %% ../nbs/16_job.ipynb #2aab0609
+# %% ../nbs/16_job.ipynb #3d069033
 @patch
 def channels(self:Job, site, path):
     "What a projection sees of a site along a path."
@@ -146,6 +158,7 @@ def channels(self:Job, site, path):
 def prune(self:Job, name):
     "Hands the pruned channels' load to the kept ones, in every consumer."
     site, (kept, pruned), lost, total = self.sites[name], self.kept[name], 0., 0.
+    self.starts.clear() # weights have changed since the site before
     for path in dict.fromkeys(u.path for u in site.consumers):
         ch = self.channels(site, path)
         T = PROJECTIONS[self.recipe.projection](ch, kept, pruned, self.recipe)
@@ -155,7 +168,7 @@ def prune(self:Job, name):
         lost, total = lost+pruning_error(G, T, kept, pruned).sum().item(), total+G.diagonal()[pruned].sum().item()
     self.errors[name] = lost/total if total > 0 else 0.
 
-# %% ../nbs/16_job.ipynb #6d0e6b08
+# %% ../nbs/16_job.ipynb #5ce09324
 @patch
 def uses(self:Job):
     "Module → role → (use, kept, channels) of every pruned space."
@@ -166,14 +179,17 @@ def uses(self:Job):
 
 @patch
 def cut(self:Job, name, roles):
-    "Slices one module to what is kept of it."
+    "Slices one module, or one parameter, to what is kept of it."
+    if 'entries' in roles:
+        (owner, _, field), r = name.rpartition('.'), roles['entries']
+        return keep_entries(self.mods[owner], field, kept_entries(r, len(self.tensor(name)), r[0][1].device))
     m = self.mods[name]
     total = dict(norm=lambda: len(m.running_mean), depthwise=lambda: m.out_channels, out=lambda: len(m.weight),
         **{'in': lambda: m.in_features if isinstance(m, nn.Linear) else m.in_channels})
     for role, f in dict(norm=keep_norm, depthwise=keep_depthwise, out=keep_rows, **{'in': keep_columns}).items():
         if role in roles: f(m, kept_entries(roles[role], total[role](), roles[role][0][1].device))
 
-# %% ../nbs/16_job.ipynb #bb36e208
+# %% ../nbs/16_job.ipynb #03abd4c1
 @patch
 def affine_of(self:Job, site, m):
     "c and b right behind a site's producer."
@@ -200,7 +216,7 @@ def round(self:Job, name, bits):
     s = torch.ones(site.size, dtype=torch.float64, device=old.device).index_copy(0, kept, solve_scale(old, matrix(m), c, b, r.lam2))
     for u in site.consumers: scale_into(self.mods[u.module], u, s)
 
-# %% ../nbs/16_job.ipynb #ed25c3a6
+# %% ../nbs/16_job.ipynb #f9c985ad
 @patch
 def run(
     self:Job,
