@@ -97,7 +97,7 @@ def test_quiet(capsys):
 
 
 def test_random_weights_are_announced(capsys):
-    assert main(['compress', 'squeezenet1_1', '--ratio', '.1', '--input-shape', '1,3,64,64', '--quiet']) == 0
+    assert main(['compress', 'squeezenet1_1', '--ratio', '.1', '--recipe', 'paper', '--input-shape', '1,3,64,64', '--quiet']) == 0
     assert 'weights are random' in capsys.readouterr().err
 
 

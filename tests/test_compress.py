@@ -449,6 +449,26 @@ def test_a_parameter_that_is_used_twice_keeps_its_channels():
     _, why = kept_back(Twice().eval(), images, 'a', 'b')
     assert why['a'] == why['b'] == 'shared by several calls'
 
+class NormAct(nn.BatchNorm2d):
+    "A batch norm that holds its activation, by calling its parent or the function."
+    def __init__(self, n, act, direct): super().__init__(n); self.act, self.direct = act, direct
+    def forward(self, x):
+        if self.direct: return self.act(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0., self.eps))
+        return self.act(super().forward(x))
+
+@pytest.mark.parametrize('direct', [False, True], ids=['parent', 'function'])
+@pytest.mark.parametrize('recipe', ['best', 'paper'])
+def test_norm_that_holds_its_activation(direct, recipe):
+    "The same network with norm and activation apart says what is right."
+    def net(norm): return nn.Sequential(nn.Conv2d(3, 8, 3), *norm(8), nn.Conv2d(8, 6, 3), *norm(6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    apart, joint = roughen(net(lambda n: (nn.BatchNorm2d(n), nn.ReLU()))), net(lambda n: (NormAct(n, nn.ReLU(), direct),)).eval()
+    joint.load_state_dict(dict(zip(joint.state_dict(), apart.state_dict().values())))
+    before = snapshot(joint)
+    a, b = (compress(m, images, pruning_ratio=.5, weight_bits=6, recipe=recipe) for m in (apart, joint))
+    assert_unchanged(joint, before)
+    assert b.model[1].num_features == a.model[1].num_features < 8 and reasons(b)['0'] == reasons(b)['2'] == 'pruned' and not b.report.notes
+    assert relative(run(b.model, images), run(a.model, images)) < 1e-5
+
 class TwoOutputs(nn.Module):
     "Two images in, a dict of a tuple and a tensor out."
     def __init__(self): super().__init__(); self.a, self.b, self.c, self.d = nn.Conv2d(3, 8, 3), nn.Conv2d(1, 6, 3), nn.Conv2d(14, 10, 1), nn.Conv2d(10, 4, 1)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSING', 'Sizes', 'FieldJob', 'reads']
 
-# %% ../nbs/27_best.ipynb #5732c081
+# %% ../nbs/27_best.ipynb #da8ba143
 import torch, torch.nn as nn
 from fastcore.basics import patch
 from . import channels as rules
@@ -20,7 +20,7 @@ from .solution import copies
 from .refit import Patch, refit, reestimate, repair_scale
 from .rounding import ROUNDINGS
 
-# %% ../nbs/27_best.ipynb #8379fe24
+# %% ../nbs/27_best.ipynb #292c43b2
 class Sizes:
     "Parameters or MACs of a network as a function of the channels that its sites keep."
     def __init__(self, job, macs=None):
@@ -37,7 +37,7 @@ class Sizes:
         return sum(v*self.share(n, 'out', less)*self.share(n, 'in', less)*self.share(n, 'depthwise', less) for n, v in self.per.items())
     def gain(self, site, step): return self({})-self({site: step})
 
-# %% ../nbs/27_best.ipynb #1975cfb7
+# %% ../nbs/27_best.ipynb #d1fc5252
 class FieldJob(Job):
     "A run in the activation metric."
     def __init__(self, net, graph, recipe, *progress):
@@ -68,7 +68,7 @@ def plain(self:FieldJob, name, bits):
     self.cut(name, self.pending.pop(name, {}))
     if bits is not None: self.round(name, bits)
 
-# %% ../nbs/27_best.ipynb #c7d59772
+# %% ../nbs/27_best.ipynb #2088123a
 @patch
 def select(self:FieldJob, ratio, layer_ratios, macs=None):
     "Which channels every site keeps: as many as the budget allots, the best by the criterion."
@@ -109,7 +109,7 @@ def order_of(self:FieldJob, site):
     score = CRITERIA[self.recipe.criterion](self.mods[site.name].weight.detach())
     return (score.reshape(site.groups, -1).argsort(dim=1, descending=True, stable=True)+torch.arange(site.groups, device=score.device)[:, None]*(site.size//site.groups)).T.flatten()
 
-# %% ../nbs/27_best.ipynb #1f7b00f4
+# %% ../nbs/27_best.ipynb #cb0ce734
 @patch
 def curve(self:FieldJob, walk, n, m, f, site, u):
     "What removing a site's channels costs one consumer."
@@ -131,7 +131,7 @@ def curve(self:FieldJob, walk, n, m, f, site, u):
 def price(self:FieldJob, walk, n, m):
     "What a unit of error variance costs, per output: in the units of the norm behind it, over the scale of the stream it joins."
     user, scale = next(iter(n.users), None), torch.ones(len(m.weight), dtype=torch.float64, device=self.device)
-    norm = self.mods[user.target] if user is not None and walk.rule.get(user) is rules.norm and len(n.users) == 1 else None
+    norm = self.mods[rules.norm_name(user)] if user is not None and walk.rule.get(user) is rules.norm and len(n.users) == 1 else None
     if norm is None: return scale/walk.fields[n].var.double().sum().clamp(min=1e-20).sqrt()
     g2 = (scale if norm.weight is None else norm.weight.detach().double().square())/(norm.running_var.double()+norm.eps)
     return g2/self.stream(walk, n, user, norm)
@@ -144,7 +144,7 @@ def stream(self:FieldJob, walk, n, user, norm):
     others = [walk.fields[a].var.double().sum() for a in (add.all_input_nodes if add else ()) if a is not user and walk.fields.get(a) is not None]
     return (own+sum(others)).clamp(min=1e-20).sqrt()
 
-# %% ../nbs/27_best.ipynb #1f4234ee
+# %% ../nbs/27_best.ipynb #39e918d5
 @patch
 def layer(self:FieldJob, n, m, f, bits):
     "One layer: refitted to the inputs that are left, cut, rounded, and its change of statistics settled."
@@ -183,7 +183,7 @@ def reduce(self:FieldJob, name, m, x, W, roles, rows):
     if 'out' in roles: self.cut(name, {'out': roles['out']})
     return x
 
-# %% ../nbs/27_best.ipynb #069f01ec
+# %% ../nbs/27_best.ipynb #ec9c7e14
 @patch
 def find_copies(self:FieldJob, name):
     "What can be handed on exactly is handed on exactly: pruned channels that are multiples of one kept channel."
@@ -201,7 +201,7 @@ def homogeneous(self:FieldJob, s):
     x = torch.linspace(-3, 3, 7, device=self.device)
     return torch.allclose(self.apply(s, 2*x), 2*self.apply(s, x))
 
-# %% ../nbs/27_best.ipynb #762a7c24
+# %% ../nbs/27_best.ipynb #21c2f165
 @patch
 def round_in(self:FieldJob, name, x, bits):
     "Rounds a layer's weights in the metric of what it reads."
@@ -210,7 +210,7 @@ def round_in(self:FieldJob, name, x, bits):
     with torch.no_grad(): m.weight.copy_(q.dequantize())
     self.codes[name] = q
 
-# %% ../nbs/27_best.ipynb #71fccf4a
+# %% ../nbs/27_best.ipynb #b822ceca
 @patch
 def settle(self:FieldJob, n, m, rows, old, new, total):
     "What changed in a layer's outputs: taken up by the norms behind it, or else by its own scale and bias."
@@ -240,15 +240,16 @@ def carry(self:FieldJob, n, rule, m):
     "Hands changes of statistics on to where they are taken up."
     ins = [a for a in n.all_input_nodes if a.meta.get('tensor')]
     if rule is rules.norm and ins[0] in self.drift:
-        dm, dv, v = self.drift[ins[0]]
-        self.norms[n.target] = reestimate(m.running_mean, m.running_var, (0*dm, v), (dm, v+dv))
+        (dm, dv, v), name = self.drift[ins[0]], rules.norm_name(n)
+        m = self.mods[name]
+        self.norms[name] = reestimate(m.running_mean, m.running_var, (0*dm, v), (dm, v+dv))
     elif rule in PASSING and any(a in self.drift for a in ins):
         f, zero = self.walk.fields[n], lambda a: [torch.zeros(a.meta['shape'][1], dtype=torch.float64, device=self.device)]*3
         parts = [self.drift.get(a) or zero(a) for a in ins]
         join = (lambda t: torch.cat(t)) if rule is rules.cat else sum
         if f is not None: self.drift[n] = [join([p[0] for p in parts]), join([p[1] for p in parts]), f.var.double()]
 
-# %% ../nbs/27_best.ipynb #01477c2c
+# %% ../nbs/27_best.ipynb #1a4177c8
 METRICS.add('field'); ROUNDING_NAMES.update(ROUNDINGS); BUDGETS.update(('params', 'macs')); JOBS['field'] = FieldJob
 PROJECTIONS['refit'] = no_projection # the load is taken by the refit of each consumer, not by a T
 RECIPES['best'] = Recipe('best', metric='field', budget='params', projection='refit', grid='symmetric', rounding='second-order', scale='none', repair=True)

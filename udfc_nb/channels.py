@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['PRUNED', 'SINGLE', 'TIED', 'OUTPUT', 'INPUT', 'UNUSED', 'GROUPED', 'SHUFFLED', 'FIXED', 'MIXED', 'IMAGE', 'UNKNOWN',
            'JOINT', 'SHARED', 'OWN', 'IGNORED', 'UNREACHED', 'KIND', 'RULES', 'Step', 'Part', 'Layout', 'Use', 'Space',
-           'rule', 'Follower', 'layer', 'other_layer', 'depthwise', 'norm', 'mixes', 'per_image', 'elementwise', 'same',
-           'spatial', 'prelu', 'per_channel', 'add', 'multiply', 'divide', 'cat', 'reshape', 'reduce', 'permute',
-           'getitem', 'pad', 'split']
+           'rule', 'Follower', 'layer', 'other_layer', 'depthwise', 'norm_name', 'norm', 'mixes', 'per_image',
+           'elementwise', 'same', 'spatial', 'prelu', 'per_channel', 'add', 'multiply', 'divide', 'cat', 'reshape',
+           'reduce', 'permute', 'getitem', 'pad', 'split']
 
-# %% ../nbs/11_channels.ipynb #797e0955
+# %% ../nbs/11_channels.ipynb #8a2c3b0d
 import math, operator
 from dataclasses import dataclass, field
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch import fx
 from torch.nn.utils import parametrize
 from fastcore.basics import patch
-from .trace import trace, add_shapes, is_norm, is_stock, LAYERS, CONVS
+from .trace import trace, add_shapes, is_norm, is_stock, LAYERS, CONVS, NORMS
 
-# %% ../nbs/11_channels.ipynb #586032b1
+# %% ../nbs/11_channels.ipynb #03fb1a94
 PRUNED, SINGLE = 'pruned', 'all kept at this ratio'
 TIED, OUTPUT, INPUT, UNUSED = 'tied by an add', 'feeds an output', 'is the input', 'is read by no layer'
 GROUPED, SHUFFLED, FIXED = 'grouped', 'shuffled', 'has a hard-coded channel count'
@@ -27,7 +27,7 @@ JOINT = 'gated together with other channels'
 SHARED, OWN, IGNORED = 'shared by several calls', 'holds its weights in its own way', 'ignored by the caller'
 UNREACHED, KIND = 'is not reached by the trace', 'is of a kind that is not pruned'
 
-# %% ../nbs/11_channels.ipynb #d6a5eec3
+# %% ../nbs/11_channels.ipynb #4fb896ce
 @dataclass(frozen=True)
 class Step:
     "One thing that happens to a channel between its producer and a consumer."
@@ -50,7 +50,7 @@ class Layout:
     axis:int # index of the channel axis
     parts:tuple # of `Part`s, in order
 
-# %% ../nbs/11_channels.ipynb #1141ef30
+# %% ../nbs/11_channels.ipynb #89aaf084
 @dataclass(frozen=True)
 class Use:
     "A place where a weight is indexed by the channels of a space."
@@ -70,7 +70,7 @@ class Space:
     def freeze(self, reason): self.reason = self.reason or reason # the first reason is the one that is told
     def role(self, role): return [u for u in self.uses if u.role == role]
 
-# %% ../nbs/11_channels.ipynb #84d596d1
+# %% ../nbs/11_channels.ipynb #bf177b01
 RULES = {} # class of a module, or name of a function or method → rule
 
 def rule(
@@ -91,7 +91,7 @@ class Follower:
         self.several = _called_twice(gm) | _sharing(gm)
         for n in gm.graph.nodes: self.layouts[n] = self.follow(n)
 
-# %% ../nbs/11_channels.ipynb #0ecdaf40
+# %% ../nbs/11_channels.ipynb #92761e27
 def _called_twice(gm):
     "Names of the modules that hold parameters and are called more than once."
     calls = [n.target for n in gm.graph.nodes if n.op == 'call_module']
@@ -106,7 +106,7 @@ def _sharing(gm):
             if p is not None: owners.setdefault(id(p), set()).add(name)
     return {n for names in owners.values() if len(names) > 1 for n in names}
 
-# %% ../nbs/11_channels.ipynb #c7805f2c
+# %% ../nbs/11_channels.ipynb #d1e32cfb
 @patch
 def begin(self:Follower, size, reason=None):
     "A new space's id."
@@ -132,7 +132,7 @@ def join(self:Follower, i, j):
     self.alias[j], a.groups, a.uses = i, math.lcm(a.groups, b.groups), a.uses+b.uses
     if b.reason: a.freeze(b.reason)
 
-# %% ../nbs/11_channels.ipynb #79fb0af2
+# %% ../nbs/11_channels.ipynb #99b3d123
 @patch
 def entries(self:Follower, p): return p.repeat*self.space(p.space).size
 
@@ -162,7 +162,7 @@ def step(self:Follower, layout, kind, n, module=None, other=None):
         parts.append(Part(p.space, p.repeat, p.path+(s,))); at += self.entries(p)
     return Layout(layout.axis, tuple(parts))
 
-# %% ../nbs/11_channels.ipynb #27561f43
+# %% ../nbs/11_channels.ipynb #88ae7565
 @patch
 def follow(self:Follower, n):
     "The layout of one operation's output."
@@ -191,7 +191,7 @@ def lookup(self:Follower, n):
 
 def _returns_tensors(n): return n.target in ('chunk', 'split', 'unbind') or getattr(n.target, '__name__', '') in ('chunk', 'split', 'unbind') or n.op == 'call_module'
 
-# %% ../nbs/11_channels.ipynb #1205541b
+# %% ../nbs/11_channels.ipynb #a8aa66da
 def _refusal(f, n, m):
     "Why a layer's weights may not be touched at all, if so."
     if n.target in f.several: return SHARED
@@ -214,7 +214,7 @@ def layer(f, n, src):
     if not unread: _read(f, n, src, groups)
     return _produce(f, n, m, axis, groups, refusal or (GROUPED if unread == GROUPED else None))
 
-# %% ../nbs/11_channels.ipynb #25d546e4
+# %% ../nbs/11_channels.ipynb #0c48cf67
 def _read(f, n, src, groups):
     "Notes a layer as the consumer of every part that it reads."
     at = 0
@@ -228,13 +228,13 @@ def _produce(f, n, m, axis, groups, reason):
     f.spaces[i].uses.append(Use(n.target, 'out')); f.spaces[i].groups, f.origin[i] = groups, n.target
     return Layout(axis, (Part(i),))
 
-# %% ../nbs/11_channels.ipynb #59ace306
+# %% ../nbs/11_channels.ipynb #6ad7f291
 @rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def other_layer(f, n, src): return f.keep(n, KIND)
 
 def _along(f, n, src, kind, role, what=None):
     "A module or parameter with one entry per channel: the channels pass and take their entries along."
-    at, owner = 0, n.target if what is None else what.rpartition('.')[0]
+    at, owner = 0, what.rpartition('.')[0] if role == 'entries' else what or n.target
     for p in src.parts:
         s = f.space(p.space); s.uses.append(Use(what or n.target, role, at)); at += f.entries(p)
         if owner in f.several: s.freeze(SHARED)
@@ -243,20 +243,29 @@ def _along(f, n, src, kind, role, what=None):
 
 def depthwise(f, n, src): return _along(f, n, src, 'depthwise', 'depthwise')
 
-@rule(nn.BatchNorm2d)
-def norm(f, n, src):
-    if src.axis != 1 or any(p.repeat > 1 for p in src.parts): return f.keep(n, UNKNOWN)
-    if f.mods[n.target].running_mean is None: f.freeze(src, IMAGE)
-    return _along(f, n, src, 'norm', 'norm')
+def norm_name(n):
+    "The name of the norm that an operation calls, as a module or by the function on the module's tensors; None if it is neither."
+    if n.op == 'call_module': return n.target
+    names = [a.target.rpartition('.') for a in n.all_input_nodes if a.op == 'get_attr']
+    ours = {'running_mean', 'running_var'} <= {k for _, _, k in names} <= {'running_mean', 'running_var', 'weight', 'bias'}
+    return names[0][0] if ours and len({o for o, _, _ in names}) == 1 else None
 
-# %% ../nbs/11_channels.ipynb #8f6a1f8a
+@rule(nn.BatchNorm2d, 'batch_norm')
+def norm(f, n, src):
+    name = norm_name(n)
+    if src.axis != 1 or any(p.repeat > 1 for p in src.parts) or not isinstance(f.mods.get(name), NORMS) and n.op != 'call_module': return f.keep(n, UNKNOWN)
+    if f.mods[name].running_mean is None: f.freeze(src, IMAGE)
+    if any(len(a.users) > 1 for a in n.all_input_nodes if a.op == 'get_attr'): f.freeze(src, SHARED)
+    return _along(f, n, src, 'norm', 'norm', name)
+
+# %% ../nbs/11_channels.ipynb #4e150b9d
 @rule(nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, 'layer_norm', 'group_norm', 'local_response_norm', 'softmax', 'log_softmax', 'normalize', nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
 def mixes(f, n, src): f.freeze(src, MIXED); return src
 
 @rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, 'instance_norm')
 def per_image(f, n, src): f.freeze(src, IMAGE); return src
 
-# %% ../nbs/11_channels.ipynb #7ae4954f
+# %% ../nbs/11_channels.ipynb #7745e757
 @rule(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.ELU, nn.CELU, nn.SELU, nn.Sigmoid, nn.Tanh, nn.Hardtanh,
       nn.Softplus, nn.Mish, nn.Softsign, nn.LogSigmoid, nn.Threshold, *'''relu relu_ relu6 leaky_relu leaky_relu_ hardswish hardsigmoid silu gelu
       elu elu_ celu selu sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ softplus mish softsign logsigmoid clamp clamp_ clamp_min threshold _threshold threshold_
@@ -275,7 +284,7 @@ def spatial(f, n, src):
     "On each channel's image by itself."
     return f.step(src, 'spatial', n, n.target if n.op == 'call_module' else None) if src.axis == 1 else f.keep(n, UNKNOWN)
 
-# %% ../nbs/11_channels.ipynb #474c5419
+# %% ../nbs/11_channels.ipynb #7e3bbf3b
 @rule(nn.PReLU)
 def prelu(f, n, src):
     if f.mods[n.target].num_parameters == 1: return elementwise(f, n, src)
@@ -297,7 +306,7 @@ def per_channel(f, n, src, p, kind):
 
 def _source(f, n, src): return next(a.meta['shape'] for a in n.all_input_nodes if f.layouts.get(a) is src)
 
-# %% ../nbs/11_channels.ipynb #39a63ef0
+# %% ../nbs/11_channels.ipynb #6475ae3f
 def _matched(f, n):
     "The layouts of an operation's two tensors, the larger tensor first; None if they do not fit."
     tensors = sorted((a for a in n.all_input_nodes if a.meta.get('tensor')), key=lambda a: -math.prod(a.meta['shape']))
@@ -338,7 +347,7 @@ def _side_by_side(f, n):
 @rule('truediv', 'div', 'div_', 'itruediv')
 def divide(f, n, src): return elementwise(f, n, src) if _with_number(n) and n.all_input_nodes[0] is n.args[0] else f.keep(n, UNKNOWN)
 
-# %% ../nbs/11_channels.ipynb #1fd3d01b
+# %% ../nbs/11_channels.ipynb #5fbb5cce
 @rule('cat', 'concat', 'concatenate')
 def cat(f, n, src):
     tensors = n.args[0] if n.args else n.kwargs['tensors']
@@ -347,7 +356,7 @@ def cat(f, n, src):
     if any(l is None or l.axis != dim for l in lays): return f.keep(n, UNKNOWN)
     return Layout(dim, tuple(p for l in lays for p in l.parts))
 
-# %% ../nbs/11_channels.ipynb #9f89e040
+# %% ../nbs/11_channels.ipynb #6578e223
 def _numbers(n):
     "The integers written into a call; those computed from a size are operations of their own."
     found = []
@@ -365,7 +374,7 @@ def reshape(f, n, src):
     parts = f.step(src, 'spatial', n).parts
     return Layout(ax, tuple(Part(p.space, p.repeat*math.prod(old[ax+1:]), p.path) for p in parts))
 
-# %% ../nbs/11_channels.ipynb #8f181169
+# %% ../nbs/11_channels.ipynb #a4dba9b5
 @rule('mean', 'amax', 'sum')
 def reduce(f, n, src):
     "Over the image; over the channels it would mix them."
@@ -383,7 +392,7 @@ def permute(f, n, src):
     if 'transpose' in str(n.target): i, j = dims; dims = list(range(rank)); dims[i], dims[j] = j, i
     return Layout(dims.index(src.axis), src.parts)
 
-# %% ../nbs/11_channels.ipynb #2944986d
+# %% ../nbs/11_channels.ipynb #3d32349a
 def _indices(index, rank):
     "One index per axis and one for each new axis: without `...`, and with what was left out."
     index = index if isinstance(index, tuple) else (index,)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Site', 'Graph', 'call_order', 'is_under', 'find_sites', 'verdict']
 
-# %% ../nbs/12_graph.ipynb #ba6d64ab
+# %% ../nbs/12_graph.ipynb #93df1569
 import html
 from dataclasses import dataclass
 import torch, torch.nn as nn
@@ -16,7 +16,7 @@ from .trace import trace, add_shapes, check_names, layer_names, LAYERS
 from .channels import *
 from .channels import Follower
 
-# %% ../nbs/12_graph.ipynb #8693623d
+# %% ../nbs/12_graph.ipynb #c1ca5db0
 @dataclass
 class Site:
     "A place where channels can be removed."
@@ -41,7 +41,7 @@ class Graph:
     def gm(self): return self.follower.gm
     def site(self, name): return next((s for s in self.sites if s.name == name), None)
 
-# %% ../nbs/12_graph.ipynb #9a6dfd93
+# %% ../nbs/12_graph.ipynb #820e7699
 def call_order(
     gm:fx.GraphModule,
 )->list: # of layer names
@@ -61,7 +61,7 @@ def _sites(f, order):
         if s.reason is None: sites.append(Site(s.role('out')[0].module, s))
     return sorted(sites, key=lambda s: at[s.name])
 
-# %% ../nbs/12_graph.ipynb #8c51263a
+# %% ../nbs/12_graph.ipynb #aa4fa5a6
 def _reasons(model, f, order, ignored):
     "One reason per layer."
     called = {n.target for n in f.gm.graph.nodes if n.op == 'call_module'}
@@ -101,7 +101,7 @@ def find_sites(
     order = call_order(gm)
     return Graph(_sites(f, order), _reasons(model, f, order, ignored_layers), f)
 
-# %% ../nbs/12_graph.ipynb #2e314da9
+# %% ../nbs/12_graph.ipynb #c9ef2c13
 def verdict(
     graph:Graph,
     name:str, # of a layer

@@ -6,7 +6,7 @@
 __all__ = ['LAGS', 'FIELD_RULES', 'CLOSED_FORM', 'pair', 'geometry', 'kernel', 'find_roots', 'Walk', 'white_field', 'field_rule',
            'recorded']
 
-# %% ../nbs/23_walk.ipynb #4d952993
+# %% ../nbs/23_walk.ipynb #8b54cf85
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from .moments import *
 from .field import *
 from .fieldops import *
 
-# %% ../nbs/23_walk.ipynb #4d37a5e5
+# %% ../nbs/23_walk.ipynb #cf1e1809
 def pair(v): return (v, v) if isinstance(v, int) else tuple(v)
 
 def geometry(
@@ -39,7 +39,7 @@ def kernel(
     w = m.weight.detach()
     return w.reshape(len(w), f.channels, *f.size) if isinstance(m, nn.Linear) else w
 
-# %% ../nbs/23_walk.ipynb #7d0000da
+# %% ../nbs/23_walk.ipynb #3b7fda02
 def _meet(dom, a, b):
     "The nearest node that dominates both."
     while a is not b:
@@ -66,7 +66,7 @@ def _between(root, ends):
         seen.add(n); todo += n.all_input_nodes
     return seen
 
-# %% ../nbs/23_walk.ipynb #1e227e06
+# %% ../nbs/23_walk.ipynb #8d1c452a
 def find_roots(
     graph:fx.Graph,
     joins:dict, # node that joins tensors → the tensors' nodes
@@ -80,7 +80,7 @@ def find_roots(
         for b in _between(r, ends) | {r}: ties.setdefault(b, set()).add(r)
     return roots, ties
 
-# %% ../nbs/23_walk.ipynb #b6b2ff92
+# %% ../nbs/23_walk.ipynb #93723907
 LAGS = 1024 # channels × lags along an axis that one field may have, though never fewer than NEAR lags
 
 class Walk:
@@ -103,7 +103,7 @@ def white_field(channels, size, like=None):
     device = like.device if like is not None else None
     return Field(torch.zeros(channels, device=device), torch.eye(channels, device=device)[None, None], tuple(size))
 
-# %% ../nbs/23_walk.ipynb #14f0057f
+# %% ../nbs/23_walk.ipynb #0529a5a6
 from fastcore.basics import patch
 
 @patch
@@ -131,7 +131,7 @@ def tie(self:Walk, n, f):
     if n in want: f.cross[n], f.local[n] = f.cov, torch.eye(f.channels, dtype=f.cov.dtype, device=f.cov.device)
     return f
 
-# %% ../nbs/23_walk.ipynb #a138e24d
+# %% ../nbs/23_walk.ipynb #a0e9669d
 @patch
 def visit(self:Walk, n, m, src):
     "The field of one operation's output; None for what is no image or vector."
@@ -156,7 +156,7 @@ def guess(self:Walk, n, why):
     device = next((f.cov for f in self.fields.values() if f is not None), None)
     return white_field(n.meta['shape'][1], _size(n.meta['shape']), device)
 
-# %% ../nbs/23_walk.ipynb #a683ab99
+# %% ../nbs/23_walk.ipynb #a6770ad2
 FIELD_RULES = {} # rule of `udfc_nb.channels` → what it does to a field
 
 def field_rule(*keys):
@@ -181,10 +181,11 @@ def _normed(walk, n):
 
 @field_rule(rules.norm)
 def _norm(walk, n, m, f):
+    m = walk.mods[rules.norm_name(n)]
     one = torch.ones_like(m.running_var)
     return norm_field(f, one if m.weight is None else m.weight.detach(), 0*one if m.bias is None else m.bias.detach(), m.running_var, m.eps)
 
-# %% ../nbs/23_walk.ipynb #903f6f78
+# %% ../nbs/23_walk.ipynb #dbb47d41
 CLOSED_FORM = {'relu': 'relu', 'relu_': 'relu', 'relu6': 'relu6', 'ReLU': 'relu', 'ReLU6': 'relu6'}
 
 @field_rule(rules.elementwise)
@@ -236,7 +237,7 @@ def _multiply(walk, n, m, f):
     walk.fallbacks.append((n.name, 'a gate is taken as its mean'))
     return None if None in parts else scaled(parts[0], parts[1].mean, parts[0].mean*parts[1].mean)
 
-# %% ../nbs/23_walk.ipynb #dcb9dc37
+# %% ../nbs/23_walk.ipynb #3ca90297
 def _window(n, m):
     "The window of a pooling module or function."
     get = (lambda k, i, d: getattr(m, k, d)) if m is not None else (lambda k, i, d: n.kwargs.get(k, n.args[i] if len(n.args) > i else d))
