@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Site', 'Graph', 'call_order', 'is_under', 'find_sites', 'verdict']
 
-# %% ../nbs/12_graph.ipynb #93df1569
+# %% ../nbs/12_graph.ipynb #32af57e4
 import html
 from dataclasses import dataclass
 import torch, torch.nn as nn
@@ -16,7 +16,7 @@ from .trace import trace, add_shapes, check_names, layer_names, LAYERS
 from .channels import *
 from .channels import Follower
 
-# %% ../nbs/12_graph.ipynb #c1ca5db0
+# %% ../nbs/12_graph.ipynb #e8f8e774
 @dataclass
 class Site:
     "A place where channels can be removed."
@@ -41,7 +41,7 @@ class Graph:
     def gm(self): return self.follower.gm
     def site(self, name): return next((s for s in self.sites if s.name == name), None)
 
-# %% ../nbs/12_graph.ipynb #820e7699
+# %% ../nbs/12_graph.ipynb #ac9b5323
 def call_order(
     gm:fx.GraphModule,
 )->list: # of layer names
@@ -61,7 +61,7 @@ def _sites(f, order):
         if s.reason is None: sites.append(Site(s.role('out')[0].module, s))
     return sorted(sites, key=lambda s: at[s.name])
 
-# %% ../nbs/12_graph.ipynb #aa4fa5a6
+# %% ../nbs/12_graph.ipynb #85559e79
 def _reasons(model, f, order, ignored):
     "One reason per layer."
     called = {n.target for n in f.gm.graph.nodes if n.op == 'call_module'}
@@ -101,7 +101,7 @@ def find_sites(
     order = call_order(gm)
     return Graph(_sites(f, order), _reasons(model, f, order, ignored_layers), f)
 
-# %% ../nbs/12_graph.ipynb #c9ef2c13
+# %% ../nbs/12_graph.ipynb #ceb4002b
 def verdict(
     graph:Graph,
     name:str, # of a layer
@@ -109,8 +109,8 @@ def verdict(
     "In a few words: a site, a layer that loses channels together with a site, or why its channels stay."
     why = graph.reasons[name]
     if why != PRUNED: return f'kept: {why}'
-    site = next(s for s in graph.sites if any(u.module == name for u in s.space.uses if u.role in ('out', 'depthwise')))
-    return 'prunable' if site.name == name else f'goes with {site.name}'
+    if graph.site(name): return 'prunable'
+    return 'goes with '+', '.join(s.name for s in graph.sites if any(u.module == name for u in s.space.uses if u.role in ('out', 'depthwise')))
 
 def _lines(g):
     "One row per layer: its channels, where they go, and what keeps them."
