@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JOBS', 'unwrap', 'check_finite', 'WorkingCopy', 'Job']
 
-# %% ../nbs/16_job.ipynb #6318b203
+# %% ../nbs/16_job.ipynb #364c0821
 import copy
 import torch, torch.nn as nn
 from torch import fx
@@ -20,7 +20,7 @@ from .graph import find_sites, call_order
 from .surgery import matrix, norm_affine, keep_rows, keep_columns, keep_depthwise, keep_norm, keep_entries, merge_into, scale_into, kept_entries
 from .recipe import Channels, PROJECTIONS
 
-# %% ../nbs/16_job.ipynb #4800316e
+# %% ../nbs/16_job.ipynb #b16af23e
 def unwrap(
     model:nn.Module,
 )->nn.Module:
@@ -43,7 +43,7 @@ def check_finite(
         if not t.is_floating_point() or torch.isfinite(t).all(): continue
         raise NonFiniteError(f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} values are not finite', layer=name, hint='repair the checkpoint before compressing it')
 
-# %% ../nbs/16_job.ipynb #09fa5af0
+# %% ../nbs/16_job.ipynb #72105a32
 class WorkingCopy:
     "A float32 copy (float64 if there are such weights) in eval mode that can be given back as the original came."
     def __init__(self, model, device=None):
@@ -58,7 +58,7 @@ class WorkingCopy:
         for n, t in _state(self.net): t.data = t.data.to(self.home, self.dtypes[n])
         return self.net
 
-# %% ../nbs/16_job.ipynb #59317fb5
+# %% ../nbs/16_job.ipynb #89c9ebbe
 class Job:
     "One run of a recipe on a working copy."
     def __init__(self,
@@ -91,7 +91,7 @@ def tensor(self:Job, name):
     owner, _, field = name.rpartition('.')
     return getattr(self.mods[owner], field).detach().flatten()
 
-# %% ../nbs/16_job.ipynb #fd6a6234
+# %% ../nbs/16_job.ipynb #bfe08214
 @patch
 def through(self:Job, v, s):
     "The channels behind one step."
@@ -128,7 +128,7 @@ def apply(self:Job, s, x):
     args = [x if isinstance(a, fx.Node) else a for a in n.args]
     return getattr(x, n.target)(*args[1:], **n.kwargs) if n.op == 'call_method' else n.target(*args, **n.kwargs)
 
-# %% ../nbs/16_job.ipynb #6c6af53e
+# %% ../nbs/16_job.ipynb #d9d505ee
 @patch
 def select(
     self:Job,
@@ -142,7 +142,7 @@ def select(
         n = site.groups*n_kept(site.size//site.groups, check_ratio(layer_ratios.get(name, ratio), name))
         if n < site.size: self.kept[name] = split_channels(score(self.mods[name].weight.detach()), n, site.groups)
 
-# %% ../nbs/16_job.ipynb #3d069033
+# %% ../nbs/16_job.ipynb #3ce5d8fa
 @patch
 def channels(self:Job, site, path):
     "What a projection sees of a site along a path."
@@ -168,7 +168,7 @@ def prune(self:Job, name):
         lost, total = lost+pruning_error(G, T, kept, pruned).sum().item(), total+G.diagonal()[pruned].sum().item()
     self.errors[name] = lost/total if total > 0 else 0.
 
-# %% ../nbs/16_job.ipynb #5ce09324
+# %% ../nbs/16_job.ipynb #f46b95b9
 @patch
 def uses(self:Job):
     "Module → role → (use, kept, channels) of every pruned space."
@@ -189,7 +189,7 @@ def cut(self:Job, name, roles):
     for role, f in dict(norm=keep_norm, depthwise=keep_depthwise, out=keep_rows, **{'in': keep_columns}).items():
         if role in roles: f(m, kept_entries(roles[role], total[role](), roles[role][0][1].device))
 
-# %% ../nbs/16_job.ipynb #03abd4c1
+# %% ../nbs/16_job.ipynb #9fa0c979
 @patch
 def affine_of(self:Job, site, m):
     "c and b right behind a site's producer."
@@ -216,7 +216,7 @@ def round(self:Job, name, bits):
     s = torch.ones(site.size, dtype=torch.float64, device=old.device).index_copy(0, kept, solve_scale(old, matrix(m), c, b, r.lam2))
     for u in site.consumers: scale_into(self.mods[u.module], u, s)
 
-# %% ../nbs/16_job.ipynb #f9c985ad
+# %% ../nbs/16_job.ipynb #0b5e09f9
 @patch
 def run(
     self:Job,
