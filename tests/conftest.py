@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest, torch
 from hypothesis import HealthCheck, settings
 
-torch.set_num_threads(2)
+torch.set_num_threads(min(2, int(os.environ.get('OMP_NUM_THREADS') or 2)))
 
 # Networks of random shape take uneven times, so there is no deadline; in CI the same examples are drawn every time.
 settings.register_profile('default', deadline=None, suppress_health_check=[HealthCheck.too_slow])

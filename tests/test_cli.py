@@ -30,7 +30,7 @@ def refused(capsys):
 def test_info_of_torchvision(capsys):
     assert main(['info', 'resnet18']) == 0
     out = capsys.readouterr().out
-    assert '11,689,512 parameters' in out and '21 layers, 8 of them sites' in out
+    assert '11,689,512 parameters' in out and '21 layers: 8 of them sites' in out and 'tied by an add 12' in out
     line = next(o for o in out.splitlines() if o.startswith('layer3.0.conv1 '))
     assert 'prunable' in line and 'layer3.0.conv2' in line and '256' in line
     assert next(o for o in out.splitlines() if o.startswith('fc ')).split('kept: ')[1].startswith('feeds an output')
@@ -60,7 +60,7 @@ def test_network_of_the_current_folder(tmp_path, monkeypatch, capsys):
         'def build(): return nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))\n')
     monkeypatch.chdir(tmp_path); monkeypatch.setattr(sys, 'path', list(sys.path))
     assert main(['info', 'mynet_of_this_test:build', '--input-shape', '1,2,9,9']) == 0
-    assert '2 layers, 1 of them sites, at which 8 of 12 channels may go' in capsys.readouterr().out
+    assert '2 layers: 1 of them sites, with 8 channels that can be pruned' in capsys.readouterr().out
 
 
 # ---- compress
@@ -97,7 +97,7 @@ def test_quiet(capsys):
 
 
 def test_random_weights_are_announced(capsys):
-    assert main(['compress', 'squeezenet1_1', '--ratio', '.1', '--input-shape', '1,3,64,64', '--quiet']) == 0
+    assert main(['compress', 'squeezenet1_1', '--ratio', '.1', '--recipe', 'paper', '--input-shape', '1,3,64,64', '--quiet']) == 0
     assert 'weights are random' in capsys.readouterr().err
 
 

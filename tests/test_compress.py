@@ -4,7 +4,7 @@ import pytest, torch, torch.nn as nn, torch.nn.functional as F
 import udfc_nb
 from torch.nn.utils import parametrizations
 from udfc_nb import UDFCError, find_sites
-from nets import Block, Chain, Perceptron, Residual, first_tensor, relative, roughen
+from nets import Block, Chain, Perceptron, Residual, assert_unchanged, first_tensor, relative, roughen, snapshot
 
 # What is tested here does not hang on the recipe; this one is quick, and the same ratio holds at every site.
 compress = functools.partial(udfc_nb.compress, recipe='paper')
@@ -395,6 +395,95 @@ def test_other_norms(norm):
     assert why['3'] == 'pruned' and run(out.model, images).shape == (3, 3)
     if out.model[0].out_channels == 8: assert why['0'] not in ('pruned', '')
     assert torch.equal(run(compress(model, images).model, images), run(model, images))
+
+WHY = dict(group=(lambda: nn.GroupNorm(2, 8), 'normalised across channels'), layer=(lambda: nn.LayerNorm([8, 10, 10]), 'normalised across channels'),
+    instance=(lambda: nn.InstanceNorm2d(8), 'normalised by each image itself'), untracked=(lambda: nn.BatchNorm2d(8, track_running_stats=False), 'normalised by each image itself'),
+    softmax=(nn.Softmax2d, 'normalised across channels'), glu=(lambda: nn.Sequential(nn.GLU(1), nn.Conv2d(4, 8, 1)), 'passes an operation without a rule: GLU'),
+    roll=(lambda: Call(lambda x: x.roll(1, 1)), 'passes an operation without a rule: roll'), power=(lambda: Call(lambda x: torch.cumsum(x, 1)), 'passes an operation without a rule: cumsum'),
+    slice=(lambda: Call(lambda x: torch.cat([x[:, 4:], x[:, :4]], 1)), 'passes an operation without a rule: getitem'),
+    constant=(lambda: Call(lambda x: x*torch.arange(8.)[:, None, None]), 'has a hard-coded channel count'), chunk=(lambda: Call(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), 'shuffled'))
+
+class Call(nn.Module):
+    def __init__(self, f): super().__init__(); self.f = f
+    def forward(self, x): return self.f(x)
+
+@pytest.mark.parametrize('case', WHY)
+def test_the_reason_names_what_is_in_the_way(case):
+    make, reason = WHY[case]
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3), make(), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)))
+    before = set(vars(model))
+    g = find_sites(model, images)
+    assert g.reasons['0'] == reason and g.reasons['3'] == 'pruned' and set(vars(model)) == before
+
+class Learned(nn.Module):
+    "Slopes, a factor and a shift for each channel; a factor for all; a gate over a concatenation."
+    def __init__(self):
+        super().__init__()
+        self.a, self.act, self.gamma, self.beta, self.one = nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.Parameter(torch.rand(8, 1, 1)), nn.Parameter(torch.rand(1, 8, 1, 1)), nn.Parameter(torch.tensor(2.))
+        self.b, self.c, self.d, self.excite, self.head = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1), nn.Conv2d(6, 5, 1), nn.Linear(9, 9), nn.Linear(9, 3)
+    def forward(self, x):
+        x = self.b(self.gamma*self.act(self.a(x))+self.beta)*self.one
+        y = torch.cat([self.c(x), self.d(x)], 1)
+        return self.head((y*self.excite(y.mean((2, 3))).sigmoid()[..., None, None]).mean((2, 3)))
+
+@pytest.mark.parametrize('recipe', ['best', 'paper', 'prune', 'neuron-merging'])
+def test_learned_numbers_per_channel(recipe, tmp_path):
+    from udfc_nb import load
+    model = Learned().eval()
+    before = snapshot(model)
+    out = compress(model, images, pruning_ratio=.5, weight_bits=6, recipe=recipe, **({'budget': 'uniform'} if recipe == 'best' else {}))
+    assert_unchanged(model, before)
+    why, net = reasons(out), out.model
+    assert why['a'] == why['b'] == 'pruned' and why['c'] == why['d'] == why['excite'] == 'gated together with other channels'
+    assert net.act.num_parameters == net.gamma.numel() == net.beta.numel() == net.b.in_channels == 4 and net.one.numel() == 1
+    y = run(net, images)
+    assert torch.isfinite(y).all() and y.shape == (3, 3)
+    out.save(tmp_path/'small.safetensors')
+    again = load(tmp_path/'small.safetensors', model)
+    assert torch.equal(run(again, images), y) and again.act.num_parameters == 4
+
+def test_a_parameter_that_is_used_twice_keeps_its_channels():
+    class Twice(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b, self.c, self.p = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1), nn.Parameter(torch.rand(8, 1, 1))
+        def forward(self, x): return self.c(self.p*self.b(self.p*self.a(x))).mean((2, 3))
+    _, why = kept_back(Twice().eval(), images, 'a', 'b')
+    assert why['a'] == why['b'] == 'shared by several calls'
+
+class NormAct(nn.BatchNorm2d):
+    "A batch norm that holds its activation, by calling its parent or the function."
+    def __init__(self, n, act, direct): super().__init__(n); self.act, self.direct = act, direct
+    def forward(self, x):
+        if self.direct: return self.act(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0., self.eps))
+        return self.act(super().forward(x))
+
+@pytest.mark.parametrize('direct', [False, True], ids=['parent', 'function'])
+@pytest.mark.parametrize('recipe', ['best', 'paper'])
+def test_norm_that_holds_its_activation(direct, recipe):
+    "The same network with norm and activation apart says what is right."
+    def net(norm): return nn.Sequential(nn.Conv2d(3, 8, 3), *norm(8), nn.Conv2d(8, 6, 3), *norm(6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    apart, joint = roughen(net(lambda n: (nn.BatchNorm2d(n), nn.ReLU()))), net(lambda n: (NormAct(n, nn.ReLU(), direct),)).eval()
+    joint.load_state_dict(dict(zip(joint.state_dict(), apart.state_dict().values())))
+    before = snapshot(joint)
+    a, b = (compress(m, images, pruning_ratio=.5, weight_bits=6, recipe=recipe) for m in (apart, joint))
+    assert_unchanged(joint, before)
+    assert b.model[1].num_features == a.model[1].num_features < 8 and reasons(b)['0'] == reasons(b)['2'] == 'pruned' and not b.report.notes
+    assert relative(run(b.model, images), run(a.model, images)) < 1e-5
+
+class TwoOutputs(nn.Module):
+    "Two images in, a dict of a tuple and a tensor out."
+    def __init__(self): super().__init__(); self.a, self.b, self.c, self.d = nn.Conv2d(3, 8, 3), nn.Conv2d(1, 6, 3), nn.Conv2d(14, 10, 1), nn.Conv2d(10, 4, 1)
+    def forward(self, image, depth):
+        y = F.relu(self.c(torch.cat([F.relu(self.a(image)), F.relu(self.b(depth))], 1)))
+        return dict(all=(self.d(y), y.mean((2, 3))), low=self.d.weight.sum())
+
+@pytest.mark.parametrize('form', ['tuple', 'dict'])
+def test_several_outputs(form):
+    model, depth = TwoOutputs().eval(), torch.randn(3, 1, 12, 12)
+    inputs = (images, depth) if form == 'tuple' else dict(depth=depth, image=images)
+    out = compress(model, inputs, pruning_ratio=.5, recipe='paper')
+    assert reasons(out) == dict(a='pruned', b='pruned', c='feeds an output', d='feeds an output')
+    with torch.no_grad(): got, want = out.model(images, depth), model(images, depth)
+    assert got['all'][0].shape == want['all'][0].shape and got['all'][1].shape == want['all'][1].shape
 
 def test_sync_and_frozen_batch_norm():
     from torchvision.ops import FrozenBatchNorm2d

@@ -435,6 +435,109 @@ def test_grouped_consumer_takes_combinations_from_its_own_group():
     check(model, images, 'conv1', (4, 9))
 
 
+# Parameters with one number per channel, gates written with an index, channels last
+
+@pytest.mark.parametrize('same', [True, False])
+def test_prelu_with_a_slope_per_channel(same):
+    "A multiple with the same slope is exact; with another slope it is another channel."
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.PReLU(8), nn.Conv2d(8, 6, 3), mean_head(6)))
+    with torch.no_grad(): model[2].weight.uniform_(-.5, .8)
+    repeat(model[0], 5, 2, 2., model[1]); louder(model[3], 5)
+    with torch.no_grad(): model[2].weight[5] = model[2].weight[2]+(0 if same else .7)
+    if same:
+        out = check(model, images, '0', 5)
+        assert out.model[2].num_parameters == len(out.model[2].weight) == 7
+    else:
+        with pytest.raises(AssertionError, match='changed'): check(model, images, '0', 5)
+
+class Scaled(nn.Module):
+    "A factor and a shift for each channel, held by the network itself."
+    def __init__(self, act, shape=(8, 1, 1)):
+        super().__init__()
+        self.conv, self.gamma, self.beta = nn.Conv2d(3, 8, 3, bias=False), nn.Parameter(torch.rand(shape)+.5), nn.Parameter(torch.rand(shape))
+        self.act, self.next, self.head = act, nn.Conv2d(8, 6, 3), mean_head(6)
+    def forward(self, x): return self.head(self.next(self.act(self.gamma*self.conv(x)+self.beta)))
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (1, 8, 1, 1)])
+@pytest.mark.parametrize('act', [nn.ReLU(), nn.Identity()], ids=str)
+def test_factor_and_shift(act, shape):
+    model = Scaled(act, shape)
+    with torch.no_grad():
+        g, b = model.gamma.view(8), model.beta.view(8)
+        model.conv.weight[5] = .02*model.conv.weight[2]; g[5] = 2/.02*g[2]; b[5] = 2*b[2]
+    louder(model.next, 5)
+    out = check(model, images, 'conv', 5)
+    assert out.model.gamma.numel() == out.model.beta.numel() == 7 and isinstance(out.model.gamma, nn.Parameter)
+
+INDEXED = dict(none=lambda g: g[:, :, None, None], ellipsis=lambda g: g[..., None, None], unsqueeze=lambda g: g.unsqueeze(-1).unsqueeze(-1), view=lambda g: g.view(g.size(0), -1, 1, 1))
+
+class LinearGate(nn.Module):
+    "Squeeze-and-excitation with linear layers."
+    def __init__(self, form):
+        super().__init__()
+        self.conv, self.bn, self.form = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), form
+        self.squeeze, self.excite, self.project, self.head = nn.Linear(8, 4), nn.Linear(4, 8), nn.Conv2d(8, 6, 1), mean_head(6)
+    def forward(self, x):
+        x = F.relu(self.bn(self.conv(x)))
+        return self.head(self.project(x*self.form(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)[:, :, 0, 0]))).sigmoid())))
+
+@pytest.mark.parametrize('form', INDEXED)
+def test_gate_with_an_index(form):
+    model = roughen(LinearGate(INDEXED[form]))
+    repeat(model.conv, 6, 2, 2., model.bn)
+    with torch.no_grad(): model.excite.weight[6] = model.excite.weight[2]; model.excite.bias[6] = model.excite.bias[2]
+    louder(model.project, 6, 20)
+    out = check(model, images, 'conv', 6)
+    assert out.model.excite.out_features == out.model.squeeze.in_features == out.model.project.in_channels == 7
+
+class ChannelsLast(nn.Module):
+    "A convolution, linear layers on its permuted output, and back."
+    def __init__(self): super().__init__(); self.conv, self.up, self.down, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 12), nn.Linear(12, 5), mean_head(5)
+    def forward(self, x): return self.head(self.down(F.gelu(self.up(self.conv(x).permute(0, 2, 3, 1)))).permute(0, 3, 1, 2))
+
+def test_linear_layers_on_permuted_channels():
+    model = ChannelsLast()
+    combine(model.conv, 3, {0: .05, 4: -.07, 6: .06}); louder(model.up, 3, 100)
+    check(model, images, 'conv', 3)
+    model = ChannelsLast()
+    with torch.no_grad(): model.up.weight[4] *= .1; model.up.weight[9] = model.up.weight[4]; model.up.bias[9] = model.up.bias[4]; model.down.weight[:, 9] *= 50
+    with torch.no_grad(): y = model(images)
+    out = compress(model, images, layer_ratios={'up': 1/12}, recipe='paper')
+    assert 9 not in out.kept['up']
+    with torch.no_grad(): assert relative(out.model(images), y) <= LIMIT
+
+class SumOfTheSame(nn.Module):
+    "A tensor plus its own depthwise convolution: the channels are the same, and nothing is tied."
+    def __init__(self): super().__init__(); self.conv, self.dw, self.next, self.head = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.Conv2d(8, 6, 1), mean_head(6)
+    def forward(self, x): x = F.relu(self.conv(x)); return self.head(self.next(x+self.dw(x)))
+
+def test_sum_of_the_same_channels():
+    model = SumOfTheSame()
+    with torch.no_grad(): model.conv.weight[5] = .05*model.conv.weight[2]; model.dw.weight[5] = model.dw.weight[2]
+    louder(model.next, 5, 300)
+    check(model, images, 'conv', 5)
+
+def test_torchvision_mbconv():
+    "EfficientNet's block: SiLU and a gate, so the planted channel is a duplicate in all its parts."
+    from functools import partial
+    from torchvision.models.efficientnet import MBConv, MBConvConfig
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3), MBConv(MBConvConfig(2, 3, 1, 8, 8, 1, 1., 1.), 0., partial(nn.BatchNorm2d, eps=1e-3)), mean_head(8)))
+    expand, depth, se, project = model[1].block
+    plant_depthwise(expand[0], expand[1], depth[0], depth[1], 8, 3, 1., 1.)
+    with torch.no_grad(): se.fc2.weight[8] = se.fc2.weight[3]; se.fc2.bias[8] = se.fc2.bias[3]
+    louder(project[0], 8, 20)
+    check(model, images, '1.block.0.0', 8)
+
+def test_torchvision_inception_module():
+    from torchvision.models.googlenet import Inception
+    model = roughen(nn.Sequential(nn.Conv2d(3, 6, 3), Inception(6, 5, 4, 6, 3, 5, 4), nn.Conv2d(5+6+5+4, 6, 1), mean_head(6)))
+    inner, outer = model[1].branch2[0], model[1].branch3[1] # in front of its branch's second convolution; at an offset behind the concatenation
+    repeat(inner.conv, 2, 0, 2., inner.bn); louder(model[1].branch2[1].conv, 2, 30)
+    check(model, images, '1.branch2.0.conv', 2)
+    repeat(outer.conv, 3, 1, 2., outer.bn); louder(model[2], 5+6+3, 30)
+    check(model, images, '1.branch3.1.conv', 3)
+
+
 # A whole network at once
 
 @pytest.mark.parametrize('build', [lambda: Residual(8, (10, 12)), lambda: nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), Bottleneck(24, 6), mean_head(24))], ids=['basic', 'bottleneck'])

@@ -15,7 +15,7 @@ TRAIN_SIZE = {'inception_v3': 299} # where an auxiliary head needs more than the
 FAMILIES = dict(
     alexnet=(['alexnet'], 64, 96), densenet=(['densenet121', 'densenet161', 'densenet169', 'densenet201'], 32, 64), convnext=(['convnext_tiny', 'convnext_small', 'convnext_base', 'convnext_large'], 32, 64),
     efficientnet=([f'efficientnet_b{i}' for i in range(8)], 32, 64), efficientnet_v2=(['efficientnet_v2_s', 'efficientnet_v2_m', 'efficientnet_v2_l'], 32, 64),
-    googlenet=(['googlenet'], 64, 96), inception=(['inception_v3'], 299, 320), mnasnet=(['mnasnet0_5', 'mnasnet0_75', 'mnasnet1_0', 'mnasnet1_3'], 32, 64),
+    googlenet=(['googlenet'], 64, 96), inception=(['inception_v3'], 96, 299), mnasnet=(['mnasnet0_5', 'mnasnet0_75', 'mnasnet1_0', 'mnasnet1_3'], 32, 64),
     mobilenet_v2=(['mobilenet_v2'], 32, 64), mobilenet_v3=(['mobilenet_v3_small', 'mobilenet_v3_large'], 32, 64),
     regnet_x=([f'regnet_x_{s}' for s in ('400mf', '800mf', '1_6gf', '3_2gf', '8gf', '16gf', '32gf')], 32, 64),
     regnet_y=([f'regnet_y_{s}' for s in ('400mf', '800mf', '1_6gf', '3_2gf', '8gf', '16gf', '32gf', '128gf')], 32, 64),
@@ -38,7 +38,7 @@ def cases():
         for i, n in enumerate(names):
             yield pytest.param(n, small, large, WIDE.get(n, ()), 'paper', id=n, marks=[pytest.mark.slow] if i or n in LARGE else [])
             if n in WIDE: yield pytest.param(n, small, large, (), 'paper', id=f'{n}-wide', marks=[pytest.mark.slow])
-            if not i: yield pytest.param(n, small, large, WIDE.get(n, ()), 'best', id=f'{n}-best', marks=[] if n in ('squeezenet1_1', 'resnet18') else [pytest.mark.slow])
+            if not i: yield pytest.param(n, small, large, WIDE.get(n, ()), 'best', id=f'{n}-best', marks=[] if n == 'squeezenet1_1' else [pytest.mark.slow])
 
 def test_the_list_is_complete():
     "A builder that a new torchvision brings is missed here."

@@ -118,7 +118,7 @@ def order_of(self:FieldJob, site):
     score = CRITERIA[self.recipe.criterion](self.mods[site.name].weight.detach())
     return (score.reshape(site.groups, -1).argsort(dim=1, descending=True, stable=True)+torch.arange(site.groups, device=score.device)[:, None]*(site.size//site.groups)).T.flatten()
 
-# %% ../nbs/27_best.ipynb #83534309
+# %% ../nbs/27_best.ipynb #94b6dca8
 @patch
 def curve(self:FieldJob, walk, n, m, f, site, u):
     "What removing a site's channels costs one consumer."
@@ -140,7 +140,7 @@ def curve(self:FieldJob, walk, n, m, f, site, u):
 def price(self:FieldJob, walk, n, m):
     "What a unit of error variance costs, per output: in the units of the norm behind it, over the scale of the stream it joins."
     user, scale = next(iter(n.users), None), torch.ones(len(m.weight), dtype=torch.float64, device=self.device)
-    norm = self.mods[user.target] if user is not None and walk.rule.get(user) is rules.norm and len(n.users) == 1 else None
+    norm = self.mods[rules.norm_name(user)] if user is not None and walk.rule.get(user) is rules.norm and len(n.users) == 1 else None
     if norm is None: return scale/walk.fields[n].var.double().sum().clamp(min=1e-20).sqrt()
     g2 = (scale if norm.weight is None else norm.weight.detach().double().square())/(norm.running_var.double()+norm.eps)
     return g2/self.stream(walk, n, user, norm)
@@ -219,7 +219,7 @@ def round_in(self:FieldJob, name, x, bits):
     with torch.no_grad(): m.weight.copy_(q.dequantize())
     self.codes[name] = q
 
-# %% ../nbs/27_best.ipynb #290d9712
+# %% ../nbs/27_best.ipynb #b822ceca
 @patch
 def settle(self:FieldJob, n, m, rows, old, new, total):
     "What changed in a layer's outputs: taken up by the norms behind it, or else by its own scale and bias."
@@ -249,8 +249,9 @@ def carry(self:FieldJob, n, rule, m):
     "Hands changes of statistics on to where they are taken up."
     ins = [a for a in n.all_input_nodes if a.meta.get('tensor')]
     if rule is rules.norm and ins[0] in self.drift:
-        dm, dv, v = self.drift[ins[0]]
-        self.norms[n.target] = reestimate(m.running_mean, m.running_var, (0*dm, v), (dm, v+dv))
+        (dm, dv, v), name = self.drift[ins[0]], rules.norm_name(n)
+        m = self.mods[name]
+        self.norms[name] = reestimate(m.running_mean, m.running_var, (0*dm, v), (dm, v+dv))
     elif rule in PASSING and any(a in self.drift for a in ins):
         f, zero = self.walk.fields[n], lambda a: [torch.zeros(a.meta['shape'][1], dtype=torch.float64, device=self.device)]*3
         parts = [self.drift.get(a) or zero(a) for a in ins]

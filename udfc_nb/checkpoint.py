@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSION', 'MAX_BITS', 'CHUNK', 'encode', 'decode', 'contents', 'write_atomic', 'read_file', 'load', 'itemise']
 
-# %% ../nbs/40_checkpoint.ipynb #b8afa2b0
+# %% ../nbs/40_checkpoint.ipynb #1516c016
 import copy, hashlib, json, os, tempfile, zlib
 from pathlib import Path
 import torch, torch.nn as nn
@@ -17,7 +17,7 @@ from .quantizer import pack, unpack, Quantized
 from .trace import CONVS, NORMS
 from .compress import Compressed
 
-# %% ../nbs/40_checkpoint.ipynb #1320f269
+# %% ../nbs/40_checkpoint.ipynb #bcf08fa8
 VERSION = 1
 MAX_BITS = 16 # wider codes are stored as the floats that they stand for
 CHUNK = 1 << 20 # codes packed at a time
@@ -35,7 +35,7 @@ def encode(
     if entropy and q.bits <= 8: packed = torch.frombuffer(bytearray(zlib.compress(flat.to(torch.uint8).numpy().tobytes(), 9)), dtype=torch.uint8)
     return packed, dict(bits=q.bits, shape=list(q.codes.shape), low=low, deflated=bool(entropy and q.bits <= 8))
 
-# %% ../nbs/40_checkpoint.ipynb #60a5e2ec
+# %% ../nbs/40_checkpoint.ipynb #bd4fbe9f
 def decode(
     packed:torch.Tensor, # uint8
     info:dict, # the description
@@ -53,7 +53,7 @@ def decode(
         flat = torch.cat([unpack(p, bits, min(CHUNK, n-i*CHUNK)).to(torch.int32) for i, p in enumerate(packed.split(CHUNK*bits//8))]) if n else torch.zeros(0, dtype=torch.int32)
     return flat.reshape(info['shape'])+info['low']
 
-# %% ../nbs/40_checkpoint.ipynb #f1137123
+# %% ../nbs/40_checkpoint.ipynb #da64e45c
 def _checksum(tensors, text):
     "SHA-256 over the description and every tensor's name, type, shape and bytes."
     h = hashlib.sha256(text.encode())
@@ -62,7 +62,7 @@ def _checksum(tensors, text):
         h.update(f'{n}|{t.dtype}|{list(t.shape)}|'.encode()); h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
-# %% ../nbs/40_checkpoint.ipynb #49fa46f3
+# %% ../nbs/40_checkpoint.ipynb #f1e50e04
 def _check_current(name, q, weight):
     "Refuses codes that are no longer the weights."
     if not torch.equal(q.dequantize().to(weight.dtype).reshape(weight.shape), weight.detach().cpu()):
@@ -88,7 +88,7 @@ def contents(
     tensors |= {n: (t.to(dtype) if t.dtype == torch.float32 else t).clone().contiguous() for n, t in rest.items()}
     return tensors, json.dumps(coded, separators=(',', ':'))
 
-# %% ../nbs/40_checkpoint.ipynb #006881cd
+# %% ../nbs/40_checkpoint.ipynb #c366cbdd
 def write_atomic(
     path, # where to
     data:bytes,
@@ -116,7 +116,7 @@ def save(self:Compressed,
     write_atomic(path, data)
     return len(data)
 
-# %% ../nbs/40_checkpoint.ipynb #9e7f7b5f
+# %% ../nbs/40_checkpoint.ipynb #39fbd49b
 def _fail(path, why, hint='the file is damaged, or not one that this package wrote'): raise FileError(why, layer=str(path), hint=hint)
 
 def _read(path):
@@ -134,7 +134,7 @@ def _check_coded(info):
         and isinstance(info['shape'], list) and all(_whole(s, 0, 2**31) for s in info['shape']) and isinstance(info['deflated'], bool)
         and isinstance(info['zero'], list) and all(type(z) is float for z in info['zero']))
 
-# %% ../nbs/40_checkpoint.ipynb #ae6ea5cb
+# %% ../nbs/40_checkpoint.ipynb #cc2fdcbe
 def read_file(
     path, # a file that `save` wrote
 )->tuple: # (tensors, description, metadata)
@@ -151,7 +151,7 @@ def read_file(
         if not _check_coded(c) or not {f'{n}.weight.codes', f'{n}.weight.scale'} <= set(tensors): _fail(path, f'the description of {n} is not valid')
     return tensors, info, meta
 
-# %% ../nbs/40_checkpoint.ipynb #885803b1
+# %% ../nbs/40_checkpoint.ipynb #d1918f65
 def _weights(tensors, info, path):
     "The state dict that a file stands for."
     state = {n: t for n, t in tensors.items() if not n.endswith(('.weight.codes', '.weight.scale'))}
@@ -171,8 +171,9 @@ def _resize(m):
     elif isinstance(m, CONVS) and m.groups > 1 and m.groups == m.in_channels == m.out_channels: m.in_channels = m.out_channels = m.groups = len(m.weight)
     elif isinstance(m, CONVS): m.out_channels, m.in_channels = len(m.weight), m.weight.shape[1]*m.groups
     elif isinstance(m, NORMS) and m.running_mean is not None: m.num_features = len(m.running_mean)
+    elif isinstance(m, nn.PReLU): m.num_parameters = len(m.weight)
 
-# %% ../nbs/40_checkpoint.ipynb #4a92eeeb
+# %% ../nbs/40_checkpoint.ipynb #a66bcd22
 def _fits(old, new):
     "May a tensor of the file stand in the architecture's place?"
     return new.dim() == old.dim() and all(a <= b for a, b in zip(new.shape, old.shape)) and new.is_floating_point() == old.is_floating_point()
@@ -198,7 +199,7 @@ def load(
     for m in mods.values(): _resize(m)
     return net
 
-# %% ../nbs/40_checkpoint.ipynb #2ded2943
+# %% ../nbs/40_checkpoint.ipynb #bea65c9e
 def itemise(
     path, # a packed file
 )->dict: # part → bytes

@@ -7,8 +7,9 @@ __all__ = ['COMMANDS', 'CommandError', 'build_network', 'read_weights', 'load_we
            'write_report', 'shape', 'add_network_arguments', 'read_network', 'info_rows', 'info_text', 'run_info',
            'info_parser', 'run_compress', 'compress_parser', 'run_demo', 'demo_parser', 'make_parser', 'main']
 
-# %% ../nbs/52_cli.ipynb #4c303243
+# %% ../nbs/52_cli.ipynb #b377fba2
 import argparse, difflib, importlib, io, os, pickle, sys, time, traceback
+from collections import Counter
 from pathlib import Path
 import safetensors.torch, torch
 from torch import nn
@@ -18,14 +19,14 @@ from .checkpoint import load, write_atomic
 from .compress import compress
 from .demo import demo_csv, demo_figure, demo_rows, demo_table, text_table
 from .errors import ExampleInputError, FileError, UDFCError
-from .graph import find_sites
+from .graph import find_sites, verdict
 from .recipe import RECIPES, get_recipe, recipe_from_json
 from .report import count
 
-# %% ../nbs/52_cli.ipynb #2c5abc32
+# %% ../nbs/52_cli.ipynb #95c0a799
 class CommandError(UDFCError, ValueError): "A command line that cannot be carried out."
 
-# %% ../nbs/52_cli.ipynb #0334f050
+# %% ../nbs/52_cli.ipynb #dd65c760
 def _from_module(spec):
     "The network that `package.module:function` builds."
     module, _, name = spec.partition(':')
@@ -39,7 +40,7 @@ def _from_module(spec):
         raise CommandError(f'the network cannot be built: {type(e).__name__}: {e}\n  at {at.filename}:{at.lineno}', layer=spec,
             hint='name a function that takes no arguments and returns the network, as package.module:function') from e
 
-# %% ../nbs/52_cli.ipynb #91744313
+# %% ../nbs/52_cli.ipynb #8edc90f1
 def _from_torchvision(
     name, # e.g. 'resnet18'
     pretrained=False, # fetch torchvision's best weights
@@ -60,7 +61,7 @@ def _from_torchvision(
         raise CommandError(f'torchvision cannot build it: {e}', layer=name,
             hint='--pretrained needs the internet; a checkpoint that you have goes into --weights' if pretrained else None) from e
 
-# %% ../nbs/52_cli.ipynb #161f1d6b
+# %% ../nbs/52_cli.ipynb #2de15133
 def build_network(
     spec:str, # torchvision name, or package.module:function
     pretrained:bool=False, num_classes:int=None, # for torchvision's
@@ -73,7 +74,7 @@ def build_network(
     if not isinstance(net, nn.Module): raise CommandError(f'a {type(net).__name__} came back, not an nn.Module', layer=spec)
     return net.eval()
 
-# %% ../nbs/52_cli.ipynb #b54f5753
+# %% ../nbs/52_cli.ipynb #06f1786d
 _NESTED = 'state_dict', 'model_state_dict', 'model', 'net', 'weights'
 _PREFIXES = 'module.', '_orig_mod.'
 
@@ -90,7 +91,7 @@ def _plain(state):
         if all(k.startswith(p) for k in state): state = {k.removeprefix(p): v for k, v in state.items()}
     return state
 
-# %% ../nbs/52_cli.ipynb #a26e18f3
+# %% ../nbs/52_cli.ipynb #5c94f63a
 def read_weights(
     path, # .safetensors, or a checkpoint that torch.load reads with weights_only=True
 )->dict: # name → tensor
@@ -108,7 +109,7 @@ def read_weights(
     if state is None: raise FileError(f'{path} holds no weights', hint='save model.state_dict()')
     return _plain(state)
 
-# %% ../nbs/52_cli.ipynb #0f6765b6
+# %% ../nbs/52_cli.ipynb #02699e95
 def load_weights_(
     net:nn.Module, # is changed
     path, # see `read_weights`
@@ -123,7 +124,7 @@ def load_weights_(
         raise FileError(f"{path} does not fit the network: {'; '.join(parts)}", hint='build the network that these weights were trained in')
     net.load_state_dict(state, strict=False)
 
-# %% ../nbs/52_cli.ipynb #918c1452
+# %% ../nbs/52_cli.ipynb #ae17097c
 def write_file(
     path, # where; its folder must exist
     data, # bytes or text
@@ -132,7 +133,7 @@ def write_file(
     try: write_atomic(path, data.encode() if isinstance(data, str) else data)
     except OSError as e: raise FileError(f'{path} cannot be written: {e.strerror}', hint='choose another folder') from e
 
-# %% ../nbs/52_cli.ipynb #30bf1f54
+# %% ../nbs/52_cli.ipynb #8cd60528
 def check_output(
     path, # of a file to be written, or None
     endings:tuple, # that it may have
@@ -145,7 +146,7 @@ def check_output(
     if path.is_dir(): raise CommandError(f'{path} is a folder', layer=option, hint='name a file in it')
     if not os.access(path.parent, os.W_OK): raise CommandError(f'the folder {path.parent} does not exist or cannot be written to', layer=option, hint='make it first')
 
-# %% ../nbs/52_cli.ipynb #373c0c6f
+# %% ../nbs/52_cli.ipynb #c1b427bd
 _REPORTS = {'.csv': 'to_csv', '.json': 'to_json', '.md': 'to_markdown'}
 
 def write_report(
@@ -156,7 +157,7 @@ def write_report(
     text = getattr(report, _REPORTS[Path(path).suffix])()
     write_file(path, text if text.endswith('\n') else text+'\n')
 
-# %% ../nbs/52_cli.ipynb #1047c00b
+# %% ../nbs/52_cli.ipynb #bb068973
 def shape(
     text:str, # '1,3,224,224'
 )->tuple:
@@ -174,7 +175,7 @@ def _assignment(text):
 
 def _whole(x): return int(x) if x is not None and x == int(x) else x
 
-# %% ../nbs/52_cli.ipynb #ca5c8c48
+# %% ../nbs/52_cli.ipynb #9585565d
 def add_network_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
@@ -187,7 +188,7 @@ def add_network_arguments(
     p.add_argument('--ignore', action='append', default=[], metavar='LAYER', help='a layer, or a module that holds layers, to leave as it is; may be repeated')
     p.add_argument('--device', default='cpu', help='where to compute: cpu (default), cuda, ...')
 
-# %% ../nbs/52_cli.ipynb #4e123abd
+# %% ../nbs/52_cli.ipynb #520592b3
 def _device(name):
     "The device of that name, if it is there."
     try: device = torch.empty(0, device=name).device
@@ -204,33 +205,36 @@ def read_network(
     inputs = tuple(torch.zeros(s, device=device) for s in args.input_shape or [(1, 3, 224, 224)])
     return net.to(device), inputs, device
 
-# %% ../nbs/52_cli.ipynb #29472e50
+# %% ../nbs/52_cli.ipynb #280afdef
 def info_rows(
     model:nn.Module, # in eval mode; is not changed
     example_inputs, # what its forward takes
     ignored_layers:tuple=(), # names to leave alone
-)->list[dict]: # layer, kind, channels, consumers, reason, params, macs
+)->list[dict]: # layer, kind, channels, consumers, reason, verdict, params, macs
     "Every layer with its channels; raises what `find_sites` raises."
     graph, mods = find_sites(model, example_inputs, ignored_layers), dict(model.named_modules())
     readers = {s.name: list(dict.fromkeys(u.module for u in s.consumers)) for s in graph.sites}
-    return [dict(layer=n, kind=type(mods[n]).__name__, channels=mods[n].weight.shape[0], consumers=readers.get(n, []), reason=graph.reasons[n], **c)
-            for n, c in count(model, example_inputs).items()]
+    return [dict(layer=n, kind=type(mods[n]).__name__, channels=mods[n].weight.shape[0], consumers=readers.get(n, []), reason=graph.reasons[n],
+                 verdict=verdict(graph, n), **c) for n, c in count(model, example_inputs).items()]
 
-# %% ../nbs/52_cli.ipynb #e7a5bf63
+# %% ../nbs/52_cli.ipynb #73e3fc85
 def info_text(
     rows:list[dict], # from `info_rows`
     params:int, # of the whole network
 )->str:
     "The rows and their totals for a terminal."
-    body = [[r['layer'], ', '.join(r['consumers']) or '-', 'prunable' if r['reason'] == PRUNED else f"kept: {r['reason'].removeprefix('kept: ')}",
-             r['kind'], r['channels'], r['params'], r['macs']] for r in rows]
-    table = text_table(['layer', 'read by', 'pruning', 'kind', 'channels', 'parameters', 'MACs'], body, left=4)
-    sites = [r for r in rows if r['reason'] == PRUNED]
-    total, prunable = (sum(r['channels'] for r in o) for o in (rows, sites))
-    return (f'{table}\n{len(rows)} layers, {len(sites)} of them sites, at which {prunable:,} of {total:,} channels may go; '
+    body = [[r['layer'], r['verdict'], _readers(r['consumers']), r['kind'], r['channels'], r['params'], r['macs']] for r in rows]
+    table = text_table(['layer', 'pruning', 'read by', 'kind', 'channels', 'parameters', 'MACs'], body, left=4)
+    sites, along = [r for r in rows if r['consumers']], [r for r in rows if r['reason'] == PRUNED and not r['consumers']]
+    kept = Counter(r['reason'] for r in rows if r['reason'] != PRUNED)
+    return (f'{table}\n{len(rows)} layers: {len(sites)} of them sites, with {sum(r["channels"] for r in sites):,} channels that can be pruned; {len(along)} that go with a site; '
+            f'{sum(kept.values())} that keep their channels ({", ".join(f"{r} {n}" for r, n in kept.most_common())})\n'
             f'{params:,} parameters, {sum(r["macs"] for r in rows):,} MACs for one input')
 
-# %% ../nbs/52_cli.ipynb #704f9f9c
+def _readers(names, shown=3):
+    return ', '.join(names[:shown])+(f' and {len(names)-shown} more' if len(names) > shown else '') or '-'
+
+# %% ../nbs/52_cli.ipynb #fee2d450
 def run_info(args):
     "Carry out `udfc info`."
     net, inputs, _ = read_network(args)
@@ -243,14 +247,14 @@ def info_parser(commands):
     add_network_arguments(p)
     p.set_defaults(run=run_info)
 
-# %% ../nbs/52_cli.ipynb #02a8bf62
+# %% ../nbs/52_cli.ipynb #a0180649
 def _recipe(name):
     "A recipe by name, or from a JSON file that `Recipe.to_json` wrote."
     if not name.endswith('.json'): return get_recipe(name)
     try: return recipe_from_json(Path(name).read_text())
     except (OSError, UnicodeDecodeError, TypeError) as e: raise FileError(f'{name} holds no recipe: {e}', hint='write one with Recipe.to_json') from e
 
-# %% ../nbs/52_cli.ipynb #ce9e4043
+# %% ../nbs/52_cli.ipynb #22320b05
 def run_compress(args):
     "Carry out `udfc compress`."
     check_output(args.output, ('.safetensors',), '--output'); check_output(args.report, tuple(_REPORTS), '--report')
@@ -270,7 +274,7 @@ def run_compress(args):
     if args.output: print(f'read it with udfc_nb.load({args.output!r}, network), where network is the one that was compressed')
     else: print('no --output was given: the compressed network is not kept')
 
-# %% ../nbs/52_cli.ipynb #53d59801
+# %% ../nbs/52_cli.ipynb #3baba4e3
 def compress_parser(commands):
     "Declare `udfc compress`."
     p = commands.add_parser('compress', help='prune and quantize a network without data',
@@ -286,7 +290,7 @@ def compress_parser(commands):
     p.add_argument('--quiet', action='store_true', help='no progress bar and no table')
     p.set_defaults(run=run_compress)
 
-# %% ../nbs/52_cli.ipynb #ed143dbd
+# %% ../nbs/52_cli.ipynb #be578f16
 def run_demo(args):
     "Carry out `udfc demo`."
     start, folder = time.perf_counter(), Path(args.output)
@@ -308,7 +312,7 @@ def demo_parser(commands):
     p.add_argument('--quiet', action='store_true', help='no progress bar')
     p.set_defaults(run=run_demo)
 
-# %% ../nbs/52_cli.ipynb #892b5854
+# %% ../nbs/52_cli.ipynb #5456d6a6
 COMMANDS = demo_parser, compress_parser, info_parser
 
 def make_parser()->argparse.ArgumentParser:
@@ -319,7 +323,7 @@ def make_parser()->argparse.ArgumentParser:
     for declare in COMMANDS: declare(commands)
     return p
 
-# %% ../nbs/52_cli.ipynb #137aa48b
+# %% ../nbs/52_cli.ipynb #15477b64
 def main(
     argv:list[str]=None, # without the program's name; None: the process's own
 )->int: # exit code: 0, 2 for bad input, 130 when interrupted
@@ -335,5 +339,5 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
-# %% ../nbs/52_cli.ipynb #11a83310
+# %% ../nbs/52_cli.ipynb #87324dd9
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JOBS', 'unwrap', 'check_finite', 'WorkingCopy', 'floating', 'fresh_norms', 'Job']
 
-# %% ../nbs/16_job.ipynb #fb718e30
+# %% ../nbs/16_job.ipynb #364c0821
 import copy
 import torch, torch.nn as nn
 from torch import fx
@@ -15,9 +15,9 @@ from .quantizer import GRIDS
 from .assumption import CRITERIA, check_ratio, n_kept, split_channels
 from .error import pruning_error
 from .solution import solve_scale
-from .paths import from_filters, through_norm, through_depthwise, through_gate, through_sum
+from .paths import from_filters, through_norm, through_depthwise, through_gate, through_slopes, through_sum, Vectors
 from .graph import find_sites, call_order
-from .surgery import matrix, norm_affine, keep_rows, keep_columns, keep_depthwise, keep_norm, merge_into, scale_into, kept_entries
+from .surgery import matrix, norm_affine, keep_rows, keep_columns, keep_depthwise, keep_norm, keep_entries, merge_into, scale_into, kept_entries
 from .recipe import Channels, PROJECTIONS
 
 # %% ../nbs/16_job.ipynb #04d21344
@@ -74,7 +74,7 @@ def fresh_norms(
     stats = lambda m: (getattr(m, 'running_mean', None), getattr(m, 'running_var', None))
     return [n for n, m in net.named_modules() if None not in stats(m) and not stats(m)[0].any() and (stats(m)[1] == 1).all()]
 
-# %% ../nbs/16_job.ipynb #81877553
+# %% ../nbs/16_job.ipynb #67c144f1
 class Job:
     "One run of a recipe on a working copy."
     def __init__(self,
@@ -90,17 +90,25 @@ class Job:
         fresh = fresh_norms(net) # notes are for the report
         self.notes = [f'note: {len(fresh)} norms, the first is {fresh[0]!r}, have the running statistics of a fresh network; what stands on them is worth no more'] if fresh else []
         self.kept, self.codes, self.errors = {}, {}, {} # per layer: (K, P), `Quantized`, share of energy lost
+        self.starts = {} # layer → its filters' `Vectors`, for as long as one site is looked at
     def tick(self, layer=''): self.progress(self.done, self.total, layer); self.done += 1
 
 @patch
 def vectors(self:Job, layer, path):
     "A layer's output channels, behind the steps of `path`."
     m = self.mods[layer]
-    v = from_filters(m.weight, m.bias, getattr(m, 'groups', 1))
+    if layer not in self.starts: self.starts[layer] = from_filters(m.weight, m.bias, getattr(m, 'groups', 1))
+    v = self.starts[layer]
     for s in path: v = self.through(v, s)
     return v
 
-# %% ../nbs/16_job.ipynb #2ca2e6e7
+@patch
+def tensor(self:Job, name):
+    "A parameter or buffer by its name, as a vector."
+    owner, _, field = name.rpartition('.')
+    return getattr(self.mods[owner], field).detach().flatten()
+
+# %% ../nbs/16_job.ipynb #bfe08214
 @patch
 def through(self:Job, v, s):
     "The channels behind one step."
@@ -108,6 +116,10 @@ def through(self:Job, v, s):
     if s.kind == 'norm': return through_norm(v, *norm_affine(m, s.offset, len(v.b)))
     if s.kind == 'depthwise': return through_depthwise(v, m.weight[cut], None if m.bias is None else m.bias[cut])
     if s.kind == 'sum': return through_sum(v, self.vectors(self.origin(s.other[0]), s.other[1]))
+    if s.kind in ('slopes', 'scale', 'shift'):
+        p = self.tensor(s.module)
+        p = p[cut] if len(p) > 1 else p.expand(len(v.b))
+        return through_slopes(v, p) if s.kind == 'slopes' else through_norm(v, p, 0*p) if s.kind == 'scale' else through_norm(v, 0*p+1, p)
     return through_gate(v, *self.gate(*s.other)) if s.kind == 'gate' else v
 
 @patch
@@ -147,7 +159,7 @@ def select(
         n = site.groups*n_kept(site.size//site.groups, check_ratio(layer_ratios.get(name, ratio), name))
         if n < site.size: self.kept[name] = split_channels(score(self.mods[name].weight.detach()), n, site.groups)
 
-# %% ../nbs/16_job.ipynb #c7eeae55
+# %% ../nbs/16_job.ipynb #3ce5d8fa
 @patch
 def channels(self:Job, site, path):
     "What a projection sees of a site along a path."
@@ -163,6 +175,7 @@ def channels(self:Job, site, path):
 def prune(self:Job, name):
     "Hands the pruned channels' load to the kept ones, in every consumer."
     site, (kept, pruned), lost, total = self.sites[name], self.kept[name], 0., 0.
+    self.starts.clear() # weights have changed since the site before
     for path in dict.fromkeys(u.path for u in site.consumers):
         ch = self.channels(site, path)
         T = PROJECTIONS[self.recipe.projection](ch, kept, pruned, self.recipe)
@@ -172,7 +185,7 @@ def prune(self:Job, name):
         lost, total = lost+pruning_error(G, T, kept, pruned).sum().item(), total+G.diagonal()[pruned].sum().item()
     self.errors[name] = lost/total if total > 0 else 0.
 
-# %% ../nbs/16_job.ipynb #915632e9
+# %% ../nbs/16_job.ipynb #f46b95b9
 @patch
 def uses(self:Job):
     "Module → role → (use, kept, channels) of every pruned space."
@@ -183,7 +196,10 @@ def uses(self:Job):
 
 @patch
 def cut(self:Job, name, roles):
-    "Slices one module to what is kept of it."
+    "Slices one module, or one parameter, to what is kept of it."
+    if 'entries' in roles:
+        (owner, _, field), r = name.rpartition('.'), roles['entries']
+        return keep_entries(self.mods[owner], field, kept_entries(r, len(self.tensor(name)), r[0][1].device))
     m = self.mods[name]
     total = dict(norm=lambda: len(m.running_mean), depthwise=lambda: m.out_channels, out=lambda: len(m.weight),
         **{'in': lambda: m.in_features if isinstance(m, nn.Linear) else m.in_channels})

@@ -20,15 +20,15 @@ def pinv_psd(
     present = (e > rcond*e[-1]) & (e > 0)
     return (U*torch.where(present, 1/torch.where(present, e, 1.), 0.))@U.T
 
-# %% ../nbs/05_solution.ipynb #91fce47d
-def _inverse_factor(A, rcond):
-    "L⁻¹ of A = LLᵀ if every eigenvalue of A is certain to lie above the cut-off, else None."
+# %% ../nbs/05_solution.ipynb #ee9f88fb
+def _inverse(A, rcond):
+    "A⁻¹ if every eigenvalue of A is certain to lie above the cut-off, else None."
     L, info = torch.linalg.cholesky_ex(A)
     if info != 0: return None
-    inv = torch.linalg.solve_triangular(L, torch.eye(len(A), dtype=A.dtype, device=A.device), upper=False)
-    return inv if 1 > rcond*A.trace()*inv.pow(2).sum() else None
+    inv = torch.cholesky_inverse(L)
+    return inv if 1 > rcond*A.norm()*inv.norm() else None
 
-# %% ../nbs/05_solution.ipynb #7f96bda1
+# %% ../nbs/05_solution.ipynb #706f36a6
 def project(
     G:torch.Tensor, # Gram matrix of all channels, (C, C)
     kept:torch.Tensor, # K, indices
@@ -42,8 +42,8 @@ def project(
         run = torch.arange(len(G), device=G.device)//(len(G)//groups)
         G = torch.where(run[:, None] == run, G, 0.)
     KK, KP = G[kept][:, kept], G[kept][:, pruned]
-    inv = _inverse_factor(KK, rcond)
-    return ((pinv_psd(KK, rcond) if inv is None else inv.T@inv)@KP).T
+    inv = _inverse(KK, rcond)
+    return ((pinv_psd(KK, rcond) if inv is None else inv)@KP).T
 
 # %% ../nbs/05_solution.ipynb #e3cf443f
 def copies(

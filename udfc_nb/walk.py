@@ -103,7 +103,7 @@ def white_field(channels, size, like=None):
     device = like.device if like is not None else None
     return Field(torch.zeros(channels, device=device), torch.eye(channels, device=device)[None, None], tuple(size))
 
-# %% ../nbs/23_walk.ipynb #5e3c51d0
+# %% ../nbs/23_walk.ipynb #0529a5a6
 from fastcore.basics import patch
 
 @patch
@@ -117,7 +117,7 @@ def steps(self:Walk):
     last = {a: n for n in self.gm.graph.nodes for a in n.all_input_nodes}
     for n in self.gm.graph.nodes:
         m = self.mods.get(n.target) if n.op == 'call_module' else None
-        src = self.fields.get(n.all_input_nodes[0]) if n.all_input_nodes else None
+        src = next((self.fields[a] for a in n.all_input_nodes if self.fields.get(a) is not None), None)
         with torch.no_grad(): self.fields[n] = self.tie(n, self.visit(n, m, src))
         yield n, self.rule.get(n), m, src
         for a in [a for a in self.fields if last.get(a) is n]: del self.fields[a]
@@ -156,7 +156,7 @@ def guess(self:Walk, n, why):
     device = next((f.cov for f in self.fields.values() if f is not None), None)
     return white_field(n.meta['shape'][1], _size(n.meta['shape']), device)
 
-# %% ../nbs/23_walk.ipynb #0486f11c
+# %% ../nbs/23_walk.ipynb #a6770ad2
 FIELD_RULES = {} # rule of `udfc_nb.channels` → what it does to a field
 
 def field_rule(*keys):
@@ -181,10 +181,11 @@ def _normed(walk, n):
 
 @field_rule(rules.norm)
 def _norm(walk, n, m, f):
+    m = walk.mods[rules.norm_name(n)]
     one = torch.ones_like(m.running_var)
     return norm_field(f, one if m.weight is None else m.weight.detach(), 0*one if m.bias is None else m.bias.detach(), m.running_var, m.eps)
 
-# %% ../nbs/23_walk.ipynb #db35d7fb
+# %% ../nbs/23_walk.ipynb #dbb47d41
 CLOSED_FORM = {'relu': 'relu', 'relu_': 'relu', 'relu6': 'relu6', 'ReLU': 'relu', 'ReLU6': 'relu6'}
 
 @field_rule(rules.elementwise)
@@ -203,13 +204,26 @@ def recorded(
     args = [x if isinstance(a, fx.Node) else a for a in n.args]
     return getattr(x, n.target)(*args[1:], **n.kwargs) if n.op == 'call_method' else n.target(*args, **n.kwargs)
 
-@field_rule(rules.same, rules.reshape, rules.mixes)
+@field_rule(rules.prelu)
+def _prelu(walk, n, m, f):
+    a = m.weight.detach().to(f.mean.dtype)
+    return activate_field(f, lambda x: torch.where(x > 0, x, x*(a if len(a) == 1 else a.reshape(-1, *[1]*(x.dim()-1)))))
+
+def _fixed(walk, n, f):
+    "The parameter that a sum or product reads, as a vector over the channels; None if there is none."
+    p = rules._parameter(n)
+    if p is None: return None
+    owner, _, name = p.target.rpartition('.')
+    return getattr(walk.mods[owner], name).detach().flatten().to(f.mean.dtype).expand(f.channels)
+
+@field_rule(rules.same, rules.reshape, rules.mixes, rules.per_image)
 def _same(walk, n, m, f): return f
 
 @field_rule(rules.add, rules.cat)
 def _join(walk, n, m, f):
     parts = [walk.fields.get(a) for a in _tensors(n)]
     if len(parts) == 1: return _elementwise(walk, n, m, f)
+    if (p := _fixed(walk, n, f)) is not None: return affine_field(f, torch.ones_like(p), p)
     if any(p is None for p in parts): return None
     for p in parts[1:]: f = (add_field if walk.rule[n] is rules.add else cat_field)(f, p, walk.roots[n])
     return shrink_field(f, *walk.near(f.channels))
@@ -217,12 +231,13 @@ def _join(walk, n, m, f):
 @field_rule(rules.multiply)
 def _multiply(walk, n, m, f):
     "A gate is taken as the constant that it is on the average."
+    if (p := _fixed(walk, n, f)) is not None: return affine_field(f, p, torch.zeros_like(p))
     parts = sorted((walk.fields.get(a) for a in _tensors(n)), key=lambda p: -math.prod(p.size) if p else 0)
     if len(parts) == 1: return _elementwise(walk, n, m, f)
     walk.fallbacks.append((n.name, 'a gate is taken as its mean'))
     return None if None in parts else scaled(parts[0], parts[1].mean, parts[0].mean*parts[1].mean)
 
-# %% ../nbs/23_walk.ipynb #bd4f5d8a
+# %% ../nbs/23_walk.ipynb #3ca90297
 def _window(n, m):
     "The window of a pooling module or function."
     get = (lambda k, i, d: getattr(m, k, d)) if m is not None else (lambda k, i, d: n.kwargs.get(k, n.args[i] if len(n.args) > i else d))
@@ -242,6 +257,8 @@ def _spatial(walk, n, m, f):
 
 @field_rule(rules.getitem)
 def _getitem(walk, n, m, f):
+    index = n.args[1] if isinstance(n.args[1], tuple) else (n.args[1],)
+    if all(i is None or i is Ellipsis or i == 0 and type(i) is int or i == slice(None) for i in index): return f # only axes of length 1 come or go
     steps = [s.step or 1 for s in n.args[1][2:]] if isinstance(n.args[1], tuple) and len(n.args[1]) == 4 else None
     return subsample(f, tuple(steps)) if steps and all(s.start is None and s.stop is None for s in n.args[1][2:]) else None
 
