@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSING', 'Sizes', 'FieldJob', 'reads', 'site_curves', 'WhiteJob']
 
-# %% ../nbs/27_best.ipynb #763054a5
+# %% ../nbs/27_best.ipynb #0314ad66
 import torch, torch.nn as nn
 from fastcore.basics import patch
 from . import channels as rules
@@ -21,7 +21,7 @@ from .solution import copies
 from .refit import MAX_PATCH, Patch, refit, reestimate, repair_scale
 from .rounding import ROUNDINGS
 
-# %% ../nbs/27_best.ipynb #bfb97041
+# %% ../nbs/27_best.ipynb #49104d95
 class Sizes:
     "Parameters or MACs of a network as a function of the channels that its sites keep."
     def __init__(self, job, macs=None):
@@ -38,7 +38,7 @@ class Sizes:
         return sum(v*self.share(n, 'out', less)*self.share(n, 'in', less)*self.share(n, 'depthwise', less) for n, v in self.per.items())
     def gain(self, site, step): return self({})-self({site: step})
 
-# %% ../nbs/27_best.ipynb #3ae95e72
+# %% ../nbs/27_best.ipynb #373041ac
 class FieldJob(Job):
     "A run in the activation metric."
     walks, most = Walk, MAX_PATCH # the kind of walk, and the patch entries up to which taps are taken together
@@ -70,7 +70,7 @@ def plain(self:FieldJob, name, bits):
     self.cut(name, self.pending.pop(name, {}))
     if bits is not None: self.round(name, bits)
 
-# %% ../nbs/27_best.ipynb #dda462e5
+# %% ../nbs/27_best.ipynb #fa78f868
 @patch
 def select(self:FieldJob, ratio, layer_ratios, macs=None):
     "Which channels every site keeps: as many as the budget allots, the best by the criterion."
@@ -118,7 +118,7 @@ def order_of(self:FieldJob, site):
     score = CRITERIA[self.recipe.criterion](self.mods[site.name].weight.detach())
     return (score.reshape(site.groups, -1).argsort(dim=1, descending=True, stable=True)+torch.arange(site.groups, device=score.device)[:, None]*(site.size//site.groups)).T.flatten()
 
-# %% ../nbs/27_best.ipynb #94b6dca8
+# %% ../nbs/27_best.ipynb #a850f89b
 @patch
 def curve(self:FieldJob, walk, n, m, f, site, u):
     "What removing a site's channels costs one consumer."
@@ -153,7 +153,7 @@ def stream(self:FieldJob, walk, n, user, norm):
     others = [walk.fields[a].var.double().sum() for a in (add.all_input_nodes if add else ()) if a is not user and walk.fields.get(a) is not None]
     return (own+sum(others)).clamp(min=1e-20).sqrt()
 
-# %% ../nbs/27_best.ipynb #3bbbcc99
+# %% ../nbs/27_best.ipynb #a8f16adf
 @patch
 def layer(self:FieldJob, n, m, f, bits):
     "One layer: refitted to the inputs that are left, cut, rounded, and its change of statistics settled."
@@ -192,7 +192,7 @@ def reduce(self:FieldJob, name, m, x, W, roles, rows):
     if 'out' in roles: self.cut(name, {'out': roles['out']})
     return x
 
-# %% ../nbs/27_best.ipynb #79a34da9
+# %% ../nbs/27_best.ipynb #d2e6eee5
 @patch
 def find_copies(self:FieldJob, name):
     "What can be handed on exactly is handed on exactly: pruned channels that are multiples of one kept channel."
@@ -210,7 +210,7 @@ def homogeneous(self:FieldJob, s):
     x = torch.linspace(-3, 3, 7, device=self.device)
     return torch.allclose(self.apply(s, 2*x), 2*self.apply(s, x))
 
-# %% ../nbs/27_best.ipynb #f0046b78
+# %% ../nbs/27_best.ipynb #3f33d865
 @patch
 def round_in(self:FieldJob, name, x, bits):
     "Rounds a layer's weights in the metric of what it reads."
@@ -219,7 +219,7 @@ def round_in(self:FieldJob, name, x, bits):
     with torch.no_grad(): m.weight.copy_(q.dequantize())
     self.codes[name] = q
 
-# %% ../nbs/27_best.ipynb #b822ceca
+# %% ../nbs/27_best.ipynb #5e49f6e3
 @patch
 def settle(self:FieldJob, n, m, rows, old, new, total):
     "What changed in a layer's outputs: taken up by the norms behind it, or else by its own scale and bias."
@@ -258,12 +258,12 @@ def carry(self:FieldJob, n, rule, m):
         join = (lambda t: torch.cat(t)) if rule is rules.cat else sum
         if f is not None: self.drift[n] = [join([p[0] for p in parts]), join([p[1] for p in parts]), f.var.double()]
 
-# %% ../nbs/27_best.ipynb #19d40639
+# %% ../nbs/27_best.ipynb #c15e651f
 METRICS.add('field'); ROUNDING_NAMES.update(ROUNDINGS); BUDGETS.update(('params', 'macs')); JOBS['field'] = FieldJob
 PROJECTIONS['refit'] = no_projection # the load is taken by the refit of each consumer, not by a T
 RECIPES['best'] = Recipe('best', metric='field', budget='params', projection='refit', grid='symmetric', rounding='second-order', scale='none', repair=True)
 
-# %% ../nbs/27_best.ipynb #7524547a
+# %% ../nbs/27_best.ipynb #df8bb540
 def site_curves(
     model:nn.Module, # is not changed
     example_inputs, # a tensor, tuple or dict
@@ -276,7 +276,7 @@ def site_curves(
     job = JOBS[recipe.metric](work.net, find_sites(work.net, floating(example_inputs, work.device, work.dtype), tuple(ignored_layers)), recipe)
     return job.curves(job.sites)
 
-# %% ../nbs/27_best.ipynb #9c39034a
+# %% ../nbs/27_best.ipynb #a03e156c
 class WhiteJob(FieldJob):
     "A run in the activation metric of white inputs, channel by channel."
     walks, most = WhiteWalk, 0

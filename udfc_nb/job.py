@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JOBS', 'unwrap', 'check_finite', 'WorkingCopy', 'floating', 'fresh_norms', 'Job']
 
-# %% ../nbs/16_job.ipynb #364c0821
+# %% ../nbs/16_job.ipynb #9f8fdab9
 import copy
 import torch, torch.nn as nn
 from torch import fx
@@ -20,7 +20,7 @@ from .graph import find_sites, call_order
 from .surgery import matrix, norm_affine, keep_rows, keep_columns, keep_depthwise, keep_norm, keep_entries, merge_into, scale_into, kept_entries
 from .recipe import Channels, PROJECTIONS
 
-# %% ../nbs/16_job.ipynb #04d21344
+# %% ../nbs/16_job.ipynb #56552bee
 def unwrap(
     model:nn.Module,
 )->nn.Module:
@@ -43,7 +43,7 @@ def check_finite(
         if not t.is_floating_point() or torch.isfinite(t).all(): continue
         raise NonFiniteError(f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} values are not finite', layer=name, hint='repair the checkpoint before compressing it')
 
-# %% ../nbs/16_job.ipynb #9ac27d88
+# %% ../nbs/16_job.ipynb #8a3a3a30
 class WorkingCopy:
     "A float32 copy (float64 if there are such weights) in eval mode that can be given back as the original came."
     def __init__(self, model, device=None):
@@ -58,7 +58,7 @@ class WorkingCopy:
         for n, t in _state(self.net): t.data = t.data.to(self.home, self.dtypes[n])
         return self.net
 
-# %% ../nbs/16_job.ipynb #d68c32da
+# %% ../nbs/16_job.ipynb #a070d717
 def floating(
     tree, # a tensor, or tuples, lists and dicts of tensors
     device, dtype,
@@ -66,7 +66,7 @@ def floating(
     "Inputs on a device, the floating ones in a dtype."
     return fx.node.map_aggregate(tree, lambda t: (t.to(device, dtype) if t.is_floating_point() else t.to(device)) if isinstance(t, torch.Tensor) else t)
 
-# %% ../nbs/16_job.ipynb #845bf075
+# %% ../nbs/16_job.ipynb #a13d159d
 def fresh_norms(
     net:nn.Module,
 )->list: # names
@@ -74,7 +74,7 @@ def fresh_norms(
     stats = lambda m: (getattr(m, 'running_mean', None), getattr(m, 'running_var', None))
     return [n for n, m in net.named_modules() if None not in stats(m) and not stats(m)[0].any() and (stats(m)[1] == 1).all()]
 
-# %% ../nbs/16_job.ipynb #67c144f1
+# %% ../nbs/16_job.ipynb #059cd933
 class Job:
     "One run of a recipe on a working copy."
     def __init__(self,
@@ -108,7 +108,7 @@ def tensor(self:Job, name):
     owner, _, field = name.rpartition('.')
     return getattr(self.mods[owner], field).detach().flatten()
 
-# %% ../nbs/16_job.ipynb #bfe08214
+# %% ../nbs/16_job.ipynb #170e2360
 @patch
 def through(self:Job, v, s):
     "The channels behind one step."
@@ -145,7 +145,7 @@ def apply(self:Job, s, x):
     args = [x if isinstance(a, fx.Node) else a for a in n.args]
     return getattr(x, n.target)(*args[1:], **n.kwargs) if n.op == 'call_method' else n.target(*args, **n.kwargs)
 
-# %% ../nbs/16_job.ipynb #2754cc03
+# %% ../nbs/16_job.ipynb #940f5c99
 @patch
 def select(
     self:Job,
@@ -159,7 +159,7 @@ def select(
         n = site.groups*n_kept(site.size//site.groups, check_ratio(layer_ratios.get(name, ratio), name))
         if n < site.size: self.kept[name] = split_channels(score(self.mods[name].weight.detach()), n, site.groups)
 
-# %% ../nbs/16_job.ipynb #3ce5d8fa
+# %% ../nbs/16_job.ipynb #3155fdad
 @patch
 def channels(self:Job, site, path):
     "What a projection sees of a site along a path."
@@ -185,7 +185,7 @@ def prune(self:Job, name):
         lost, total = lost+pruning_error(G, T, kept, pruned).sum().item(), total+G.diagonal()[pruned].sum().item()
     self.errors[name] = lost/total if total > 0 else 0.
 
-# %% ../nbs/16_job.ipynb #f46b95b9
+# %% ../nbs/16_job.ipynb #3ac23f54
 @patch
 def uses(self:Job):
     "Module → role → (use, kept, channels) of every pruned space."
@@ -206,7 +206,7 @@ def cut(self:Job, name, roles):
     for role, f in dict(norm=keep_norm, depthwise=keep_depthwise, out=keep_rows, **{'in': keep_columns}).items():
         if role in roles: f(m, kept_entries(roles[role], total[role](), roles[role][0][1].device))
 
-# %% ../nbs/16_job.ipynb #b2a77749
+# %% ../nbs/16_job.ipynb #4c20ec93
 @patch
 def affine_of(self:Job, site, m):
     "c and b right behind a site's producer."
@@ -233,7 +233,7 @@ def round(self:Job, name, bits):
     s = torch.ones(site.size, dtype=torch.float64, device=old.device).index_copy(0, kept, solve_scale(old, matrix(m), c, b, r.lam2))
     for u in site.consumers: scale_into(self.mods[u.module], u, s)
 
-# %% ../nbs/16_job.ipynb #d47c3d08
+# %% ../nbs/16_job.ipynb #55cdf309
 @patch
 def run(
     self:Job,

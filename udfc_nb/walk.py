@@ -6,7 +6,7 @@
 __all__ = ['LAGS', 'FIELD_RULES', 'CLOSED_FORM', 'pair', 'geometry', 'kernel', 'find_roots', 'Walk', 'white_field', 'field_rule',
            'recorded', 'WhiteWalk']
 
-# %% ../nbs/23_walk.ipynb #4b2c103e
+# %% ../nbs/23_walk.ipynb #b9020d9b
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from .moments import *
 from .field import *
 from .fieldops import *
 
-# %% ../nbs/23_walk.ipynb #0645d981
+# %% ../nbs/23_walk.ipynb #7efe8fc0
 def pair(v): return (v, v) if isinstance(v, int) else tuple(v)
 
 def geometry(
@@ -39,7 +39,7 @@ def kernel(
     w = m.weight.detach()
     return w.reshape(len(w), f.channels, *f.size) if isinstance(m, nn.Linear) else w
 
-# %% ../nbs/23_walk.ipynb #9585faf7
+# %% ../nbs/23_walk.ipynb #da82e29c
 def _meet(dom, a, b):
     "The nearest node that dominates both."
     while a is not b:
@@ -66,7 +66,7 @@ def _between(root, ends):
         seen.add(n); todo += n.all_input_nodes
     return seen
 
-# %% ../nbs/23_walk.ipynb #43f566c0
+# %% ../nbs/23_walk.ipynb #d6569ff5
 def find_roots(
     graph:fx.Graph,
     joins:dict, # node that joins tensors → the tensors' nodes
@@ -80,7 +80,7 @@ def find_roots(
         for b in _between(r, ends) | {r}: ties.setdefault(b, set()).add(r)
     return roots, ties
 
-# %% ../nbs/23_walk.ipynb #741bb775
+# %% ../nbs/23_walk.ipynb #dbf6547f
 LAGS = 1024 # channels × lags along an axis that one field may have, though never fewer than NEAR lags
 
 class Walk:
@@ -103,7 +103,7 @@ def white_field(channels, size, like=None):
     device = like.device if like is not None else None
     return Field(torch.zeros(channels, device=device), torch.eye(channels, device=device)[None, None], tuple(size))
 
-# %% ../nbs/23_walk.ipynb #0529a5a6
+# %% ../nbs/23_walk.ipynb #c045ee54
 from fastcore.basics import patch
 
 @patch
@@ -131,7 +131,7 @@ def tie(self:Walk, n, f):
     if n in want: f.cross[n], f.local[n] = f.cov, torch.eye(f.channels, dtype=f.cov.dtype, device=f.cov.device)
     return f
 
-# %% ../nbs/23_walk.ipynb #6a862612
+# %% ../nbs/23_walk.ipynb #0cc34253
 @patch
 def visit(self:Walk, n, m, src):
     "The field of one operation's output; None for what is no image or vector."
@@ -156,7 +156,7 @@ def guess(self:Walk, n, why):
     device = next((f.cov for f in self.fields.values() if f is not None), None)
     return white_field(n.meta['shape'][1], _size(n.meta['shape']), device)
 
-# %% ../nbs/23_walk.ipynb #a6770ad2
+# %% ../nbs/23_walk.ipynb #98ea2cb1
 FIELD_RULES = {} # rule of `udfc_nb.channels` → what it does to a field
 
 def field_rule(*keys):
@@ -185,7 +185,7 @@ def _norm(walk, n, m, f):
     one = torch.ones_like(m.running_var)
     return norm_field(f, one if m.weight is None else m.weight.detach(), 0*one if m.bias is None else m.bias.detach(), m.running_var, m.eps)
 
-# %% ../nbs/23_walk.ipynb #dbb47d41
+# %% ../nbs/23_walk.ipynb #e6a61e8f
 CLOSED_FORM = {'relu': 'relu', 'relu_': 'relu', 'relu6': 'relu6', 'ReLU': 'relu', 'ReLU6': 'relu6'}
 
 @field_rule(rules.elementwise)
@@ -237,7 +237,7 @@ def _multiply(walk, n, m, f):
     walk.fallbacks.append((n.name, 'a gate is taken as its mean'))
     return None if None in parts else scaled(parts[0], parts[1].mean, parts[0].mean*parts[1].mean)
 
-# %% ../nbs/23_walk.ipynb #3ca90297
+# %% ../nbs/23_walk.ipynb #55a76902
 def _window(n, m):
     "The window of a pooling module or function."
     get = (lambda k, i, d: getattr(m, k, d)) if m is not None else (lambda k, i, d: n.kwargs.get(k, n.args[i] if len(n.args) > i else d))
@@ -267,7 +267,7 @@ def _pad(walk, n, m, f):
     pads = list(n.args[1] if len(n.args) > 1 else n.kwargs['pad'])+[0]*6
     return pad_channels(f, *pads[4:6]) if not any(pads[:4]) else None
 
-# %% ../nbs/23_walk.ipynb #17acb774
+# %% ../nbs/23_walk.ipynb #571ff866
 class WhiteWalk(Walk):
     "A walk in which every layer reads white noise: correlations come from the layer's own filters, scale and mean from the norm behind it."
     def near(self, channels, least=(1, 1)): return [1, 1]
