@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CAP', 'TRUST', 'loss_curve', 'hull', 'allot', 'total_cost', 'worth_it']
 
-# %% ../nbs/25_budget.ipynb #68d45a88
+# %% ../nbs/25_budget.ipynb #d4fbc495
 from bisect import bisect_left
 import torch
 from .errors import BudgetError
 from .refit import factor
 
-# %% ../nbs/25_budget.ipynb #206f7f40
+# %% ../nbs/25_budget.ipynb #cf7a834a
 CAP = .9 # at most this share of a site's channels may go
 
 def loss_curve(
@@ -30,7 +30,7 @@ def loss_curve(
     each = Y[len(perm)-order.numel():].reshape(order.shape).sum(1)
     return torch.cat([torch.zeros(1, dtype=each.dtype, device=each.device), each.flip(0).cumsum(0)])
 
-# %% ../nbs/25_budget.ipynb #d89ea9c0
+# %% ../nbs/25_budget.ipynb #2ccbce04
 def hull(
     curve, # costs of 0, 1, … channels less
 )->list: # of (first count, last count, slope)
@@ -41,7 +41,7 @@ def hull(
         points.append((n, c))
     return [(a[0], b[0], (b[1]-a[1])/(b[0]-a[0])) for a, b in zip(points, points[1:])]
 
-# %% ../nbs/25_budget.ipynb #689ce024
+# %% ../nbs/25_budget.ipynb #261163b5
 def allot(
     curves:dict, # site → costs of 0, 1, … steps less, up to the cap
     gains:dict, # site → what one step saves
@@ -58,7 +58,7 @@ def allot(
             hint=f"take a smaller pruning_ratio, or budget='uniform': a budget leaves every site at least {1-CAP:.0%} of its channels")
     return {**dict.fromkeys(curves, 0), **dict(steps[:t])}
 
-# %% ../nbs/25_budget.ipynb #72c8f0ba
+# %% ../nbs/25_budget.ipynb #922986e3
 TRUST = 1.5 # the model's own error: predicted block errors are 0.9 to 1.7 times too low, by thirds of three ResNets
 
 def total_cost(

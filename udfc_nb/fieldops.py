@@ -83,14 +83,16 @@ def subsample(f:Field, stride:tuple)->Field:
     size = geo.out_size(f.size)
     return Field(f.mean, symmetric(decimate(f.cov, geo, size)), size, {r: decimate(c, geo, size) for r, c in f.cross.items()}, f.local)
 
-# %% ../nbs/22_fieldops.ipynb #32f71a29
+# %% ../nbs/22_fieldops.ipynb #73503245
 def average_pool(f:Field, geo:Geometry)->Field:
     "Average over windows (zero padding counted)."
     C, k = f.channels, geo.kernel
     w = torch.full((C, 1, *k), 1/math.prod(k), dtype=f.cov.dtype, device=f.cov.device)
-    (fy, _), (fx, _) = (inside_share(*a) for a in zip(k, geo.stride, geo.padding, geo.dilation, f.size))
-    out = conv_field(f, w, replace(geo, groups=C))
-    return replace(out, mean=f.mean*float(fy.mean()*fx.mean()))
+    (fy, fyy), (fx, fxx) = (inside_share(*a) for a in zip(k, geo.stride, geo.padding, geo.dilation, f.size))
+    own, lags = f.cov.diagonal(dim1=-2, dim2=-1), [l.to(f.cov.device) for l in tap_lags(geo, *f.cov.shape[:2])]
+    share = (fyy[:, None, :, None]*fxx[None, :, None, :]).to(f.cov)[..., None] # of positions with both taps inside
+    mean, second = f.mean*float(fy.mean()*fx.mean()), ((own[tuple(lags)]+f.mean**2)*share).mean((0, 1, 2, 3))
+    return conv_field(f, w, replace(geo, groups=C), statistics=(mean, second-mean**2))
 
 def global_pool(f:Field)->Field:
     "Average over all positions."
