@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'MAX_TEXT', 'MAX_BITS', 'CHUNK', 'encode', 'decode', 'contents', 'write_atomic', 'read_file', 'load',
-           'itemise']
+           'read_codes', 'itemise', 'file_rows']
 
-# %% ../nbs/40_checkpoint.ipynb #e2bfa5a6
+# %% ../nbs/40_checkpoint.ipynb #1b493dea
 import copy, hashlib, json, math, os, tempfile, zlib
 from pathlib import Path
 import torch, torch.nn as nn
@@ -18,7 +18,7 @@ from .quantizer import pack, unpack, Quantized, GRIDS
 from .trace import CONVS, LAYERS, NORMS
 from .compress import Compressed
 
-# %% ../nbs/40_checkpoint.ipynb #83a53c57
+# %% ../nbs/40_checkpoint.ipynb #919e4e30
 VERSION = 1
 MAX_TEXT = 1 << 23 # bytes of a file's text; a reader refuses more, because parsing takes some thirty times as much memory
 MAX_BITS = 16 # wider codes are stored as the floats that they stand for
@@ -39,7 +39,7 @@ def encode(
     if deflated: packed = torch.frombuffer(bytearray(small), dtype=torch.uint8)
     return packed, dict(bits=q.bits, shape=list(q.codes.shape), low=low, deflated=deflated)
 
-# %% ../nbs/40_checkpoint.ipynb #c3a61a65
+# %% ../nbs/40_checkpoint.ipynb #fc02175a
 def decode(
     packed:torch.Tensor, # uint8
     info:dict, # the description
@@ -58,7 +58,7 @@ def decode(
         flat = torch.cat([unpack(p, bits, min(CHUNK, n-i*CHUNK)).to(torch.int32) for i, p in enumerate(packed.split(CHUNK*bits//8))]) if n else torch.zeros(0, dtype=torch.int32)
     return flat.reshape(info['shape'])+info['low']
 
-# %% ../nbs/40_checkpoint.ipynb #daac25eb
+# %% ../nbs/40_checkpoint.ipynb #60b9019f
 def _checksum(tensors, meta):
     "SHA-256 over the text and every tensor's name, type, shape and bytes."
     h = hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != 'sha256'}, sort_keys=True).encode())
@@ -67,7 +67,7 @@ def _checksum(tensors, meta):
         h.update(f'{n}|{t.dtype}|{list(t.shape)}|'.encode()); h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
-# %% ../nbs/40_checkpoint.ipynb #3864dd86
+# %% ../nbs/40_checkpoint.ipynb #f16d6baa
 def _check_current(name, q, weight):
     "Refuses codes that are no longer the weights."
     if not torch.equal(q.dequantize().to(weight.dtype).reshape(weight.shape), weight.detach().cpu()):
@@ -93,7 +93,7 @@ def contents(
     tensors |= {n: (t.to(dtype) if t.dtype == torch.float32 else t).clone().contiguous() for n, t in rest.items()}
     return tensors, json.dumps(coded, separators=(',', ':'))
 
-# %% ../nbs/40_checkpoint.ipynb #95d28dc0
+# %% ../nbs/40_checkpoint.ipynb #d682cfbc
 def _flush_folder(folder):
     "The new name reaches the disk too, on systems where folders can be flushed."
     if not hasattr(os, 'O_DIRECTORY'): return
@@ -131,7 +131,7 @@ def save(self:Compressed,
     write_atomic(path, data)
     return len(data)
 
-# %% ../nbs/40_checkpoint.ipynb #c5392e58
+# %% ../nbs/40_checkpoint.ipynb #7279e5e1
 def _fail(path, why, hint='the file is damaged, or not one that this package wrote'): raise FileError(why, layer=str(path), hint=hint)
 
 def _read(path):
@@ -154,7 +154,7 @@ def _check_coded(info):
         and isinstance(info['shape'], list) and len(info['shape']) <= 8 and all(_whole(s, 0, 2**31) for s in info['shape']) and isinstance(info['deflated'], bool)
         and isinstance(info['zero'], list) and all(type(z) is float and math.isfinite(z) for z in info['zero']))
 
-# %% ../nbs/40_checkpoint.ipynb #c19c2433
+# %% ../nbs/40_checkpoint.ipynb #86e81f22
 def read_file(
     path, # a file that `save` wrote
 )->tuple: # (tensors, description, metadata)
@@ -173,7 +173,7 @@ def read_file(
         if not _check_coded(c) or f'{n}.weight' in tensors or not {f'{n}.weight.codes', f'{n}.weight.scale'} <= set(tensors): _fail(path, f'the description of {n} is not valid')
     return tensors, info, meta
 
-# %% ../nbs/40_checkpoint.ipynb #37e73c0c
+# %% ../nbs/40_checkpoint.ipynb #85c25176
 def _shapes(tensors, info):
     "The shapes of the state dict that a file stands for, before anything is decoded."
     plain = {n: (tuple(t.shape), t.is_floating_point()) for n, t in tensors.items() if not n.endswith(('.weight.codes', '.weight.scale'))}
@@ -185,7 +185,7 @@ def _fits(module, name, new, old):
     free = min(2, len(old)) if isinstance(module, LAYERS) else 1 if len(old) == 1 else 0 # leading axes that may be shorter
     return len(new) == len(old) and new[free:] == old[free:] and all(1 <= a <= b for a, b in zip(new, old))
 
-# %% ../nbs/40_checkpoint.ipynb #2e6acfea
+# %% ../nbs/40_checkpoint.ipynb #3db4cf95
 def _check_shapes(path, mods, old, new):
     "Refuses what the architecture could not have become. `old`, `new`: name → (shape, is it floating)."
     way = 'pass the architecture that was compressed'
@@ -199,7 +199,7 @@ def _check_shapes(path, mods, old, new):
 
 def _depthwise(m): return isinstance(m, CONVS) and m.groups > 1 and m.groups == m.in_channels == m.out_channels
 
-# %% ../nbs/40_checkpoint.ipynb #77aebf6b
+# %% ../nbs/40_checkpoint.ipynb #d0bb5469
 def _decoded(path, name, packed, scale, c):
     "One rounded layer's weights."
     rows = c['shape'][0] if c['shape'] else 1
@@ -217,7 +217,7 @@ def _resize(m):
     elif isinstance(m, CONVS): m.out_channels, m.in_channels = len(m.weight), m.weight.shape[1]*m.groups
     elif isinstance(m, NORMS) and m.running_mean is not None: m.num_features = len(m.running_mean)
 
-# %% ../nbs/40_checkpoint.ipynb #54cc7b5e
+# %% ../nbs/40_checkpoint.ipynb #f4261528
 def load(
     path, # a file that `Compressed.save` wrote
     model, # the original architecture: a network (not changed, its weights do not matter) or a function that builds it
@@ -236,7 +236,21 @@ def load(
     for m in mods.values(): _resize(m)
     return net
 
-# %% ../nbs/40_checkpoint.ipynb #6cc13539
+# %% ../nbs/40_checkpoint.ipynb #e3e62a5d
+def read_codes(
+    path, # a file that `Compressed.save` wrote
+)->dict: # layer name → `Quantized`
+    "The rounded weights of a file, as codes. Raises `FileError`."
+    tensors, info, _ = read_file(path)
+    out = {}
+    for n, c in info.items():
+        scale = tensors[f'{n}.weight.scale']
+        _decoded(path, n, tensors[f'{n}.weight.codes'], scale, c)
+        one = [-1]+[1]*(len(c['shape'])-1)
+        out[n] = Quantized(decode(tensors[f'{n}.weight.codes'], c), scale.reshape(one), torch.tensor(c['zero'], dtype=scale.dtype).reshape(one), c['bits'])
+    return out
+
+# %% ../nbs/40_checkpoint.ipynb #0333c750
 def itemise(
     path, # a packed file
 )->dict: # part → bytes
@@ -248,3 +262,15 @@ def itemise(
     whole = os.path.getsize(path)
     parts = dict(codes=size(codes), scales=size(scales), rest=size(rest))
     return parts | dict(description=whole-sum(parts.values()), file=whole)
+
+# %% ../nbs/40_checkpoint.ipynb #e3332782
+def file_rows(
+    path, # a packed file
+)->list: # of dict(tensor, shape, bits, stored, bytes)
+    "What is inside a file, without the architecture. Raises `FileError`."
+    tensors, info, _ = read_file(path)
+    size, rows = lambda *names: sum(tensors[n].numel()*tensors[n].element_size() for n in names), []
+    for n, c in info.items():
+        rows.append(dict(tensor=f'{n}.weight', shape=c['shape'], bits=c['bits'], stored='deflated codes' if c['deflated'] else 'packed codes', bytes=size(f'{n}.weight.codes', f'{n}.weight.scale')))
+    plain = [n for n in tensors if not n.endswith(('.weight.codes', '.weight.scale'))]
+    return rows+[dict(tensor=n, shape=list(tensors[n].shape), bits=8*tensors[n].element_size(), stored=str(tensors[n].dtype).removeprefix('torch.'), bytes=size(n)) for n in plain]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Compressed', 'bits_per_layer', 'compress']
 
-# %% ../nbs/17_compress.ipynb #e27c0d42
+# %% ../nbs/17_compress.ipynb #98522b85
 import time
 from dataclasses import dataclass, field, asdict
 import torch, torch.nn as nn
@@ -23,7 +23,7 @@ from .recipe import get_recipe
 from .job import JOBS, WorkingCopy, unwrap, check_finite
 from .report import Report, count
 
-# %% ../nbs/17_compress.ipynb #ec4344e2
+# %% ../nbs/17_compress.ipynb #29534813
 @dataclass
 class Compressed:
     "What `compress` returns."
@@ -31,8 +31,9 @@ class Compressed:
     report:Report # what was done
     codes:dict=field(default_factory=dict, repr=False) # layer name → `Quantized` weights
     kept:dict=field(default_factory=dict, repr=False) # producer's name → indices of the channels that were kept
+    example:object=field(default=None, repr=False) # the inputs that `compress` was given, for exporting
 
-# %% ../nbs/17_compress.ipynb #9e3e3f0f
+# %% ../nbs/17_compress.ipynb #27f2f079
 def _ticker(progress):
     "The function that a run calls per layer, and one that ends it."
     if callable(progress): return progress, lambda: None
@@ -40,7 +41,7 @@ def _ticker(progress):
     def tick(done, total, layer): bar.total = total; bar.update(done-bar.n); bar.set_postfix_str(layer)
     return tick, bar.close
 
-# %% ../nbs/17_compress.ipynb #361bbc3c
+# %% ../nbs/17_compress.ipynb #f9c01b81
 def bits_per_layer(
     model:nn.Module,
     weight_bits=None, # for all layers, or None
@@ -54,7 +55,7 @@ def bits_per_layer(
         if b is not None and check_bits(b, n) != int(b): raise BitsError(f'a bit-width of {b}', layer=n, hint='take a whole number')
     return {n: b if b is None else int(b) for n, b in out.items()}
 
-# %% ../nbs/17_compress.ipynb #bb8282b1
+# %% ../nbs/17_compress.ipynb #87132069
 def _sizes(m):
     return (m.out_features, m.in_features) if isinstance(m, nn.Linear) else (m.out_channels, m.in_channels)
 
@@ -73,7 +74,7 @@ def _report(model, job, before, after, settings, seconds):
         effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds)
     return Report(rows, totals, asdict(job.recipe), __version__, settings, job.notes)
 
-# %% ../nbs/17_compress.ipynb #e419c88a
+# %% ../nbs/17_compress.ipynb #901e82f6
 def _floating(tree, device, dtype):
     "Inputs on the device, the floating ones in the working dtype."
     return fx.node.map_aggregate(tree, lambda t: (t.to(device, dtype) if t.is_floating_point() else t.to(device)) if isinstance(t, torch.Tensor) else t)
@@ -110,4 +111,4 @@ def compress(
     after = count(work.net, example)
     settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, budget=recipe.budget, ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths)
     report = _report(model, job, before, after, settings, time.perf_counter()-start)
-    return Compressed(work.give_back(), report, job.codes, {n: k.cpu() for n, (k, _) in job.kept.items()})
+    return Compressed(work.give_back(), report, job.codes, {n: k.cpu() for n, (k, _) in job.kept.items()}, example_inputs)
