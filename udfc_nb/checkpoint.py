@@ -6,7 +6,7 @@
 __all__ = ['VERSION', 'MAX_TEXT', 'MAX_BITS', 'CHUNK', 'encode', 'decode', 'contents', 'write_atomic', 'read_file', 'load',
            'read_codes', 'itemise', 'file_rows']
 
-# %% ../nbs/40_checkpoint.ipynb #1b493dea
+# %% ../nbs/40_checkpoint.ipynb #5f7e9b56
 import copy, hashlib, json, math, os, tempfile, zlib
 from pathlib import Path
 import torch, torch.nn as nn
@@ -18,13 +18,18 @@ from .quantizer import pack, unpack, Quantized, GRIDS
 from .trace import CONVS, LAYERS, NORMS
 from .compress import Compressed
 
-# %% ../nbs/40_checkpoint.ipynb #919e4e30
+# %% ../nbs/40_checkpoint.ipynb #ebf6eef0
 VERSION = 1
 MAX_TEXT = 1 << 23 # bytes of a file's text; a reader refuses more, because parsing takes some thirty times as much memory
 MAX_BITS = 16 # wider codes are stored as the floats that they stand for
 CHUNK = 1 << 20 # codes packed at a time
 
 def _pieces(codes, bits): return [pack(c, bits) for c in codes.reshape(-1).split(CHUNK)]
+
+def _deflate(data):
+    "With deflate's search for repetitions or without: codes of weights have few, and looking for them mostly spoils the code lengths."
+    coders = [zlib.compressobj(9, zlib.DEFLATED, 15, 9, strategy) for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)]
+    return min((z.compress(data)+z.flush() for z in coders), key=len)
 
 def encode(
     q:Quantized, # codes, scale, zero, bits
@@ -34,12 +39,12 @@ def encode(
     low = int(q.codes.min()) if q.codes.numel() else 0
     flat = (q.codes-low).reshape(-1).cpu()
     packed = torch.cat(_pieces(flat, q.bits)) if flat.numel() else torch.zeros(0, dtype=torch.uint8)
-    small = zlib.compress(flat.to(torch.uint8).numpy().tobytes(), 9) if entropy and q.bits <= 8 else None
+    small = _deflate(flat.to(torch.uint8).numpy().tobytes()) if entropy and q.bits <= 8 else None
     deflated = small is not None and len(small) < len(packed)
     if deflated: packed = torch.frombuffer(bytearray(small), dtype=torch.uint8)
     return packed, dict(bits=q.bits, shape=list(q.codes.shape), low=low, deflated=deflated)
 
-# %% ../nbs/40_checkpoint.ipynb #fc02175a
+# %% ../nbs/40_checkpoint.ipynb #1e8c377e
 def decode(
     packed:torch.Tensor, # uint8
     info:dict, # the description
@@ -58,7 +63,7 @@ def decode(
         flat = torch.cat([unpack(p, bits, min(CHUNK, n-i*CHUNK)).to(torch.int32) for i, p in enumerate(packed.split(CHUNK*bits//8))]) if n else torch.zeros(0, dtype=torch.int32)
     return flat.reshape(info['shape'])+info['low']
 
-# %% ../nbs/40_checkpoint.ipynb #60b9019f
+# %% ../nbs/40_checkpoint.ipynb #9896f3a1
 def _checksum(tensors, meta):
     "SHA-256 over the text and every tensor's name, type, shape and bytes."
     h = hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != 'sha256'}, sort_keys=True).encode())
@@ -67,7 +72,7 @@ def _checksum(tensors, meta):
         h.update(f'{n}|{t.dtype}|{list(t.shape)}|'.encode()); h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
-# %% ../nbs/40_checkpoint.ipynb #f16d6baa
+# %% ../nbs/40_checkpoint.ipynb #dece2852
 def _check_current(name, q, weight):
     "Refuses codes that are no longer the weights."
     if not torch.equal(q.dequantize().to(weight.dtype).reshape(weight.shape), weight.detach().cpu()):
@@ -93,7 +98,7 @@ def contents(
     tensors |= {n: (t.to(dtype) if t.dtype == torch.float32 else t).clone().contiguous() for n, t in rest.items()}
     return tensors, json.dumps(coded, separators=(',', ':'))
 
-# %% ../nbs/40_checkpoint.ipynb #d682cfbc
+# %% ../nbs/40_checkpoint.ipynb #72b0fd2f
 def _flush_folder(folder):
     "The new name reaches the disk too, on systems where folders can be flushed."
     if not hasattr(os, 'O_DIRECTORY'): return
@@ -131,7 +136,7 @@ def save(self:Compressed,
     write_atomic(path, data)
     return len(data)
 
-# %% ../nbs/40_checkpoint.ipynb #7279e5e1
+# %% ../nbs/40_checkpoint.ipynb #a063309b
 def _fail(path, why, hint='the file is damaged, or not one that this package wrote'): raise FileError(why, layer=str(path), hint=hint)
 
 def _read(path):
@@ -154,7 +159,7 @@ def _check_coded(info):
         and isinstance(info['shape'], list) and len(info['shape']) <= 8 and all(_whole(s, 0, 2**31) for s in info['shape']) and isinstance(info['deflated'], bool)
         and isinstance(info['zero'], list) and all(type(z) is float and math.isfinite(z) for z in info['zero']))
 
-# %% ../nbs/40_checkpoint.ipynb #86e81f22
+# %% ../nbs/40_checkpoint.ipynb #a015b922
 def read_file(
     path, # a file that `save` wrote
 )->tuple: # (tensors, description, metadata)
@@ -173,7 +178,7 @@ def read_file(
         if not _check_coded(c) or f'{n}.weight' in tensors or not {f'{n}.weight.codes', f'{n}.weight.scale'} <= set(tensors): _fail(path, f'the description of {n} is not valid')
     return tensors, info, meta
 
-# %% ../nbs/40_checkpoint.ipynb #85c25176
+# %% ../nbs/40_checkpoint.ipynb #7198ae3e
 def _shapes(tensors, info):
     "The shapes of the state dict that a file stands for, before anything is decoded."
     plain = {n: (tuple(t.shape), t.is_floating_point()) for n, t in tensors.items() if not n.endswith(('.weight.codes', '.weight.scale'))}
@@ -185,7 +190,7 @@ def _fits(module, name, new, old):
     free = min(2, len(old)) if isinstance(module, LAYERS) else 1 if len(old) == 1 else 0 # leading axes that may be shorter
     return len(new) == len(old) and new[free:] == old[free:] and all(1 <= a <= b for a, b in zip(new, old))
 
-# %% ../nbs/40_checkpoint.ipynb #3db4cf95
+# %% ../nbs/40_checkpoint.ipynb #b74c8049
 def _check_shapes(path, mods, old, new):
     "Refuses what the architecture could not have become. `old`, `new`: name → (shape, is it floating)."
     way = 'pass the architecture that was compressed'
@@ -199,7 +204,7 @@ def _check_shapes(path, mods, old, new):
 
 def _depthwise(m): return isinstance(m, CONVS) and m.groups > 1 and m.groups == m.in_channels == m.out_channels
 
-# %% ../nbs/40_checkpoint.ipynb #d0bb5469
+# %% ../nbs/40_checkpoint.ipynb #221927e9
 def _decoded(path, name, packed, scale, c):
     "One rounded layer's weights."
     rows = c['shape'][0] if c['shape'] else 1
@@ -217,7 +222,7 @@ def _resize(m):
     elif isinstance(m, CONVS): m.out_channels, m.in_channels = len(m.weight), m.weight.shape[1]*m.groups
     elif isinstance(m, NORMS) and m.running_mean is not None: m.num_features = len(m.running_mean)
 
-# %% ../nbs/40_checkpoint.ipynb #f4261528
+# %% ../nbs/40_checkpoint.ipynb #99192bf9
 def load(
     path, # a file that `Compressed.save` wrote
     model, # the original architecture: a network (not changed, its weights do not matter) or a function that builds it
@@ -236,7 +241,7 @@ def load(
     for m in mods.values(): _resize(m)
     return net
 
-# %% ../nbs/40_checkpoint.ipynb #e3e62a5d
+# %% ../nbs/40_checkpoint.ipynb #216cd145
 def read_codes(
     path, # a file that `Compressed.save` wrote
 )->dict: # layer name → `Quantized`
@@ -250,7 +255,7 @@ def read_codes(
         out[n] = Quantized(decode(tensors[f'{n}.weight.codes'], c), scale.reshape(one), torch.tensor(c['zero'], dtype=scale.dtype).reshape(one), c['bits'])
     return out
 
-# %% ../nbs/40_checkpoint.ipynb #0333c750
+# %% ../nbs/40_checkpoint.ipynb #16ead4ca
 def itemise(
     path, # a packed file
 )->dict: # part → bytes
@@ -263,7 +268,7 @@ def itemise(
     parts = dict(codes=size(codes), scales=size(scales), rest=size(rest))
     return parts | dict(description=whole-sum(parts.values()), file=whole)
 
-# %% ../nbs/40_checkpoint.ipynb #e3332782
+# %% ../nbs/40_checkpoint.ipynb #4dcbbc4c
 def file_rows(
     path, # a packed file
 )->list: # of dict(tensor, shape, bits, stored, bytes)
