@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['OPSET', 'ROOM', 'FORMATS', 'Integers', 'to_integers', 'folded_pairs', 'fold_norms_', 'float_graph', 'Editor',
-           'make_room', 'Grid8', 'halve', 'onnx_graph', 'onnx_info', 'export_onnx', 'kernels', 'export_program',
-           'export_model']
+           'make_room', 'Grid8', 'output_grid', 'halve', 'onnx_graph', 'onnx_info', 'export_onnx', 'kernels',
+           'export_program', 'export_model']
 
-# %% ../nbs/41_export.ipynb #1bcf06fe
+# %% ../nbs/41_export.ipynb #9a3e35ac
 import copy, importlib, io, json, math, os, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from .quantizer import Quantized
 from .surgery import norm_affine
 from .trace import CONVS, LAYERS, call_args, is_norm, trace
 
-# %% ../nbs/41_export.ipynb #fc642ada
+# %% ../nbs/41_export.ipynb #26e925d3
 @dataclass
 class Integers:
     "A layer's weights as ONNX holds them: W = scale·(codes − zero)."
@@ -50,7 +50,7 @@ def to_integers(
     for bits in (b for b in (4, 8, 16) if b >= smallest):
         if all(t.numel() == 0 or -2**(bits-1) <= t.min() and t.max() < 2**(bits-1) for t in (codes, zero)): return Integers(codes, scale, zero, bits, q.bits)
 
-# %% ../nbs/41_export.ipynb #9f877075
+# %% ../nbs/41_export.ipynb #9490f4b9
 def folded_pairs(
     model:nn.Module, # in eval mode
 )->list: # of (name of a convolution, name of the batch norm that alone reads it)
@@ -83,7 +83,7 @@ def fold_norms_(
         model.set_submodule(norm, nn.Identity())
     return known
 
-# %% ../nbs/41_export.ipynb #ec313936
+# %% ../nbs/41_export.ipynb #78cbed31
 OPSET = 21 # the first with 4-bit integers
 
 def _extra(*names):
@@ -108,7 +108,7 @@ def _batched(example_inputs, model):
     args = tuple((a.float() if a.is_floating_point() else a).cpu()[:1].expand(2, *a.shape[1:]).contiguous() for a in args)
     return args, tuple({0: torch.export.Dim('batch', min=1)} for _ in args)
 
-# %% ../nbs/41_export.ipynb #3b21d5ee
+# %% ../nbs/41_export.ipynb #47f3fec1
 def float_graph(
     model:nn.Module, # in eval mode, on the CPU
     example_inputs, # tensor or tuple of tensors
@@ -123,7 +123,7 @@ def float_graph(
             return torch.onnx.export(model, args, dynamo=True, opset_version=opset, dynamic_shapes=shapes, verbose=False).model_proto
     except Exception as e: raise UnsupportedError(f'the network cannot be written as ONNX: {type(e).__name__}: {str(e)[:300]}', hint='its forward must be one that torch.export can record, with a batch of any size') from e
 
-# %% ../nbs/41_export.ipynb #a7a8a234
+# %% ../nbs/41_export.ipynb #51968db2
 class Editor:
     "Adds nodes and constants to an ONNX graph."
     def __init__(self, proto):
@@ -147,7 +147,7 @@ class Editor:
         if name in self.inits and not self.readers(name): self.graph.initializer.remove(self.inits.pop(name))
     def redirect(self, node, old, new): node.input[:] = [new if i == old else i for i in node.input]
 
-# %% ../nbs/41_export.ipynb #4941512b
+# %% ../nbs/41_export.ipynb #d9731d9a
 def _integer_type(bits, signed=True):
     "The numpy type of a container."
     if bits == 4: return np.dtype(getattr(_extra('ml_dtypes')[0], 'int4' if signed else 'uint4'))
@@ -171,7 +171,7 @@ def quantize(self:Editor,
     self.pairs[key] = self.node('DequantizeLinear', [self.node('QuantizeLinear', [x, s, o], f'{name}_codes'), s, o], f'{name}_values')
     return self.pairs[key]
 
-# %% ../nbs/41_export.ipynb #1e6925b9
+# %% ../nbs/41_export.ipynb #113c0a97
 @patch
 def weights(self:Editor,
     name:str, # of the layer
@@ -188,7 +188,7 @@ def weights(self:Editor,
     self.drop(key)
     return True
 
-# %% ../nbs/41_export.ipynb #4a2fab0d
+# %% ../nbs/41_export.ipynb #586b8af7
 ROOM = 2.**30 # largest bias, in steps
 
 def make_room(
@@ -206,7 +206,7 @@ def make_room(
         i.scale, i.zero = grown, i.zero.expand(len(bias))
     return torch.round(bias.double()/(i.scale.double()*input_scale)).long()
 
-# %% ../nbs/41_export.ipynb #8115ac12
+# %% ../nbs/41_export.ipynb #759907e2
 @patch
 def inputs(self:Editor,
     name:str, # of the layer
@@ -224,32 +224,42 @@ def inputs(self:Editor,
         old, n.input[2] = n.input[2], self.node('DequantizeLinear', [self.constant(bias, steps.numpy().astype(np.int32)), self.constant(f'{bias}_scale', scale.expand(len(steps)).numpy())], f'{bias}_values', axis=0)
         self.drop(old)
 
-# %% ../nbs/41_export.ipynb #e86322b8
+# %% ../nbs/41_export.ipynb #175be8f7
 @dataclass(frozen=True)
 class Grid8:
-    "A grid of signed 8-bit codes."
+    "A grid of 8-bit codes."
     scale:float
     zero_point:int=0
     bits:int=8
     signed:bool=True
 
+def output_grid(
+    mean:torch.Tensor, # of each channel
+    std:torch.Tensor,
+    relu:bool=False, # cut off below 0
+)->Grid8:
+    "A grid for what a layer gives."
+    top = (mean+6*std if relu else mean.abs()+6*std).max().item()
+    return Grid8(max(top, 1e-12)/(255 if relu else 127), signed=not relu)
+
+# %% ../nbs/41_export.ipynb #29ef7617
 @patch
-def sums(self:Editor,
+def outputs(self:Editor,
     law:dict, # layer name → mean and standard deviation of its outputs
 ):
-    "Grids for what residual sums read."
+    "Grids for what leaves convolutions that read integers."
     eight = {k[0]: v for k, v in self.pairs.items() if k[3] == 8}
-    source = {f'{n}.weight_values': n for n in law}
-    for add in [n for n in self.graph.node if n.op_type == 'Add']:
-        for t in list(add.input):
-            made = self.made.get(t)
-            layer = source.get(made.input[1]) if made is not None and made.op_type == 'Conv' else None
-            if t in eight: self.redirect(add, t, eight[t])
-            elif layer is not None and made.input[0].endswith('_values'):
-                mean, std = law[layer]
-                self.redirect(add, t, self.quantize(t, Grid8(max(((mean.abs()+6*std).max()/127).item(), 1e-12))))
+    ends = {o.name for o in self.graph.output}
+    for conv, (mean, std) in [(n, law[l]) for l in law for n in self.readers(f'{l}.weight_values') if n.input[0] in eight.values()]:
+        t, readers = conv.output[0], self.readers(conv.output[0])
+        relu = len(readers) == 1 and readers[0].op_type == 'Relu'
+        if relu: t, readers = readers[0].output[0], self.readers(readers[0].output[0])
+        if t in eight or t in ends or any(r.op_type == 'MaxPool' for r in readers): continue
+        for r in readers: self.redirect(r, t, self.quantize(t, output_grid(mean, std, relu)))
+    for add in (n for n in self.graph.node if n.op_type == 'Add'):
+        for t in set(add.input) & set(eight): self.redirect(add, t, eight[t])
 
-# %% ../nbs/41_export.ipynb #7ae22650
+# %% ../nbs/41_export.ipynb #e7410c7c
 def halve(
     i:Integers, # is changed
 )->Integers:
@@ -267,14 +277,14 @@ def _sorted(proto):
         proto.graph.node.extend(ready); known |= {o for n in ready for o in n.output}
         nodes = [n for n in nodes if not set(n.output) <= known]
 
-# %% ../nbs/41_export.ipynb #ed3239d8
+# %% ../nbs/41_export.ipynb #2936a906
 def onnx_graph(
     model:nn.Module, # compressed; is not changed. Layers with an `input_quantizer` read through it
     example_inputs, # tensor or tuple of tensors; the batch may have any size afterwards
     codes:dict=None, # layer name → `Quantized`; None leaves all weights float
     *,
     container:int=None, # bits of the smallest container; None: 4, or 8 where inputs are on grids as well
-    integer_sums:bool=True, # grids also for residual sums, where layers read 8-bit codes
+    integer_outputs:bool=True, # grids also for what residual sums and means read, where layers read 8-bit codes
     reduce_range:bool=False, # 7 bits for weights of 8: for processors without VNNI
 ): # `onnx.ModelProto`
     "A network as ONNX. Raises `UnsupportedError`, `ExampleInputError`."
@@ -292,13 +302,13 @@ def onnx_graph(
     edit = Editor(proto)
     ints = {n: i for n, i in ints.items() if edit.weights(n, i)}
     for n, grid in grids.items(): edit.inputs(n, grid, ints.get(n))
-    if integer_sums: edit.sums(law)
+    if integer_outputs: edit.outputs(law)
     _sorted(proto)
     _describe(proto, model, ints, grids)
     edit.onnx.checker.check_model(proto)
     return proto
 
-# %% ../nbs/41_export.ipynb #1a005e43
+# %% ../nbs/41_export.ipynb #6d486059
 def _describe(proto, model, ints, grids):
     "What the file says about itself."
     for n in proto.graph.node: del n.metadata_props[:] # where in which source file each node came from
@@ -310,7 +320,7 @@ def _describe(proto, model, ints, grids):
         outputs={v.name: shape(v) for v in proto.graph.output}, layers=layers)
     p = proto.metadata_props.add(); p.key, p.value = 'udfc_nb', json.dumps(told)
 
-# %% ../nbs/41_export.ipynb #546dc1fc
+# %% ../nbs/41_export.ipynb #4a0257d9
 def onnx_info(
     path, # an ONNX file that this package wrote
 )->dict: # opset, shapes of inputs and outputs; per layer bits of the codes, of the container and of the input
@@ -319,7 +329,7 @@ def onnx_info(
     try: return json.loads(next(p.value for p in onnx.load(path).metadata_props if p.key == 'udfc_nb'))
     except Exception as e: raise FileError(f'no ONNX file of this package: {type(e).__name__}', layer=str(path)) from e
 
-# %% ../nbs/41_export.ipynb #11a53a39
+# %% ../nbs/41_export.ipynb #bcc5512c
 def export_onnx(
     model:nn.Module, # compressed; is not changed
     path, # ends in .onnx
@@ -332,7 +342,7 @@ def export_onnx(
     write_atomic(path, data)
     return len(data)
 
-# %% ../nbs/41_export.ipynb #42999c3b
+# %% ../nbs/41_export.ipynb #2cb78e17
 def kernels(
     path, # an ONNX file
 )->dict: # operation → how often it stands in the graph that onnxruntime runs
@@ -348,7 +358,7 @@ def kernels(
     finally: target.unlink(missing_ok=True)
     return dict(sorted(counts.items()))
 
-# %% ../nbs/41_export.ipynb #a3a5e7c4
+# %% ../nbs/41_export.ipynb #6613c32a
 class _Coded:
     "A layer whose weight is codes times scale."
     @property
@@ -364,7 +374,7 @@ def _hold_codes_(layer, q):
     for n, t in dict(codes=codes, scale=q.scale, zero=q.zero-low).items(): layer.register_buffer(n, t.clone())
     layer.__class__ = type(f'Coded{type(layer).__name__}', (_Coded, type(layer)), {})
 
-# %% ../nbs/41_export.ipynb #b9233b62
+# %% ../nbs/41_export.ipynb #0a5957aa
 def export_program(
     model:nn.Module, # compressed; is not changed
     path, # ends in .pt2
@@ -386,7 +396,7 @@ def export_program(
     write_atomic(path, buffer.getvalue())
     return len(buffer.getvalue())
 
-# %% ../nbs/41_export.ipynb #6fbd2605
+# %% ../nbs/41_export.ipynb #fd8c6957
 @patch
 def export(self:Compressed,
     path, # ends in .onnx or .pt2
