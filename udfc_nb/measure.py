@@ -6,7 +6,7 @@
 __all__ = ['RUNTIMES', 'processor', 'threads', 'eager', 'compiled', 'session', 'onnx_float', 'onnx_quantized', 'time_in_turn',
            'quartiles', 'bench', 'bench_table', 'bench_csv']
 
-# %% ../nbs/42_measure.ipynb #02e865b2
+# %% ../nbs/42_measure.ipynb #c24c0064
 import csv, io, math, os, platform, statistics, tempfile, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ from .report import count
 from .trace import call_args
 from .checkpoint import contents
 
-# %% ../nbs/42_measure.ipynb #4413774b
+# %% ../nbs/42_measure.ipynb #2c02a5ef
 def processor()->dict: # name, cores, vnni
     "The processor's name, how many cores this process may use, and whether it has VNNI."
     try: text = Path('/proc/cpuinfo').read_text()
@@ -28,7 +28,7 @@ def processor()->dict: # name, cores, vnni
     flags, cores = found('flags').split(), len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return dict(name=found('model name') or platform.processor() or platform.machine(), cores=cores, vnni=any('vnni' in f for f in flags))
 
-# %% ../nbs/42_measure.ipynb #eb137020
+# %% ../nbs/42_measure.ipynb #a7e09f41
 @contextmanager
 def threads(
     n:int, # threads within an operation
@@ -62,7 +62,7 @@ def compiled(case, example, n):
     run(example)
     return run, _bytes(case)
 
-# %% ../nbs/42_measure.ipynb #6f5298ae
+# %% ../nbs/42_measure.ipynb #d2f4400e
 def session(
     path, # an ONNX file
     n:int=1, # threads
@@ -92,7 +92,7 @@ def onnx_quantized(case, example, n):
 
 RUNTIMES = {'eager': eager, 'compile': compiled, 'onnxruntime': onnx_float, 'onnxruntime-quantized': onnx_quantized}
 
-# %% ../nbs/42_measure.ipynb #d85d31ec
+# %% ../nbs/42_measure.ipynb #11374360
 def time_in_turn(
     runs:dict, # key → function of no arguments
     repeats:int=20, # counted rounds
@@ -113,7 +113,7 @@ def quartiles(
     s = sorted(seconds)
     return s[len(s)//4], statistics.median(s), s[-1-len(s)//4]
 
-# %% ../nbs/42_measure.ipynb #55520d11
+# %% ../nbs/42_measure.ipynb #d912057a
 def _numbers(case, example):
     "What does not depend on the runtime."
     net = _net(case)
@@ -131,7 +131,7 @@ def _right(run, images, labels, size=100):
     "Top-1 in percent."
     return 100*sum((run(x).argmax(1) == y).sum().item() for x, y in zip(images.split(size), labels.split(size)))/len(labels)
 
-# %% ../nbs/42_measure.ipynb #86726489
+# %% ../nbs/42_measure.ipynb #519a1fc6
 def bench(
     cases:dict, # name → network or `Compressed`; the first is what the others are compared with
     example_inputs:torch.Tensor, # of the shape that the forward takes
@@ -156,7 +156,7 @@ def bench(
             for i, s in seconds.items(): rows[i]['times'][size] = quartiles(s)
     return _table(rows, next(iter(cases)), dict(batches=batches, threads=n_threads, cpu=cpu['name'], vnni=cpu['vnni']))
 
-# %% ../nbs/42_measure.ipynb #ecaf4886
+# %% ../nbs/42_measure.ipynb #cdcf00b2
 def _prepared(name, case, runtime, x, n_threads, images, labels):
     "A row without its times; none where a runtime has nothing to show for a network."
     row = dict(network=name, runtime=runtime, run=None, bytes=None, note='', accuracy=None, times={}) | _numbers(case, x)
@@ -180,7 +180,7 @@ def _table(rows, first, told):
                 throughput=size/mid, speedup=against/mid, threads=told['threads'], cpu=told['cpu'], vnni=told['vnni'], note=r['note']))
     return out
 
-# %% ../nbs/42_measure.ipynb #8c77052d
+# %% ../nbs/42_measure.ipynb #536c6774
 def bench_table(
     rows:list, # from `bench`
 )->str:
