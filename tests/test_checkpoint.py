@@ -87,6 +87,16 @@ def test_float16_remainder(tmp_path):
     wanted = {n: t if n.removesuffix('.weight') in out.codes or not t.is_floating_point() else t.half().float() for n, t in out.model.state_dict().items()}
     for n, t in load(tmp_path/'a.safetensors', fresh('residual')).state_dict().items(): assert torch.equal(t, wanted[n]), n
 
+def test_input_grids(tmp_path):
+    "Layers that read through grids do so again."
+    pytest.importorskip('udfc_nb.activations')
+    net, x = NETS['residual'](); roughen(net)
+    out = compress(net, x, pruning_ratio=.4, weight_bits=8, activation_bits=6)
+    out.save(tmp_path/'a.safetensors')
+    again = load(tmp_path/'a.safetensors', fresh('residual'))
+    assert torch.equal(run(again, x), run(out.model, x))
+    assert {n: m.input_quantizer for n, m in again.named_modules() if hasattr(m, 'input_quantizer')} == {n: m.input_quantizer for n, m in out.model.named_modules() if hasattr(m, 'input_quantizer')} != {}
+
 def test_changed_weights_are_refused(tmp_path):
     net, x = NETS['chain']()
     out = compress(net.eval(), x, weight_bits=4, recipe='prune')
@@ -336,6 +346,7 @@ def pickled():
 
 def layer(**changes): return lambda info: info | {'head': info['head'] | changes}
 def tensor(name, change): return lambda data: signed_tensors(data, lambda ts: ts | {name: change(ts[name])})
+def grid(data, name='head', **changes): return sign(data, inputs=json.dumps({name: dict(scale=.5, zero_point=0, bits=8, signed=True) | changes}))
 def zeros(*shape, dtype=torch.uint8): return lambda t: torch.zeros(*shape, dtype=dtype)
 
 HOSTILE = dict(
@@ -357,6 +368,7 @@ HOSTILE = dict(
     scale_integer=tensor('head.weight.scale', lambda t: t.int()), bias_long=tensor('head.bias', zeros(6, dtype=torch.float32)), bias_short=tensor('head.bias', lambda t: t[:-1]), bias_matrix=tensor('head.bias', lambda t: t[None]),
     bias_none=tensor('head.bias', lambda t: t[:0]), bias_integer=tensor('head.bias', lambda t: t.int()), bias_complex=tensor('head.bias', lambda t: t.to(torch.complex64)), bias_float8=tensor('head.bias', lambda t: t.to(torch.float8_e4m3fn)),
     norm_uneven=tensor('features.1.running_var', lambda t: t[:-1]), extra_tensor=lambda d: signed_tensors(d, lambda ts: ts | {'x': torch.zeros(2)}), weight_twice=lambda d: signed_tensors(d, lambda ts: ts | {'head.weight': torch.zeros(5, 4)}),
+    grid_of_no_layer=lambda d: grid(d, 'features.1'), grid_nan=lambda d: grid(d, scale=float('nan')), grid_of_many_bits=lambda d: grid(d, bits=64), grid_far=lambda d: grid(d, zero_point=2**40), grids_listed=lambda d: sign(d, inputs='[]'),
     missing_tensor=lambda d: signed_tensors(d, lambda ts: {k: v for k, v in ts.items() if k != 'head.bias'}), codes_missing=lambda d: signed_tensors(d, lambda ts: {k: v for k, v in ts.items() if k != 'head.weight.codes'}))
 
 @pytest.mark.parametrize('name', HOSTILE)

@@ -6,7 +6,7 @@
 __all__ = ['VERSION', 'MAX_TEXT', 'MAX_BITS', 'CHUNK', 'encode', 'decode', 'contents', 'write_atomic', 'read_file', 'load',
            'read_codes', 'itemise', 'file_rows']
 
-# %% ../nbs/40_checkpoint.ipynb #5f7e9b56
+# %% ../nbs/40_checkpoint.ipynb #83503ee7
 import copy, hashlib, json, math, os, tempfile, zlib
 from pathlib import Path
 import torch, torch.nn as nn
@@ -18,7 +18,7 @@ from .quantizer import pack, unpack, Quantized, GRIDS
 from .trace import CONVS, LAYERS, NORMS
 from .compress import Compressed
 
-# %% ../nbs/40_checkpoint.ipynb #ebf6eef0
+# %% ../nbs/40_checkpoint.ipynb #4f669554
 VERSION = 1
 MAX_TEXT = 1 << 23 # bytes of a file's text; a reader refuses more, because parsing takes some thirty times as much memory
 MAX_BITS = 16 # wider codes are stored as the floats that they stand for
@@ -44,7 +44,7 @@ def encode(
     if deflated: packed = torch.frombuffer(bytearray(small), dtype=torch.uint8)
     return packed, dict(bits=q.bits, shape=list(q.codes.shape), low=low, deflated=deflated)
 
-# %% ../nbs/40_checkpoint.ipynb #1e8c377e
+# %% ../nbs/40_checkpoint.ipynb #d899ab5c
 def decode(
     packed:torch.Tensor, # uint8
     info:dict, # the description
@@ -63,7 +63,7 @@ def decode(
         flat = torch.cat([unpack(p, bits, min(CHUNK, n-i*CHUNK)).to(torch.int32) for i, p in enumerate(packed.split(CHUNK*bits//8))]) if n else torch.zeros(0, dtype=torch.int32)
     return flat.reshape(info['shape'])+info['low']
 
-# %% ../nbs/40_checkpoint.ipynb #9896f3a1
+# %% ../nbs/40_checkpoint.ipynb #0090b0d8
 def _checksum(tensors, meta):
     "SHA-256 over the text and every tensor's name, type, shape and bytes."
     h = hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != 'sha256'}, sort_keys=True).encode())
@@ -72,7 +72,7 @@ def _checksum(tensors, meta):
         h.update(f'{n}|{t.dtype}|{list(t.shape)}|'.encode()); h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
-# %% ../nbs/40_checkpoint.ipynb #dece2852
+# %% ../nbs/40_checkpoint.ipynb #0fa68372
 def _check_current(name, q, weight):
     "Refuses codes that are no longer the weights."
     if not torch.equal(q.dequantize().to(weight.dtype).reshape(weight.shape), weight.detach().cpu()):
@@ -98,7 +98,14 @@ def contents(
     tensors |= {n: (t.to(dtype) if t.dtype == torch.float32 else t).clone().contiguous() for n, t in rest.items()}
     return tensors, json.dumps(coded, separators=(',', ':'))
 
-# %% ../nbs/40_checkpoint.ipynb #72b0fd2f
+# %% ../nbs/40_checkpoint.ipynb #67125add
+def _inputs(model):
+    "The grids through which layers read, as text; '' if there are none."
+    found = {n: getattr(m, 'input_quantizer', None) for n, m in model.named_modules()}
+    grids = {n: dict(scale=float(q.scale), zero_point=int(q.zero_point), bits=int(q.bits), signed=bool(q.signed)) for n, q in found.items() if q is not None}
+    return json.dumps(grids, separators=(',', ':')) if grids else ''
+
+# %% ../nbs/40_checkpoint.ipynb #fab7d9db
 def _flush_folder(folder):
     "The new name reaches the disk too, on systems where folders can be flushed."
     if not hasattr(os, 'O_DIRECTORY'): return
@@ -131,12 +138,13 @@ def save(self:Compressed,
     tensors, text = contents(self, dtype, entropy)
     r = self.report
     meta = dict(format='udfc_nb', version=str(VERSION), written_by=r.version, recipe=json.dumps(r.recipe), description=text)
+    if inputs := _inputs(self.model): meta['inputs'] = inputs
     data = to_bytes(tensors, meta | dict(sha256=_checksum(tensors, meta)))
     if int.from_bytes(data[:8], 'little') > MAX_TEXT: raise UnsupportedError(f'more than {MAX_TEXT} bytes of text', hint='a symmetric grid needs fewer')
     write_atomic(path, data)
     return len(data)
 
-# %% ../nbs/40_checkpoint.ipynb #a063309b
+# %% ../nbs/40_checkpoint.ipynb #0199891f
 def _fail(path, why, hint='the file is damaged, or not one that this package wrote'): raise FileError(why, layer=str(path), hint=hint)
 
 def _read(path):
@@ -159,7 +167,7 @@ def _check_coded(info):
         and isinstance(info['shape'], list) and len(info['shape']) <= 8 and all(_whole(s, 0, 2**31) for s in info['shape']) and isinstance(info['deflated'], bool)
         and isinstance(info['zero'], list) and all(type(z) is float and math.isfinite(z) for z in info['zero']))
 
-# %% ../nbs/40_checkpoint.ipynb #a015b922
+# %% ../nbs/40_checkpoint.ipynb #a00fefce
 def read_file(
     path, # a file that `save` wrote
 )->tuple: # (tensors, description, metadata)
@@ -178,7 +186,7 @@ def read_file(
         if not _check_coded(c) or f'{n}.weight' in tensors or not {f'{n}.weight.codes', f'{n}.weight.scale'} <= set(tensors): _fail(path, f'the description of {n} is not valid')
     return tensors, info, meta
 
-# %% ../nbs/40_checkpoint.ipynb #7198ae3e
+# %% ../nbs/40_checkpoint.ipynb #7b17e033
 def _shapes(tensors, info):
     "The shapes of the state dict that a file stands for, before anything is decoded."
     plain = {n: (tuple(t.shape), t.is_floating_point()) for n, t in tensors.items() if not n.endswith(('.weight.codes', '.weight.scale'))}
@@ -190,7 +198,7 @@ def _fits(module, name, new, old):
     free = min(2, len(old)) if isinstance(module, LAYERS) else 1 if len(old) == 1 else 0 # leading axes that may be shorter
     return len(new) == len(old) and new[free:] == old[free:] and all(1 <= a <= b for a, b in zip(new, old))
 
-# %% ../nbs/40_checkpoint.ipynb #b74c8049
+# %% ../nbs/40_checkpoint.ipynb #135df502
 def _check_shapes(path, mods, old, new):
     "Refuses what the architecture could not have become. `old`, `new`: name → (shape, is it floating)."
     way = 'pass the architecture that was compressed'
@@ -204,7 +212,7 @@ def _check_shapes(path, mods, old, new):
 
 def _depthwise(m): return isinstance(m, CONVS) and m.groups > 1 and m.groups == m.in_channels == m.out_channels
 
-# %% ../nbs/40_checkpoint.ipynb #221927e9
+# %% ../nbs/40_checkpoint.ipynb #a06a87e2
 def _decoded(path, name, packed, scale, c):
     "One rounded layer's weights."
     rows = c['shape'][0] if c['shape'] else 1
@@ -222,16 +230,39 @@ def _resize(m):
     elif isinstance(m, CONVS): m.out_channels, m.in_channels = len(m.weight), m.weight.shape[1]*m.groups
     elif isinstance(m, NORMS) and m.running_mean is not None: m.num_features = len(m.running_mean)
 
-# %% ../nbs/40_checkpoint.ipynb #99192bf9
+# %% ../nbs/40_checkpoint.ipynb #562dafb2
+def _good_grid(g):
+    "Is it what `_inputs` writes?"
+    if not isinstance(g, dict) or set(g) != {'scale', 'zero_point', 'bits', 'signed'} or type(g['signed']) is not bool or not _whole(g['bits'], 2, 16): return False
+    low = -2**(g['bits']-1) if g['signed'] else 0
+    return type(g['scale']) is float and 0 < g['scale'] < math.inf and _whole(g['zero_point'], low, low+2**g['bits']-1)
+
+def _grids(meta, mods, path):
+    "Layer → the grid through which it reads; only layers of the architecture can have one."
+    try: grids = json.loads(meta.get('inputs', '{}'))
+    except (ValueError, RecursionError) as e: _fail(path, f'the input grids are no JSON: {str(e)[:100]}')
+    if not isinstance(grids, dict): _fail(path, 'the input grids are no table of layers')
+    for n, g in grids.items():
+        if not _good_grid(g) or not isinstance(mods.get(n), LAYERS): _fail(path, f'the input grid of {n} is not valid')
+    return grids
+
+def _set_grids(mods, grids):
+    "Lets layers read through grids again."
+    if not grids: return
+    from udfc_nb.activations import InputQuantizer, quantize_input_
+    for n, g in grids.items(): quantize_input_(mods[n], InputQuantizer(**g))
+
+# %% ../nbs/40_checkpoint.ipynb #f5bef0d7
 def load(
     path, # a file that `Compressed.save` wrote
     model, # the original architecture: a network (not changed, its weights do not matter) or a function that builds it
 )->nn.Module: # on the CPU, in eval mode
     "The compressed network of a file. Raises `FileError`."
-    tensors, info, _ = read_file(path)
+    tensors, info, meta = read_file(path)
     net = (copy.deepcopy(model) if isinstance(model, nn.Module) else model()).cpu().eval()
     old, mods = net.state_dict(), dict(net.named_modules())
     _check_shapes(path, mods, {n: (tuple(t.shape), t.is_floating_point()) for n, t in old.items()}, _shapes(tensors, info))
+    grids = _grids(meta, mods, path)
     for n in old:
         (owner, _, name), layer = n.rpartition('.'), n.removesuffix('.weight')
         t = _decoded(path, layer, tensors[f'{n}.codes'], tensors[f'{n}.scale'], info[layer]) if layer in info and layer != n else tensors[n]
@@ -239,9 +270,10 @@ def load(
         if name in m._parameters: m._parameters[name] = nn.Parameter(t, requires_grad=m._parameters[name].requires_grad)
         else: m._buffers[name] = t
     for m in mods.values(): _resize(m)
+    _set_grids(mods, grids)
     return net
 
-# %% ../nbs/40_checkpoint.ipynb #216cd145
+# %% ../nbs/40_checkpoint.ipynb #183757de
 def read_codes(
     path, # a file that `Compressed.save` wrote
 )->dict: # layer name → `Quantized`
@@ -255,7 +287,7 @@ def read_codes(
         out[n] = Quantized(decode(tensors[f'{n}.weight.codes'], c), scale.reshape(one), torch.tensor(c['zero'], dtype=scale.dtype).reshape(one), c['bits'])
     return out
 
-# %% ../nbs/40_checkpoint.ipynb #16ead4ca
+# %% ../nbs/40_checkpoint.ipynb #65741111
 def itemise(
     path, # a packed file
 )->dict: # part → bytes
@@ -268,7 +300,7 @@ def itemise(
     parts = dict(codes=size(codes), scales=size(scales), rest=size(rest))
     return parts | dict(description=whole-sum(parts.values()), file=whole)
 
-# %% ../nbs/40_checkpoint.ipynb #4dcbbc4c
+# %% ../nbs/40_checkpoint.ipynb #2fd34ec0
 def file_rows(
     path, # a packed file
 )->list: # of dict(tensor, shape, bits, stored, bytes)

@@ -9,7 +9,7 @@ __all__ = ['COMMANDS', 'CommandError', 'build_network', 'read_weights', 'load_we
            'file_text', 'add_source_arguments', 'compressed_network', 'run_export', 'export_parser', 'run_bench',
            'bench_parser', 'run_demo', 'demo_parser', 'make_parser', 'main']
 
-# %% ../nbs/52_cli.ipynb #2bcda93d
+# %% ../nbs/52_cli.ipynb #8a52aba7
 import argparse, difflib, importlib, io, json, os, pickle, sys, time, traceback
 from pathlib import Path
 import safetensors.torch, torch
@@ -26,10 +26,10 @@ from .graph import find_sites
 from .recipe import RECIPES, get_recipe, recipe_from_json
 from .report import count
 
-# %% ../nbs/52_cli.ipynb #0cb669dd
+# %% ../nbs/52_cli.ipynb #5f7507d9
 class CommandError(UDFCError, ValueError): "A command line that cannot be carried out."
 
-# %% ../nbs/52_cli.ipynb #187b7341
+# %% ../nbs/52_cli.ipynb #08a54aa0
 def _from_module(spec):
     "The network that `package.module:function` builds."
     module, _, name = spec.partition(':')
@@ -43,7 +43,7 @@ def _from_module(spec):
         raise CommandError(f'the network cannot be built: {type(e).__name__}: {e}\n  at {at.filename}:{at.lineno}', layer=spec,
             hint='name a function that takes no arguments and returns the network, as package.module:function') from e
 
-# %% ../nbs/52_cli.ipynb #1ce92fc1
+# %% ../nbs/52_cli.ipynb #16b25bbe
 def _from_torchvision(
     name, # e.g. 'resnet18'
     pretrained=False, # fetch torchvision's best weights
@@ -64,7 +64,7 @@ def _from_torchvision(
         raise CommandError(f'torchvision cannot build it: {e}', layer=name,
             hint='--pretrained needs the internet; a checkpoint that you have goes into --weights' if pretrained else None) from e
 
-# %% ../nbs/52_cli.ipynb #055bb781
+# %% ../nbs/52_cli.ipynb #e86dc048
 def build_network(
     spec:str, # torchvision name, or package.module:function
     pretrained:bool=False, num_classes:int=None, # for torchvision's
@@ -77,7 +77,7 @@ def build_network(
     if not isinstance(net, nn.Module): raise CommandError(f'a {type(net).__name__} came back, not an nn.Module', layer=spec)
     return net.eval()
 
-# %% ../nbs/52_cli.ipynb #587bb9c1
+# %% ../nbs/52_cli.ipynb #3b8d790b
 _NESTED = 'state_dict', 'model_state_dict', 'model', 'net', 'weights'
 _PREFIXES = 'module.', '_orig_mod.'
 
@@ -94,7 +94,7 @@ def _plain(state):
         if all(k.startswith(p) for k in state): state = {k.removeprefix(p): v for k, v in state.items()}
     return state
 
-# %% ../nbs/52_cli.ipynb #22e3cb21
+# %% ../nbs/52_cli.ipynb #9307f88f
 def read_weights(
     path, # .safetensors, or a checkpoint that torch.load reads with weights_only=True
 )->dict: # name → tensor
@@ -112,7 +112,7 @@ def read_weights(
     if state is None: raise FileError(f'{path} holds no weights', hint='save model.state_dict()')
     return _plain(state)
 
-# %% ../nbs/52_cli.ipynb #310b00a8
+# %% ../nbs/52_cli.ipynb #7d7b3305
 def load_weights_(
     net:nn.Module, # is changed
     path, # see `read_weights`
@@ -127,7 +127,7 @@ def load_weights_(
         raise FileError(f"{path} does not fit the network: {'; '.join(parts)}", hint='build the network that these weights were trained in')
     net.load_state_dict(state, strict=False)
 
-# %% ../nbs/52_cli.ipynb #8d1fe5c8
+# %% ../nbs/52_cli.ipynb #819e7e3f
 def write_file(
     path, # where; its folder must exist
     data, # bytes or text
@@ -136,7 +136,7 @@ def write_file(
     try: write_atomic(path, data.encode() if isinstance(data, str) else data)
     except OSError as e: raise FileError(f'{path} cannot be written: {e.strerror}', hint='choose another folder') from e
 
-# %% ../nbs/52_cli.ipynb #365fb961
+# %% ../nbs/52_cli.ipynb #c1fbdf40
 def check_output(
     path, # of a file to be written, or None
     endings:tuple, # that it may have
@@ -149,7 +149,7 @@ def check_output(
     if path.is_dir(): raise CommandError(f'{path} is a folder', layer=option, hint='name a file in it')
     if not os.access(path.parent, os.W_OK): raise CommandError(f'the folder {path.parent} does not exist or cannot be written to', layer=option, hint='make it first')
 
-# %% ../nbs/52_cli.ipynb #caafa9c5
+# %% ../nbs/52_cli.ipynb #c47f3a2d
 _REPORTS = {'.csv': 'to_csv', '.json': 'to_json', '.md': 'to_markdown'}
 
 def write_report(
@@ -160,7 +160,7 @@ def write_report(
     text = getattr(report, _REPORTS[Path(path).suffix])()
     write_file(path, text if text.endswith('\n') else text+'\n')
 
-# %% ../nbs/52_cli.ipynb #2b0926cf
+# %% ../nbs/52_cli.ipynb #490d244d
 def shape(
     text:str, # '1,3,224,224'
 )->tuple:
@@ -178,7 +178,7 @@ def _assignment(text):
 
 def _whole(x): return int(x) if x is not None and x == int(x) else x
 
-# %% ../nbs/52_cli.ipynb #e963a2a6
+# %% ../nbs/52_cli.ipynb #87d3e5cb
 def add_network_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
@@ -191,7 +191,7 @@ def add_network_arguments(
     p.add_argument('--ignore', action='append', default=[], metavar='LAYER', help='a layer, or a module that holds layers, to leave as it is; may be repeated')
     p.add_argument('--device', default='cpu', help='where to compute: cpu (default), cuda, ...')
 
-# %% ../nbs/52_cli.ipynb #6dd7e783
+# %% ../nbs/52_cli.ipynb #d2b99fdc
 def _device(name):
     "The device of that name, if it is there."
     try: device = torch.empty(0, device=name).device
@@ -208,7 +208,7 @@ def read_network(
     inputs = tuple(torch.zeros(s, device=device) for s in args.input_shape or [(1, 3, 224, 224)])
     return net.to(device), inputs, device
 
-# %% ../nbs/52_cli.ipynb #412863eb
+# %% ../nbs/52_cli.ipynb #5002d7c2
 def info_rows(
     model:nn.Module, # in eval mode; is not changed
     example_inputs, # what its forward takes
@@ -220,7 +220,7 @@ def info_rows(
     return [dict(layer=n, kind=type(mods[n]).__name__, channels=mods[n].weight.shape[0], consumers=readers.get(n, []), reason=graph.reasons[n], **c)
             for n, c in count(model, example_inputs).items()]
 
-# %% ../nbs/52_cli.ipynb #639b25a7
+# %% ../nbs/52_cli.ipynb #024375bc
 def info_text(
     rows:list[dict], # from `info_rows`
     params:int, # of the whole network
@@ -234,7 +234,7 @@ def info_text(
     return (f'{table}\n{len(rows)} layers, {len(sites)} of them sites, at which {prunable:,} of {total:,} channels may go; '
             f'{params:,} parameters, {sum(r["macs"] for r in rows):,} MACs for one input')
 
-# %% ../nbs/52_cli.ipynb #12e4fdaf
+# %% ../nbs/52_cli.ipynb #221f62c9
 def run_info(args):
     "Carry out `udfc info`."
     if args.network.endswith('.safetensors'): return print(file_text(args.network))
@@ -248,14 +248,14 @@ def info_parser(commands):
     add_network_arguments(p)
     p.set_defaults(run=run_info)
 
-# %% ../nbs/52_cli.ipynb #cee7db42
+# %% ../nbs/52_cli.ipynb #94c0f06b
 def _recipe(name):
     "A recipe by name, or from a JSON file that `Recipe.to_json` wrote."
     if not name.endswith('.json'): return get_recipe(name)
     try: return recipe_from_json(Path(name).read_text())
     except (OSError, UnicodeDecodeError, TypeError) as e: raise FileError(f'{name} holds no recipe: {e}', hint='write one with Recipe.to_json') from e
 
-# %% ../nbs/52_cli.ipynb #9ae6dc8c
+# %% ../nbs/52_cli.ipynb #f1723b35
 def add_compression_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
@@ -271,7 +271,7 @@ def compression_arguments(args):
     return dict(pruning_ratio=args.ratio, weight_bits=_whole(args.bits), recipe=_recipe(args.recipe), ignored_layers=tuple(args.ignore),
         layer_ratios=dict(args.layer_ratio), layer_bits={n: _whole(b) for n, b in args.layer_bits})
 
-# %% ../nbs/52_cli.ipynb #d5994f63
+# %% ../nbs/52_cli.ipynb #9cf7dc84
 def run_compress(args):
     "Carry out `udfc compress`."
     check_output(args.output, ('.safetensors',), '--output'); check_output(args.report, tuple(_REPORTS), '--report')
@@ -289,7 +289,7 @@ def run_compress(args):
     if args.output: print(f'read it with udfc_nb.load({args.output!r}, network), where network is the one that was compressed')
     else: print('no --output was given: the compressed network is not kept')
 
-# %% ../nbs/52_cli.ipynb #117e1f55
+# %% ../nbs/52_cli.ipynb #e2f47b80
 def compress_parser(commands):
     "Declare `udfc compress`."
     p = commands.add_parser('compress', help='prune and quantize a network without data',
@@ -301,7 +301,7 @@ def compress_parser(commands):
     p.add_argument('--quiet', action='store_true', help='no progress bar and no table')
     p.set_defaults(run=run_compress)
 
-# %% ../nbs/52_cli.ipynb #6d1955c7
+# %% ../nbs/52_cli.ipynb #c913d9e3
 def file_text(
     path, # a file that `udfc compress` wrote
 )->str:
@@ -313,7 +313,7 @@ def file_text(
     return (text_table(['tensor', 'shape', 'bits', 'stored as', 'bytes'], body, left=2)+'\n'+', '.join(f'{k} {v:,}' for k, v in parts.items() if k != 'file')
         +f"; together {parts['file']:,} bytes\nrecipe {name}, format {meta['version']}, written by udfc_nb {meta.get('written_by', '?')}")
 
-# %% ../nbs/52_cli.ipynb #f5cae0c8
+# %% ../nbs/52_cli.ipynb #f973c056
 def add_source_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
@@ -329,7 +329,7 @@ def compressed_network(
     if args.compressed: return net, inputs, Compressed(load(args.compressed, net), None, read_codes(args.compressed), example=inputs)
     return net, inputs, compress(net, inputs, device=device, **compression_arguments(args))
 
-# %% ../nbs/52_cli.ipynb #34a63f08
+# %% ../nbs/52_cli.ipynb #302e717e
 def run_export(args):
     "Carry out `udfc export`."
     output = args.output if args.format is None or Path(args.output).suffix else f'{args.output}.{args.format}'
@@ -355,7 +355,7 @@ def export_parser(commands):
     p.add_argument('--reduce-range', action='store_true', help='7 bits for weights of 8, for processors without VNNI (ONNX)')
     p.set_defaults(run=run_export)
 
-# %% ../nbs/52_cli.ipynb #9a0d9fd7
+# %% ../nbs/52_cli.ipynb #94aad1a0
 def run_bench(args):
     "Carry out `udfc bench`."
     check_output(args.output, ('.csv',), '--output')
@@ -383,7 +383,7 @@ def bench_parser(commands):
     p.add_argument('--output', metavar='FILE', help='the rows as .csv')
     p.set_defaults(run=run_bench)
 
-# %% ../nbs/52_cli.ipynb #c247c82a
+# %% ../nbs/52_cli.ipynb #986e8f1f
 def run_demo(args):
     "Carry out `udfc demo`."
     start, folder = time.perf_counter(), Path(args.output)
@@ -405,7 +405,7 @@ def demo_parser(commands):
     p.add_argument('--quiet', action='store_true', help='no progress bar')
     p.set_defaults(run=run_demo)
 
-# %% ../nbs/52_cli.ipynb #826c1c4d
+# %% ../nbs/52_cli.ipynb #6bf36d15
 COMMANDS = demo_parser, compress_parser, info_parser, export_parser, bench_parser
 
 def make_parser()->argparse.ArgumentParser:
@@ -416,7 +416,7 @@ def make_parser()->argparse.ArgumentParser:
     for declare in COMMANDS: declare(commands)
     return p
 
-# %% ../nbs/52_cli.ipynb #6cfe13f5
+# %% ../nbs/52_cli.ipynb #fd8917e6
 def main(
     argv:list[str]=None, # without the program's name; None: the process's own
 )->int: # exit code: 0, 2 for bad input, 130 when interrupted
@@ -432,5 +432,5 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
-# %% ../nbs/52_cli.ipynb #c46db6d9
+# %% ../nbs/52_cli.ipynb #ed1905ea
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -7,7 +7,7 @@ __all__ = ['OPSET', 'ROOM', 'FORMATS', 'Integers', 'to_integers', 'folded_pairs'
            'make_room', 'Grid8', 'output_grid', 'halve', 'onnx_graph', 'onnx_info', 'export_onnx', 'kernels',
            'export_program', 'export_model']
 
-# %% ../nbs/41_export.ipynb #76c93cbd
+# %% ../nbs/41_export.ipynb #1a283899
 import copy, importlib, io, json, math, os, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from .quantizer import Quantized
 from .surgery import norm_affine
 from .trace import CONVS, LAYERS, call_args, is_norm, trace
 
-# %% ../nbs/41_export.ipynb #b0fe2950
+# %% ../nbs/41_export.ipynb #716577ad
 @dataclass
 class Integers:
     "A layer's weights as ONNX holds them: W = scale·(codes − zero)."
@@ -50,7 +50,7 @@ def to_integers(
     for bits in (b for b in (4, 8, 16) if b >= smallest):
         if all(t.numel() == 0 or -2**(bits-1) <= t.min() and t.max() < 2**(bits-1) for t in (codes, zero)): return Integers(codes, scale, zero, bits, q.bits)
 
-# %% ../nbs/41_export.ipynb #f60ba454
+# %% ../nbs/41_export.ipynb #89ef9732
 def folded_pairs(
     model:nn.Module, # in eval mode
 )->list: # of (name of a convolution, name of the batch norm that alone reads it)
@@ -83,7 +83,7 @@ def fold_norms_(
         model.set_submodule(norm, nn.Identity())
     return known
 
-# %% ../nbs/41_export.ipynb #aba728a4
+# %% ../nbs/41_export.ipynb #b927bb92
 OPSET = 21 # the first with 4-bit integers
 
 def _extra(*names):
@@ -108,7 +108,7 @@ def _batched(example_inputs, model):
     args = tuple((a.float() if a.is_floating_point() else a).cpu()[:1].expand(2, *a.shape[1:]).contiguous() for a in args)
     return args, tuple({0: torch.export.Dim('batch', min=1)} for _ in args)
 
-# %% ../nbs/41_export.ipynb #c1c4ab8f
+# %% ../nbs/41_export.ipynb #15fb07fa
 def float_graph(
     model:nn.Module, # in eval mode, on the CPU
     example_inputs, # tensor or tuple of tensors
@@ -123,7 +123,7 @@ def float_graph(
             return torch.onnx.export(model, args, dynamo=True, opset_version=opset, dynamic_shapes=shapes, verbose=False).model_proto
     except Exception as e: raise UnsupportedError(f'the network cannot be written as ONNX: {type(e).__name__}: {str(e)[:300]}', hint='its forward must be one that torch.export can record, with a batch of any size') from e
 
-# %% ../nbs/41_export.ipynb #01d040c1
+# %% ../nbs/41_export.ipynb #874bdd41
 class Editor:
     "Adds nodes and constants to an ONNX graph."
     def __init__(self, proto):
@@ -147,7 +147,7 @@ class Editor:
         if name in self.inits and not self.readers(name): self.graph.initializer.remove(self.inits.pop(name))
     def redirect(self, node, old, new): node.input[:] = [new if i == old else i for i in node.input]
 
-# %% ../nbs/41_export.ipynb #8b422e47
+# %% ../nbs/41_export.ipynb #3d25aa31
 def _integer_type(bits, signed=True):
     "The numpy type of a container."
     if bits == 4: return np.dtype(getattr(_extra('ml_dtypes')[0], 'int4' if signed else 'uint4'))
@@ -171,7 +171,7 @@ def quantize(self:Editor,
     self.pairs[key] = self.node('DequantizeLinear', [self.node('QuantizeLinear', [x, s, o], f'{name}_codes'), s, o], f'{name}_values')
     return self.pairs[key]
 
-# %% ../nbs/41_export.ipynb #70b16bdc
+# %% ../nbs/41_export.ipynb #b78171ca
 @patch
 def weights(self:Editor,
     name:str, # of the layer
@@ -188,7 +188,7 @@ def weights(self:Editor,
     self.drop(key)
     return True
 
-# %% ../nbs/41_export.ipynb #cb5160d9
+# %% ../nbs/41_export.ipynb #905bfa64
 ROOM = 2.**30 # largest bias, in steps
 
 def make_room(
@@ -206,7 +206,7 @@ def make_room(
         i.scale, i.zero = grown, i.zero.expand(len(bias))
     return torch.round(bias.double()/(i.scale.double()*input_scale)).long()
 
-# %% ../nbs/41_export.ipynb #13b11ada
+# %% ../nbs/41_export.ipynb #cbe6079d
 @patch
 def inputs(self:Editor,
     name:str, # of the layer
@@ -224,7 +224,7 @@ def inputs(self:Editor,
         old, n.input[2] = n.input[2], self.node('DequantizeLinear', [self.constant(bias, steps.numpy().astype(np.int32)), self.constant(f'{bias}_scale', scale.expand(len(steps)).numpy())], f'{bias}_values', axis=0)
         self.drop(old)
 
-# %% ../nbs/41_export.ipynb #5f2b16d9
+# %% ../nbs/41_export.ipynb #c542990b
 @dataclass(frozen=True)
 class Grid8:
     "A grid of 8-bit codes."
@@ -243,7 +243,7 @@ def output_grid(
     scale = max((high-low)/255, 1e-12)
     return Grid8(scale, 0 if relu else round(-low/scale)-128, signed=not relu)
 
-# %% ../nbs/41_export.ipynb #c721bd45
+# %% ../nbs/41_export.ipynb #dc18a8d0
 @patch
 def outputs(self:Editor,
     law:dict, # layer name → mean and standard deviation of its outputs
@@ -260,7 +260,7 @@ def outputs(self:Editor,
     for add in (n for n in self.graph.node if n.op_type == 'Add'):
         for t in set(add.input) & set(eight): self.redirect(add, t, eight[t])
 
-# %% ../nbs/41_export.ipynb #b4751a47
+# %% ../nbs/41_export.ipynb #8c7bd274
 def halve(
     i:Integers, # is changed
 )->Integers:
@@ -278,7 +278,7 @@ def _sorted(proto):
         proto.graph.node.extend(ready); known |= {o for n in ready for o in n.output}
         nodes = [n for n in nodes if not set(n.output) <= known]
 
-# %% ../nbs/41_export.ipynb #76805717
+# %% ../nbs/41_export.ipynb #7c12e7b9
 def onnx_graph(
     model:nn.Module, # compressed; is not changed. Layers with an `input_quantizer` read through it
     example_inputs, # tensor or tuple of tensors; the batch may have any size afterwards
@@ -309,7 +309,7 @@ def onnx_graph(
     edit.onnx.checker.check_model(proto)
     return proto
 
-# %% ../nbs/41_export.ipynb #9d34342a
+# %% ../nbs/41_export.ipynb #c52e53f2
 def _describe(proto, model, ints, grids):
     "What the file says about itself."
     for n in proto.graph.node: del n.metadata_props[:] # where in which source file each node came from
@@ -321,7 +321,7 @@ def _describe(proto, model, ints, grids):
         outputs={v.name: shape(v) for v in proto.graph.output}, layers=layers)
     p = proto.metadata_props.add(); p.key, p.value = 'udfc_nb', json.dumps(told)
 
-# %% ../nbs/41_export.ipynb #56bb7dba
+# %% ../nbs/41_export.ipynb #d9c7513d
 def onnx_info(
     path, # an ONNX file that this package wrote
 )->dict: # opset, shapes of inputs and outputs; per layer bits of the codes, of the container and of the input
@@ -330,7 +330,7 @@ def onnx_info(
     try: return json.loads(next(p.value for p in onnx.load(path).metadata_props if p.key == 'udfc_nb'))
     except Exception as e: raise FileError(f'no ONNX file of this package: {type(e).__name__}', layer=str(path)) from e
 
-# %% ../nbs/41_export.ipynb #de8bceca
+# %% ../nbs/41_export.ipynb #4f7a597c
 def export_onnx(
     model:nn.Module, # compressed; is not changed
     path, # ends in .onnx
@@ -343,7 +343,7 @@ def export_onnx(
     write_atomic(path, data)
     return len(data)
 
-# %% ../nbs/41_export.ipynb #9290e41c
+# %% ../nbs/41_export.ipynb #c8067e24
 def kernels(
     path, # an ONNX file
 )->dict: # operation → how often it stands in the graph that onnxruntime runs
@@ -359,7 +359,7 @@ def kernels(
     finally: target.unlink(missing_ok=True)
     return dict(sorted(counts.items()))
 
-# %% ../nbs/41_export.ipynb #3e99163b
+# %% ../nbs/41_export.ipynb #cad21b35
 class _Coded:
     "A layer whose weight is codes times scale."
     @property
@@ -375,7 +375,7 @@ def _hold_codes_(layer, q):
     for n, t in dict(codes=codes, scale=q.scale, zero=q.zero-low).items(): layer.register_buffer(n, t.clone())
     layer.__class__ = type(f'Coded{type(layer).__name__}', (_Coded, type(layer)), {})
 
-# %% ../nbs/41_export.ipynb #d2902906
+# %% ../nbs/41_export.ipynb #a13f930e
 def export_program(
     model:nn.Module, # compressed; is not changed
     path, # ends in .pt2
@@ -397,7 +397,7 @@ def export_program(
     write_atomic(path, buffer.getvalue())
     return len(buffer.getvalue())
 
-# %% ../nbs/41_export.ipynb #2950a6a0
+# %% ../nbs/41_export.ipynb #ac8d3550
 @patch
 def export(self:Compressed,
     path, # ends in .onnx or .pt2
