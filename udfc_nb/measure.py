@@ -6,7 +6,7 @@
 __all__ = ['RUNTIMES', 'processor', 'threads', 'eager', 'compiled', 'session', 'onnx_float', 'onnx_quantized', 'time_in_turn',
            'quartiles', 'bench', 'bench_table', 'bench_csv']
 
-# %% ../nbs/42_measure.ipynb #ce6b0d23
+# %% ../nbs/42_measure.ipynb #c24c0064
 import csv, io, math, os, platform, statistics, tempfile, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ from .report import count
 from .trace import call_args
 from .checkpoint import contents
 
-# %% ../nbs/42_measure.ipynb #0b06b4f5
+# %% ../nbs/42_measure.ipynb #2c02a5ef
 def processor()->dict: # name, cores, vnni
     "The processor's name, how many cores this process may use, and whether it has VNNI."
     try: text = Path('/proc/cpuinfo').read_text()
@@ -28,7 +28,7 @@ def processor()->dict: # name, cores, vnni
     flags, cores = found('flags').split(), len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return dict(name=found('model name') or platform.processor() or platform.machine(), cores=cores, vnni=any('vnni' in f for f in flags))
 
-# %% ../nbs/42_measure.ipynb #f0da9e2e
+# %% ../nbs/42_measure.ipynb #a7e09f41
 @contextmanager
 def threads(
     n:int, # threads within an operation
@@ -62,7 +62,7 @@ def compiled(case, example, n):
     run(example)
     return run, _bytes(case)
 
-# %% ../nbs/42_measure.ipynb #ff9a5da2
+# %% ../nbs/42_measure.ipynb #d2f4400e
 def session(
     path, # an ONNX file
     n:int=1, # threads
@@ -92,7 +92,7 @@ def onnx_quantized(case, example, n):
 
 RUNTIMES = {'eager': eager, 'compile': compiled, 'onnxruntime': onnx_float, 'onnxruntime-quantized': onnx_quantized}
 
-# %% ../nbs/42_measure.ipynb #a83a4a87
+# %% ../nbs/42_measure.ipynb #11374360
 def time_in_turn(
     runs:dict, # key → function of no arguments
     repeats:int=20, # counted rounds
@@ -108,12 +108,12 @@ def time_in_turn(
 
 def quartiles(
     seconds:list,
-)->tuple: # least, lower quartile, median, upper quartile
-    "A list of times in four numbers."
+)->tuple: # lower quartile, median, upper quartile
+    "The middle of a list of times."
     s = sorted(seconds)
-    return s[0], s[len(s)//4], statistics.median(s), s[-1-len(s)//4]
+    return s[len(s)//4], statistics.median(s), s[-1-len(s)//4]
 
-# %% ../nbs/42_measure.ipynb #be278b13
+# %% ../nbs/42_measure.ipynb #d912057a
 def _numbers(case, example):
     "What does not depend on the runtime."
     net = _net(case)
@@ -131,7 +131,7 @@ def _right(run, images, labels, size=100):
     "Top-1 in percent."
     return 100*sum((run(x).argmax(1) == y).sum().item() for x, y in zip(images.split(size), labels.split(size)))/len(labels)
 
-# %% ../nbs/42_measure.ipynb #10f5aba8
+# %% ../nbs/42_measure.ipynb #519a1fc6
 def bench(
     cases:dict, # name → network or `Compressed`; the first is what the others are compared with
     example_inputs:torch.Tensor, # of the shape that the forward takes
@@ -156,7 +156,7 @@ def bench(
             for i, s in seconds.items(): rows[i]['times'][size] = quartiles(s)
     return _table(rows, next(iter(cases)), dict(batches=batches, threads=n_threads, cpu=cpu['name'], vnni=cpu['vnni']))
 
-# %% ../nbs/42_measure.ipynb #cb9eb66e
+# %% ../nbs/42_measure.ipynb #cdcf00b2
 def _prepared(name, case, runtime, x, n_threads, images, labels):
     "A row without its times; none where a runtime has nothing to show for a network."
     row = dict(network=name, runtime=runtime, run=None, bytes=None, note='', accuracy=None, times={}) | _numbers(case, x)
@@ -172,24 +172,24 @@ def _prepared(name, case, runtime, x, n_threads, images, labels):
 def _table(rows, first, told):
     out = []
     for size in told['batches']:
-        base = {r['runtime']: r['times'][size][2] for r in rows if r['network'] == first and size in r['times']}
+        base = {r['runtime']: r['times'][size][1] for r in rows if r['network'] == first and size in r['times']}
         for r in rows:
-            least, low, mid, high = r['times'].get(size, (math.nan,)*4)
+            low, mid, high = r['times'].get(size, (math.nan,)*3)
             against = base.get(r['runtime'].removesuffix('-quantized'), math.nan)
-            out.append({k: r[k] for k in ('network', 'runtime', 'params', 'macs', 'effective_bits', 'bytes', 'accuracy')} | dict(batch=size, latency_ms=1e3*mid, least_ms=1e3*least, low_ms=1e3*low, high_ms=1e3*high,
+            out.append({k: r[k] for k in ('network', 'runtime', 'params', 'macs', 'effective_bits', 'bytes', 'accuracy')} | dict(batch=size, latency_ms=1e3*mid, low_ms=1e3*low, high_ms=1e3*high,
                 throughput=size/mid, speedup=against/mid, threads=told['threads'], cpu=told['cpu'], vnni=told['vnni'], note=r['note']))
     return out
 
-# %% ../nbs/42_measure.ipynb #c63a85b6
+# %% ../nbs/42_measure.ipynb #536c6774
 def bench_table(
     rows:list, # from `bench`
 )->str:
     "The rows for a terminal, under the processor's name."
     from udfc_nb.demo import text_table
     fmt = lambda r: [r['network'], r['runtime'], r['batch'], '-' if r['bytes'] is None else r['bytes'], f"{r['effective_bits']:.2f}", f"{r['macs']/1e6:.1f}",
-        *((f"{r['latency_ms']:.2f}", f"{r['least_ms']:.2f}", f"{r['low_ms']:.2f}–{r['high_ms']:.2f}", f"{r['throughput']:.0f}", f"{r['speedup']:.2f}") if r['latency_ms'] == r['latency_ms'] else ('-', '-', '-', '-', r['note'][:40])),
+        *((f"{r['latency_ms']:.2f}", f"{r['low_ms']:.2f}–{r['high_ms']:.2f}", f"{r['throughput']:.0f}", f"{r['speedup']:.2f}") if r['latency_ms'] == r['latency_ms'] else ('-', '-', '-', r['note'][:40])),
         *([f"{r['accuracy']:.2f}"] if r['accuracy'] is not None else [])]
-    head = ['network', 'runtime', 'batch', 'bytes', 'bits', 'million MACs', 'median ms', 'least', 'quartiles', 'images/s', 'speed-up']+(['top-1 %'] if rows and rows[0]['accuracy'] is not None else [])
+    head = ['network', 'runtime', 'batch', 'bytes', 'bits', 'million MACs', 'median ms', 'quartiles', 'images/s', 'speed-up']+(['top-1 %'] if rows and rows[0]['accuracy'] is not None else [])
     body = [o+['']*(len(head)-len(o)) for o in map(fmt, rows)]
     cpu = rows[0] if rows else dict(cpu='', vnni=False, threads=0)
     return f"{cpu['cpu']}, {'with' if cpu['vnni'] else 'without'} VNNI, {cpu['threads']} thread(s)\n{text_table(head, body, left=2)}"
