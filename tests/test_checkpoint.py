@@ -40,8 +40,10 @@ def fresh(kind):
 
 # ---- round trips
 
-@pytest.mark.parametrize('kind', NETS)
-@pytest.mark.parametrize('recipe', RECIPES)
+# the recipes that model activations take longer; two networks of theirs are always tried, the others with --run-slow
+ROUND_TRIPS = [pytest.param(r, k, marks=[pytest.mark.slow] if RECIPES[r].metric == 'field' and k not in ('residual', 'kinds') else []) for r in RECIPES for k in NETS]
+
+@pytest.mark.parametrize('recipe, kind', ROUND_TRIPS)
 def test_round_trip(recipe, kind, tmp_path):
     net, x = NETS[kind](); roughen(net)
     bits, entropy = ((3, False), (4, True), (8, False))[(list(NETS).index(kind)+list(RECIPES).index(recipe)) % 3]

@@ -54,7 +54,8 @@ def containers(path): return {n: l['container'] for n, l in onnx_info(path)['lay
 NETS = dict(chain=lambda: (roughen(Chain((3, 8, 10))), images), residual=lambda: (roughen(Residual(8, (10,))), images), bare=lambda: (Residual(8, (10,), norm=False).eval(), images),
     perceptron=lambda: (Perceptron().eval(), torch.randn(5, 6)), silu=lambda: (roughen(Chain((3, 8, 10), act=nn.SiLU)), images))
 
-@pytest.mark.parametrize('kind, bits, grid', [('chain', 4, 'symmetric'), ('residual', 8, 'symmetric'), ('bare', 3, 'paper'), ('perceptron', 5, 'asymmetric'), ('silu', 8, 'paper'), ('residual', 4, 'asymmetric')])
+@pytest.mark.parametrize('kind, bits, grid', [('chain', 4, 'symmetric'), ('residual', 8, 'symmetric'), ('bare', 3, 'paper'), ('perceptron', 5, 'asymmetric'),
+    *(pytest.param(*o, marks=pytest.mark.slow) for o in (('silu', 8, 'paper'), ('residual', 4, 'asymmetric')))])
 def test_weights(kind, bits, grid, tmp_path):
     "The same answers as the network; batches of other sizes; integers in the file."
     net, x = NETS[kind]()
@@ -81,7 +82,7 @@ def test_float_form(tmp_path):
     assert set(containers(tmp_path/'a.onnx').values()) == {32}
     assert not {n.op_type for n in onnx.load(tmp_path/'a.onnx').graph.node} & {'QuantizeLinear', 'DequantizeLinear'}
 
-@pytest.mark.parametrize('bits, offset', [(8, 0), (8, -7), (5, 2)])
+@pytest.mark.parametrize('bits, offset', [pytest.param(8, 0, marks=pytest.mark.slow), (8, -7), (5, 2)])
 def test_input_grids(bits, offset, tmp_path):
     "Rounded like the simulation, saturating at the ends of the grid."
     net, x = NETS['chain']()
