@@ -22,7 +22,7 @@ from .recipe import get_recipe
 from .job import JOBS, WorkingCopy, unwrap, check_finite, floating
 from .report import Report, count
 
-# %% ../nbs/17_compress.ipynb #f18f7ed4
+# %% ../nbs/17_compress.ipynb #29534813
 @dataclass
 class Compressed:
     "What `compress` returns."
@@ -30,6 +30,7 @@ class Compressed:
     report:Report # what was done
     codes:dict=field(default_factory=dict, repr=False) # layer name → `Quantized` weights
     kept:dict=field(default_factory=dict, repr=False) # producer's name → indices of the channels that were kept
+    example:object=field(default=None, repr=False) # the inputs that `compress` was given, for exporting
 
 # %% ../nbs/17_compress.ipynb #874b7bf4
 def _ticker(progress):
@@ -72,7 +73,7 @@ def _report(model, job, before, after, settings, seconds):
         effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds)
     return Report(rows, totals, asdict(job.recipe), __version__, settings, job.notes)
 
-# %% ../nbs/17_compress.ipynb #4f3014b1
+# %% ../nbs/17_compress.ipynb #ea6216ab
 def compress(
     model:nn.Module, # trained network; is not changed
     example_inputs, # what its forward takes: a tensor, a tuple, or a dict
@@ -105,4 +106,4 @@ def compress(
     after = count(work.net, example)
     settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, budget=recipe.budget, ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths)
     report = _report(model, job, before, after, settings, time.perf_counter()-start)
-    return Compressed(work.give_back(), report, job.codes, {n: k.cpu() for n, (k, _) in job.kept.items()})
+    return Compressed(work.give_back(), report, job.codes, {n: k.cpu() for n, (k, _) in job.kept.items()}, example_inputs)

@@ -1,0 +1,406 @@
+"Packed files: round trips, damage, failing writes, sizes."
+import copy, errno, io, json, math, os, random, shutil, signal, struct, subprocess, sys, tempfile, zlib
+from pathlib import Path
+import pytest, torch, torch.nn as nn
+from safetensors.torch import load as from_bytes, save as to_bytes
+from udfc_nb import RECIPES, UDFCError, compress, load
+from udfc_nb.checkpoint import MAX_TEXT, _checksum, file_rows, itemise, read_codes, read_file, write_atomic
+from udfc_nb.errors import FileError
+from udfc_nb.networks import network_info
+from nets import Block, Chain, Perceptron, Residual, roughen
+
+images = torch.randn(3, 3, 12, 12)
+
+
+class Kinds(nn.Module):
+    "Depthwise, grouped, transposed, 1×1 and biased convolutions, group norm, concatenation, a flatten."
+    def __init__(self):
+        super().__init__()
+        self.a, self.bn, self.depth, self.group = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 12, 1, groups=2)
+        self.up, self.gn, self.last, self.head = nn.ConvTranspose2d(12, 6, 2), nn.GroupNorm(3, 6), nn.Conv2d(14, 4, 3), nn.Linear(4*4, 5)
+    def forward(self, x):
+        x = torch.relu(self.depth(torch.relu(self.bn(self.a(x)))))
+        y = torch.relu(self.gn(self.up(torch.relu(self.group(x)))))[:, :, 1:, 1:]
+        return self.head(nn.functional.adaptive_avg_pool2d(torch.relu(self.last(torch.cat([x, y], 1))), 2).flatten(1))
+
+NETS = dict(chain=lambda: (Chain(), images), no_norm=lambda: (Chain(norm=False), images), residual=lambda: (Residual(), images), bare_residual=lambda: (Residual(norm=False), images),
+    block=lambda: (Block(3, 7), images), silu=lambda: (Chain(act=nn.SiLU), images), biased=lambda: (Chain(bias=True), images), perceptron=lambda: (Perceptron(), torch.randn(5, 6)),
+    kinds=lambda: (Kinds(), images))
+
+def run(net, x):
+    with torch.no_grad(): return net(x)
+
+def fresh(kind):
+    "The architecture alone."
+    net = NETS[kind]()[0].eval()
+    with torch.no_grad():
+        for t in net.state_dict().values(): t.fill_(7)
+    return net
+
+
+# ---- round trips
+
+# the recipes that model activations take longer; two networks of theirs are always tried, the others with --run-slow
+ROUND_TRIPS = [pytest.param(r, k, marks=[pytest.mark.slow] if RECIPES[r].metric == 'field' and k not in ('residual', 'kinds') else []) for r in RECIPES for k in NETS]
+
+@pytest.mark.parametrize('recipe, kind', ROUND_TRIPS)
+def test_round_trip(recipe, kind, tmp_path):
+    net, x = NETS[kind](); roughen(net)
+    bits, entropy = ((3, False), (4, True), (8, False))[(list(NETS).index(kind)+list(RECIPES).index(recipe)) % 3]
+    try: out = compress(net, x, pruning_ratio=.4, weight_bits=bits, recipe=recipe)
+    except UDFCError as e: pytest.skip(f'{recipe} refuses this network: {e}')
+    assert out.save(tmp_path/'a.safetensors', entropy=entropy) == (tmp_path/'a.safetensors').stat().st_size
+    again = load(tmp_path/'a.safetensors', fresh(kind))
+    assert torch.equal(run(again, x), run(out.model, x))
+    for n, q in read_codes(tmp_path/'a.safetensors').items(): assert torch.equal(q.codes, out.codes[n].codes.cpu()) and torch.equal(q.dequantize(), again.get_submodule(n).weight)
+    for (n, t), (m, u) in zip(out.model.state_dict().items(), again.state_dict().items(), strict=True): assert n == m and t.dtype == u.dtype and torch.equal(t, u), n
+    for a, b in zip(out.model.modules(), again.modules()):
+        for k in ('in_channels', 'out_channels', 'groups', 'in_features', 'out_features', 'num_features'): assert getattr(a, k, None) == getattr(b, k, None)
+
+@pytest.mark.parametrize('bits', [*range(2, 17), 20, 32, None])
+def test_every_width(bits, tmp_path):
+    net, x = NETS['residual'](); roughen(net)
+    out = compress(net, x, pruning_ratio=.3, weight_bits=bits, recipe='prune')
+    out.save(tmp_path/'a.safetensors')
+    assert torch.equal(run(load(tmp_path/'a.safetensors', lambda: fresh('residual')), x), run(out.model, x))
+    if bits and bits <= 16: assert itemise(tmp_path/'a.safetensors')['codes'] == sum(math.ceil(q.codes.numel()*bits/8) for q in out.codes.values())
+
+@pytest.mark.parametrize('grid', ['paper', 'symmetric', 'asymmetric'])
+@pytest.mark.parametrize('per_channel', [True, False])
+def test_every_grid(grid, per_channel, tmp_path):
+    net, x = NETS['chain'](); roughen(net)
+    out = compress(net, x, weight_bits=5, recipe=RECIPES['prune'].but(grid=grid, per_channel=per_channel))
+    out.save(tmp_path/'a.safetensors')
+    assert torch.equal(run(load(tmp_path/'a.safetensors', fresh('chain')), x), run(out.model, x))
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_models_of_other_types(dtype, tmp_path):
+    net, x = NETS['residual'](); roughen(net).to(dtype)
+    out = compress(net, x.to(dtype), pruning_ratio=.4, weight_bits=4, recipe='prune')
+    out.save(tmp_path/'a.safetensors')
+    again = load(tmp_path/'a.safetensors', fresh('residual').to(dtype))
+    for (n, t), u in zip(out.model.state_dict().items(), again.state_dict().values()): assert t.dtype == u.dtype and torch.equal(t, u), n
+
+def test_float16_remainder(tmp_path):
+    "The rest rounded to float16, and nothing else."
+    net, x = NETS['residual'](); roughen(net)
+    out = compress(net, x, pruning_ratio=.4, weight_bits=4, recipe='prune')
+    out.save(tmp_path/'a.safetensors', dtype=torch.float16)
+    wanted = {n: t if n.removesuffix('.weight') in out.codes or not t.is_floating_point() else t.half().float() for n, t in out.model.state_dict().items()}
+    for n, t in load(tmp_path/'a.safetensors', fresh('residual')).state_dict().items(): assert torch.equal(t, wanted[n]), n
+
+def test_input_grids(tmp_path):
+    "Layers that read through grids do so again."
+    pytest.importorskip('udfc_nb.activations')
+    net, x = NETS['residual'](); roughen(net)
+    out = compress(net, x, pruning_ratio=.4, weight_bits=8, activation_bits=6)
+    out.save(tmp_path/'a.safetensors')
+    again = load(tmp_path/'a.safetensors', fresh('residual'))
+    assert torch.equal(run(again, x), run(out.model, x))
+    assert {n: m.input_quantizer for n, m in again.named_modules() if hasattr(m, 'input_quantizer')} == {n: m.input_quantizer for n, m in out.model.named_modules() if hasattr(m, 'input_quantizer')} != {}
+
+def test_changed_weights_are_refused(tmp_path):
+    net, x = NETS['chain']()
+    out = compress(net.eval(), x, weight_bits=4, recipe='prune')
+    with torch.no_grad(): out.model.head.weight.add_(1)
+    with pytest.raises(UDFCError, match='head'): out.save(tmp_path/'a.safetensors')
+    assert list(tmp_path.iterdir()) == []
+
+def test_in_a_fresh_process(tmp_path):
+    "Only the file and the architecture are there."
+    net, x = NETS['residual'](); roughen(net)
+    out = compress(net, x, pruning_ratio=.4, weight_bits=4, recipe='prune')
+    out.save(tmp_path/'small.safetensors'); torch.save(x, tmp_path/'x.pt')
+    code = ("import torch; from udfc_nb import load; from nets import Residual; net = load('small.safetensors', Residual)\n"
+            "with torch.no_grad(): torch.save(net(torch.load('x.pt')), 'y.pt')")
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]))
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.load(tmp_path/'y.pt'), run(out.model, x))
+
+@pytest.mark.parametrize('ratio, megabytes', [(.3, .293), (.4, .253), (.5, .214)])
+def test_sizes_of_the_paper(ratio, megabytes, tmp_path):
+    "4-bit codes of ResNet-56; every byte of the file is accounted for."
+    out = compress(network_info('nm56').build().eval(), torch.zeros(1, 3, 32, 32), pruning_ratio=ratio, weight_bits=4, recipe='prune')
+    size = out.save(tmp_path/'a.safetensors')
+    parts = itemise(tmp_path/'a.safetensors')
+    assert abs(parts['codes']/1e6/megabytes-1) < .02
+    assert parts['scales'] == 4*sum(len(q.codes) for q in out.codes.values())
+    weights = {f'{n}.weight' for n in out.codes}
+    assert parts['rest'] == sum(t.numel()*t.element_size() for n, t in out.model.state_dict().items() if n not in weights)
+    assert parts['codes']+parts['scales']+parts['rest']+parts['description'] == parts['file'] == size < 1.35e6*megabytes
+
+
+# ---- writing
+
+def test_full_disk(tmp_path, monkeypatch):
+    file = tmp_path/'a.safetensors'; file.write_bytes(b'old')
+    def full(fd): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No space'): write_atomic(file, b'new')
+    assert file.read_bytes() == b'old' and list(tmp_path.iterdir()) == [file]
+
+IN_PROCESS = '''
+import os, resource, signal, sys
+from udfc_nb.checkpoint import write_atomic
+try: {how}
+except OSError as e: print(e.errno); sys.exit(3)
+'''
+
+def write_in_process(how, folder):
+    return subprocess.run([sys.executable, '-c', IN_PROCESS.format(how=how)], cwd=folder, capture_output=True, text=True, timeout=300, env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1])))
+
+def test_no_room_for_the_file(tmp_path):
+    "The system itself refuses after 10,000 bytes."
+    (tmp_path/'a').write_bytes(b'old')
+    done = write_in_process("resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); write_atomic('a', bytes(10**6))", tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (3, str(errno.EFBIG)), done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ['a'] and (tmp_path/'a').read_bytes() == b'old'
+
+@pytest.mark.parametrize('moment', ['fsync', 'chmod', 'replace'])
+def test_killed_process(moment, tmp_path):
+    "Killed at any step of a write: the old file, whole."
+    (tmp_path/'a').write_bytes(b'old')
+    done = write_in_process(f"os.{moment} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL); write_atomic('a', bytes(10**6))", tmp_path)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path/'a').read_bytes() == b'old'
+    write_atomic(tmp_path/'a', b'new') # what a killed process left behind stands in nobody's way
+    assert (tmp_path/'a').read_bytes() == b'new'
+
+def test_folder_that_is_not_there(tmp_path):
+    with pytest.raises(OSError): write_atomic(tmp_path/'no'/'a', b'new')
+
+
+# ---- reading what is damaged or hostile
+
+@pytest.fixture(scope='module')
+def target():
+    "A small network's file as bytes, the architecture, its answer."
+    torch.manual_seed(0)
+    net, x = roughen(Chain((3, 4, 5))), torch.randn(2, 3, 6, 6)
+    out, files = compress(net, x, pruning_ratio=.3, weight_bits=4, recipe='paper'), {}
+    folder = Path(tempfile.mkdtemp(dir='/dev/shm' if os.access('/dev/shm', os.W_OK) else None)) # in memory where that can be: ten thousand files
+    for name, kw in dict(packed={}, half=dict(dtype=torch.float16)).items():
+        out.save(folder/name, **kw); files[name] = (folder/name).read_bytes()
+    with torch.no_grad():
+        for m in net.modules():
+            if isinstance(m, nn.Conv2d): m.weight.sign_()
+    few = compress(net, x, weight_bits=8, recipe='prune'); few.save(folder/'deflated', entropy=True) # two codes, so that deflating pays
+    files['deflated'] = (folder/'deflated').read_bytes()
+    assert any(r['stored'] == 'deflated codes' for r in file_rows(folder/'deflated'))
+    yield files, Chain((3, 4, 5)).eval(), x, out, folder
+    shutil.rmtree(folder)
+
+def parts(data):
+    length = struct.unpack('<Q', data[:8])[0]
+    return json.loads(data[8:8+length]), data[8+length:]
+
+def join(header, body):
+    text = json.dumps(header, separators=(',', ':')).encode()
+    return struct.pack('<Q', len(text))+text+body
+
+def sign(data, **changes):
+    "The file with changed text and the checksum that fits it: what someone who knows the format can write."
+    header, body = parts(data)
+    header['__metadata__'] |= changes
+    tensors = from_bytes(join(header, body))
+    header['__metadata__']['sha256'] = _checksum(tensors, header['__metadata__'])
+    return join(header, body)
+
+def signed_tensors(data, change):
+    "The same with changed tensors."
+    header, _ = parts(data)
+    tensors, meta = change(from_bytes(data)), header['__metadata__']
+    tensors = {n: t.contiguous() for n, t in tensors.items()}
+    return to_bytes(tensors, meta | dict(sha256=_checksum(tensors, meta)))
+
+def description(data, change):
+    "The same with a changed description."
+    info = json.loads(parts(data)[0]['__metadata__']['description'])
+    return sign(data, description=json.dumps(change(info)))
+
+class Judge:
+    "Reads damaged files and counts what came of them."
+    def __init__(self, target):
+        files, net, self.x, self.out, folder = target
+        self.net = lambda: Chain((3, 4, 5)) # quicker than a copy
+        self.file, self.state, self.refused, self.same, self.other = folder/'damaged.safetensors', self.out.model.state_dict(), 0, 0, 0
+        self.sizes = {n: t.numel() for n, t in net.state_dict().items()}
+    def __call__(self, data, may_differ=False):
+        self.file.write_bytes(data)
+        try: net = load(self.file, self.net)
+        except FileError as e: assert str(self.file) in str(e); self.refused += 1; return
+        state = net.state_dict()
+        if all(torch.equal(t, self.state[n]) for n, t in state.items()): self.same += 1; return
+        assert may_differ, 'a damaged file was read as another network'
+        assert all(t.numel() <= self.sizes[n] for n, t in state.items())
+        self.other += 1
+
+def damaged(data, rng, count):
+    "Truncated, flipped, overwritten, inserted, removed, doubled; nobody mends the checksum."
+    n = len(data)
+    for _ in range(count):
+        i, k, kind = rng.randrange(n), rng.randrange(1, 40), rng.randrange(8)
+        if kind == 0: yield data[:i]
+        elif kind == 1: yield data+rng.randbytes(k)
+        elif kind == 2: yield data[:i]+rng.randbytes(k)+data[i+k:]
+        elif kind == 3: yield data[:i]+rng.randbytes(k)+data[i:]
+        elif kind == 4: yield data[:i]+data[i+k:]
+        elif kind == 5: yield struct.pack('<Q', rng.choice([0, 1, n, n-8, 2**31, 2**40, 2**63, 2**64-1, rng.randrange(2*n)]))+data[8:]
+        else: yield data[:i]+bytes([data[i] ^ 1 << rng.randrange(8)])+data[i+1:]
+
+STRANGE = [0, -1, 1, 3, 17, 2**31, 2**62, 2**63, 2**64, 10**30, -2**70, 1e308, float('nan'), float('inf'), True, None, '', 'x', [], {}, [0], [[]], {'bits': 4}]
+
+def mutate(value, rng):
+    "A JSON value with one place changed, removed or repeated."
+    if isinstance(value, dict) and value and rng.random() < .9:
+        k = rng.choice(list(value)); v = dict(value)
+        act = rng.randrange(6)
+        if act == 0: del v[k]
+        elif act == 1: v[rng.choice(['', 'x', k+'.x', 'head'])] = v[k]
+        else: v[k] = mutate(v[k], rng)
+        return v
+    if isinstance(value, list) and value and rng.random() < .8:
+        v, i = list(value), rng.randrange(len(value))
+        act = rng.randrange(5)
+        if act == 0: del v[i]
+        elif act == 1: v.insert(i, v[i])
+        else: v[i] = mutate(v[i], rng)
+        return v
+    if type(value) is int and rng.random() < .5: return value+rng.choice([-1, 1, 8, 2**20])
+    return rng.choice(STRANGE)
+
+def hostile(data, rng, count):
+    "Files with a checksum that fits: what stands behind it is all there is to refuse them."
+    for _ in range(count):
+        kind = rng.randrange(4)
+        if kind < 2: yield description(data, lambda info: mutate(info, rng))
+        elif kind == 2: # the tables of the safetensors header, then signed if it still can be read
+            header, body = parts(data)
+            try: yield sign(join({k: mutate(v, rng) if k != '__metadata__' and rng.random() < .1 else v for k, v in header.items()}, body))
+            except Exception: yield join(mutate(header, rng), body)
+        else: # the bytes of the tensors
+            header, body = parts(data)
+            body = bytearray(body)
+            for _ in range(rng.randrange(1, 9)): body[rng.randrange(len(body))] = rng.randrange(256)
+            yield sign(join(header, bytes(body)))
+
+def peak(reset=False):
+    "Largest resident memory of this process, in MB, since it was last reset."
+    if reset: Path('/proc/self/clear_refs').write_text('5')
+    line = next(o for o in Path('/proc/self/status').read_text().splitlines() if o.startswith('VmHWM'))
+    return int(line.split()[1])/1024
+
+@pytest.fixture
+def bounded():
+    "Fails if the test took more than 200 MB beyond what the process had."
+    try: before = peak(reset=True)
+    except OSError: yield; return
+    yield
+    assert peak()-before < 200
+
+RAN = []
+def watch(event, args):
+    if RAN and event in ('exec', 'compile', 'os.system', 'subprocess.Popen', 'os.exec', 'pickle.find_class'): RAN.append((event, str(args)[:200]))
+sys.addaudithook(watch) # can never be removed: it does nothing while RAN is empty
+
+@pytest.fixture
+def no_code(target):
+    "Fails if anything is executed that is not Python already loaded."
+    judge = Judge(target)
+    for data in target[0].values(): judge(data, may_differ=True); judge(data[:-1]); judge(sign(data, description='[')) # everything that is imported late is imported now
+    RAN.append('watching')
+    try: yield; seen = RAN[1:]
+    finally: RAN.clear()
+    assert seen == []
+
+@pytest.mark.parametrize('form, count', [('packed', 4500), ('deflated', 2000), ('half', 500)])
+def test_fuzz_without_the_checksum(form, count, target, bounded, no_code):
+    "7,000 files: refused, or the damage was invisible."
+    judge = Judge(target)
+    judge.state = load_bytes(judge, target[0][form])
+    for data in damaged(target[0][form], random.Random(form), count): judge(data)
+    assert judge.refused > .99*count and judge.refused+judge.same == count
+
+def load_bytes(judge, data):
+    judge.file.write_bytes(data)
+    return load(judge.file, judge.net).state_dict()
+
+@pytest.mark.parametrize('form, count', [('packed', 1200), ('deflated', 600)])
+def test_fuzz_with_the_checksum(form, count, target, bounded, no_code):
+    "1,800 files: refused, or a network of the architecture's sizes."
+    judge = Judge(target)
+    judge.state = load_bytes(judge, target[0][form])
+    for data in hostile(target[0][form], random.Random(form), count): judge(data, may_differ=True)
+    assert judge.refused > count/2 and judge.other > count/20 and judge.refused+judge.same+judge.other == count
+
+def test_every_truncation(target, bounded):
+    judge, data = Judge(target), target[0]['packed']
+    for n in range(len(data)): judge(data[:n])
+    assert judge.refused == len(data)
+
+class Evil:
+    def __reduce__(self): return (os.system, ('touch ran-by-the-file',))
+
+def pickled():
+    buffer = io.BytesIO(); torch.save({'a': Evil()}, buffer)
+    return buffer.getvalue()
+
+def layer(**changes): return lambda info: info | {'head': info['head'] | changes}
+def tensor(name, change): return lambda data: signed_tensors(data, lambda ts: ts | {name: change(ts[name])})
+def grid(data, name='head', **changes): return sign(data, inputs=json.dumps({name: dict(scale=.5, zero_point=0, bits=8, signed=True) | changes}))
+def zeros(*shape, dtype=torch.uint8): return lambda t: torch.zeros(*shape, dtype=dtype)
+
+HOSTILE = dict(
+    other_version=lambda d: sign(d, version='2'), no_version=lambda d: sign(d, version=''), other_format=lambda d: sign(d, format='pt'),
+    no_description=lambda d: sign(d, description=''), nested=lambda d: sign(d, description='['*10**5+']'*10**5), nested_table=lambda d: sign(d, description='{"a":'*10**5+'1'+'}'*10**5),
+    long_number=lambda d: sign(d, description='9'*10**5), list_description=lambda d: sign(d, description='[]'), null=lambda d: sign(d, description='null'),
+    much_text=lambda d: sign(d, description='{"a":['+'[],'*(MAX_TEXT//3)+'[]]}'),
+    header_of_exabytes=lambda d: struct.pack('<Q', 2**60)+d[8:], header_negative=lambda d: struct.pack('<q', -1)+d[8:],
+    deep_header=lambda d: struct.pack('<Q', 200_000)+b'{"a":'+b'['*199_995+d, json_only=lambda d: b'{}', pickle=lambda d: pickled(), zeros=lambda d: bytes(10**6), empty=lambda d: b'',
+    huge_shape=lambda d: description(d, layer(shape=[2**31, 2**31])), huger_shape=lambda d: description(d, layer(shape=[2**31]*8)), overflow=lambda d: description(d, layer(shape=[2**32, 2**32])),
+    many_axes=lambda d: description(d, layer(shape=[1]*5000)), negative=lambda d: description(d, layer(shape=[-5, -5])), empty_shape=lambda d: description(d, layer(shape=[])), no_rows=lambda d: description(d, layer(shape=[0, 5])),
+    float_shape=lambda d: description(d, layer(shape=[5., 5])), true_shape=lambda d: description(d, layer(shape=[True, 5])), text_shape=lambda d: description(d, layer(shape='55')),
+    no_bits=lambda d: description(d, layer(bits=0)), negative_bits=lambda d: description(d, layer(bits=-4)), many_bits=lambda d: description(d, layer(bits=64)), text_bits=lambda d: description(d, layer(bits='4')),
+    far=lambda d: description(d, layer(low=2**40)), nan_zero=lambda d: description(d, layer(zero=[float('nan')])), infinite_zero=lambda d: description(d, layer(zero=[float('inf')])), no_zero=lambda d: description(d, layer(zero=[])),
+    many_zeros=lambda d: description(d, layer(zero=[0.]*10**5)), deflated=lambda d: description(d, layer(deflated=True)), code=lambda d: description(d, layer(run='import os')), unknown_layer=lambda d: description(d, lambda i: i | {'extra': i['head']}),
+    missing_layer=lambda d: description(d, lambda i: {k: v for k, v in i.items() if k != 'head'}), list_layer=lambda d: description(d, lambda i: i | {'head': [4]}),
+    codes_of_floats=tensor('head.weight.codes', lambda t: t.float()), codes_cut=tensor('head.weight.codes', lambda t: t[:-1]), codes_of_a_gigabyte_promised=lambda d: description(d, layer(shape=[2**15, 2**15])),
+    scale_nan=tensor('head.weight.scale', lambda t: t*float('nan')), scale_infinite=tensor('head.weight.scale', lambda t: t/0), scale_many=tensor('head.weight.scale', zeros(77, dtype=torch.float32)), scale_none=tensor('head.weight.scale', zeros(0, dtype=torch.float32)),
+    scale_integer=tensor('head.weight.scale', lambda t: t.int()), bias_long=tensor('head.bias', zeros(6, dtype=torch.float32)), bias_short=tensor('head.bias', lambda t: t[:-1]), bias_matrix=tensor('head.bias', lambda t: t[None]),
+    bias_none=tensor('head.bias', lambda t: t[:0]), bias_integer=tensor('head.bias', lambda t: t.int()), bias_complex=tensor('head.bias', lambda t: t.to(torch.complex64)), bias_float8=tensor('head.bias', lambda t: t.to(torch.float8_e4m3fn)),
+    norm_uneven=tensor('features.1.running_var', lambda t: t[:-1]), extra_tensor=lambda d: signed_tensors(d, lambda ts: ts | {'x': torch.zeros(2)}), weight_twice=lambda d: signed_tensors(d, lambda ts: ts | {'head.weight': torch.zeros(5, 4)}),
+    grid_of_no_layer=lambda d: grid(d, 'features.1'), grid_nan=lambda d: grid(d, scale=float('nan')), grid_of_many_bits=lambda d: grid(d, bits=64), grid_far=lambda d: grid(d, zero_point=2**40), grids_listed=lambda d: sign(d, inputs='[]'),
+    missing_tensor=lambda d: signed_tensors(d, lambda ts: {k: v for k, v in ts.items() if k != 'head.bias'}), codes_missing=lambda d: signed_tensors(d, lambda ts: {k: v for k, v in ts.items() if k != 'head.weight.codes'}))
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_hostile(name, target, bounded, monkeypatch):
+    "Made by hand, each with the checksum that fits."
+    judge = Judge(target)
+    monkeypatch.chdir(judge.file.parent)
+    data = HOSTILE[name](target[0]['packed'])
+    judge(data)
+    assert judge.refused == 1 and not Path('ran-by-the-file').exists()
+
+def test_bomb(target, bounded):
+    "A megabyte that unfolds to a gigabyte of codes is not unfolded."
+    judge = Judge(target)
+    bomb = torch.frombuffer(bytearray(zlib.compress(bytes(10**8), 9)), dtype=torch.uint8)
+    data = signed_tensors(target[0]['packed'], lambda ts: ts | {'head.weight.codes': bomb})
+    for shape in ([5, 4], [10**4, 10**4]):
+        judge(description(data, layer(deflated=True, shape=shape)))
+    assert judge.refused == 2
+
+def test_what_is_no_file(target, tmp_path):
+    net = target[1]
+    os.mkfifo(tmp_path/'pipe')
+    for path in (tmp_path, tmp_path/'absent', tmp_path/'pipe', '/dev/zero'):
+        with pytest.raises(FileError): load(path, net)
+        with pytest.raises(FileError): read_file(path)
+
+def test_other_architecture(target, tmp_path):
+    (tmp_path/'a').write_bytes(target[0]['packed'])
+    for net in (Residual(), Chain((3, 4, 2)), Chain((3, 4, 5), norm=False), Chain((3, 4, 5), classes=4)):
+        before = copy.deepcopy(net.state_dict())
+        with pytest.raises(FileError, match='architecture'): load(tmp_path/'a', net)
+        assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
