@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Compressed', 'bits_per_layer', 'compress']
 
-# %% ../nbs/17_compress.ipynb #e27c0d42
+# %% ../nbs/17_compress.ipynb #17f92ecb
 import time
 from dataclasses import dataclass, field, asdict
 import torch, torch.nn as nn
@@ -23,7 +23,7 @@ from .recipe import get_recipe
 from .job import JOBS, WorkingCopy, unwrap, check_finite
 from .report import Report, count
 
-# %% ../nbs/17_compress.ipynb #ec4344e2
+# %% ../nbs/17_compress.ipynb #ae0c0c37
 @dataclass
 class Compressed:
     "What `compress` returns."
@@ -32,7 +32,7 @@ class Compressed:
     codes:dict=field(default_factory=dict, repr=False) # layer name → `Quantized` weights
     kept:dict=field(default_factory=dict, repr=False) # producer's name → indices of the channels that were kept
 
-# %% ../nbs/17_compress.ipynb #9e3e3f0f
+# %% ../nbs/17_compress.ipynb #90bc1d72
 def _ticker(progress):
     "The function that a run calls per layer, and one that ends it."
     if callable(progress): return progress, lambda: None
@@ -40,7 +40,7 @@ def _ticker(progress):
     def tick(done, total, layer): bar.total = total; bar.update(done-bar.n); bar.set_postfix_str(layer)
     return tick, bar.close
 
-# %% ../nbs/17_compress.ipynb #361bbc3c
+# %% ../nbs/17_compress.ipynb #2bc648fd
 def bits_per_layer(
     model:nn.Module,
     weight_bits=None, # for all layers, or None
@@ -54,14 +54,14 @@ def bits_per_layer(
         if b is not None and check_bits(b, n) != int(b): raise BitsError(f'a bit-width of {b}', layer=n, hint='take a whole number')
     return {n: b if b is None else int(b) for n, b in out.items()}
 
-# %% ../nbs/17_compress.ipynb #bb8282b1
+# %% ../nbs/17_compress.ipynb #ceb5928a
 def _sizes(m):
     return (m.out_features, m.in_features) if isinstance(m, nn.Linear) else (m.out_channels, m.in_channels)
 
 def _row(name, job, old, new, before, after):
     (out_before, in_before), (out, inn), reason = _sizes(old), _sizes(new), job.graph.reasons[name]
     return {'layer': name, 'kind': type(old).__name__, 'out': out, 'out_before': out_before, 'in': inn, 'in_before': in_before,
-        'reason': SINGLE if reason == PRUNED and out == out_before else reason, 'bits': job.codes[name].bits if name in job.codes else 32,
+        'reason': SINGLE if reason == PRUNED and out == out_before else reason, 'bits': job.codes[name].bits if name in job.codes else 32, 'activation_bits': job.inputs[name].bits if name in job.inputs else 32,
         'error': job.errors.get(name), 'params': after['params'], 'params_before': before['params'], 'macs': after['macs'], 'macs_before': before['macs']}
 
 def _report(model, job, before, after, settings, seconds):
@@ -73,7 +73,7 @@ def _report(model, job, before, after, settings, seconds):
         effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds)
     return Report(rows, totals, asdict(job.recipe), __version__, settings, job.notes)
 
-# %% ../nbs/17_compress.ipynb #e419c88a
+# %% ../nbs/17_compress.ipynb #81beb88a
 def _floating(tree, device, dtype):
     "Inputs on the device, the floating ones in the working dtype."
     return fx.node.map_aggregate(tree, lambda t: (t.to(device, dtype) if t.is_floating_point() else t.to(device)) if isinstance(t, torch.Tensor) else t)
@@ -84,11 +84,13 @@ def compress(
     *,
     pruning_ratio:float=0., # share of channels to remove at every site, in [0, 1); parameters fall by about 1−(1−r)² where a layer shrinks on both sides
     weight_bits=None, # width of all convolution and linear weights, 1 to 32; None leaves them float
+    activation_bits=None, # width of what every convolution and linear layer reads, 2 to 16; None leaves it float
     recipe='best', # a `Recipe` or a name
     budget:str=None, # how the ratio is spread over the sites: 'uniform', 'params' or 'macs'; None leaves it to the recipe
     ignored_layers:tuple=(), # names of layers whose output channels and bits stay, or of modules not to look into
     layer_ratios:dict=None, # layer name → its own ratio
     layer_bits:dict=None, # layer name → its own width, or None
+    input_range:tuple=None, # (low, high) of the network's inputs, for their grid; None: (−3, 3), as normalised images have it
     device=None, # where to compute; the result goes back to where `model` is
     progress=None, # True for a bar, or a function (done, total, layer)
 )->Compressed:
@@ -98,16 +100,20 @@ def compress(
     ratios, widths, ignored = dict(layer_ratios or {}), dict(layer_bits or {}), tuple(ignored_layers)
     check_ratio(pruning_ratio); check_finite(model)
     for names, what in ((ratios, 'layer_ratios'), (widths, 'layer_bits')): check_names(model, names, what)
-    bits = bits_per_layer(model, weight_bits, widths, ignored)
+    bits, reads = bits_per_layer(model, weight_bits, widths, ignored), bits_per_layer(model, activation_bits, {}, ignored)
     work = WorkingCopy(model, device)
     example = _floating(example_inputs, work.device, work.dtype)
     graph = find_sites(work.net, example, ignored)
     bits = {n: None if graph.reasons[n] == OWN else b for n, b in bits.items()} # such weights are computed anew at every call
     before, (tick, done) = count(work.net, example), _ticker(progress)
     job = JOBS[recipe.metric](work.net, graph, recipe, tick)
-    try: job.select(pruning_ratio, ratios, {n: c['macs'] for n, c in before.items()}); job.run(bits)
+    try:
+        job.select(pruning_ratio, ratios, {n: c['macs'] for n, c in before.items()})
+        if activation_bits is not None: job.find_ranges(reads, input_range)
+        job.run(bits)
     finally: done()
+    if activation_bits is not None: job.set_inputs()
     after = count(work.net, example)
-    settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, budget=recipe.budget, ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths)
+    settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, activation_bits=activation_bits, budget=recipe.budget, ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths)
     report = _report(model, job, before, after, settings, time.perf_counter()-start)
     return Compressed(work.give_back(), report, job.codes, {n: k.cpu() for n, (k, _) in job.kept.items()})
