@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['VERSION', 'MAX_BITS', 'CHUNK', 'encode', 'decode', 'contents', 'write_atomic', 'read_file', 'load', 'itemise']
 
-# %% ../nbs/40_checkpoint.ipynb #b8afa2b0
-import copy, hashlib, json, os, tempfile, zlib
+# %% ../nbs/40_checkpoint.ipynb #a2e18444
+import copy, hashlib, json, math, os, tempfile, zlib
+from dataclasses import asdict
 from pathlib import Path
 import torch, torch.nn as nn
 from safetensors import safe_open, SafetensorError
@@ -14,10 +15,11 @@ from safetensors.torch import save as to_bytes
 from fastcore.basics import patch
 from .errors import FileError, UnsupportedError
 from .quantizer import pack, unpack, Quantized
-from .trace import CONVS, NORMS
+from .trace import CONVS, LAYERS, NORMS
+from .activations import InputQuantizer, quantize_input_
 from .compress import Compressed
 
-# %% ../nbs/40_checkpoint.ipynb #1320f269
+# %% ../nbs/40_checkpoint.ipynb #dc8a9ab1
 VERSION = 1
 MAX_BITS = 16 # wider codes are stored as the floats that they stand for
 CHUNK = 1 << 20 # codes packed at a time
@@ -35,7 +37,7 @@ def encode(
     if entropy and q.bits <= 8: packed = torch.frombuffer(bytearray(zlib.compress(flat.to(torch.uint8).numpy().tobytes(), 9)), dtype=torch.uint8)
     return packed, dict(bits=q.bits, shape=list(q.codes.shape), low=low, deflated=bool(entropy and q.bits <= 8))
 
-# %% ../nbs/40_checkpoint.ipynb #60a5e2ec
+# %% ../nbs/40_checkpoint.ipynb #997456f0
 def decode(
     packed:torch.Tensor, # uint8
     info:dict, # the description
@@ -53,7 +55,7 @@ def decode(
         flat = torch.cat([unpack(p, bits, min(CHUNK, n-i*CHUNK)).to(torch.int32) for i, p in enumerate(packed.split(CHUNK*bits//8))]) if n else torch.zeros(0, dtype=torch.int32)
     return flat.reshape(info['shape'])+info['low']
 
-# %% ../nbs/40_checkpoint.ipynb #f1137123
+# %% ../nbs/40_checkpoint.ipynb #54cf783e
 def _checksum(tensors, text):
     "SHA-256 over the description and every tensor's name, type, shape and bytes."
     h = hashlib.sha256(text.encode())
@@ -62,7 +64,7 @@ def _checksum(tensors, text):
         h.update(f'{n}|{t.dtype}|{list(t.shape)}|'.encode()); h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
-# %% ../nbs/40_checkpoint.ipynb #49fa46f3
+# %% ../nbs/40_checkpoint.ipynb #1e96d4d0
 def _check_current(name, q, weight):
     "Refuses codes that are no longer the weights."
     if not torch.equal(q.dequantize().to(weight.dtype).reshape(weight.shape), weight.detach().cpu()):
@@ -88,7 +90,7 @@ def contents(
     tensors |= {n: (t.to(dtype) if t.dtype == torch.float32 else t).clone().contiguous() for n, t in rest.items()}
     return tensors, json.dumps(coded, separators=(',', ':'))
 
-# %% ../nbs/40_checkpoint.ipynb #006881cd
+# %% ../nbs/40_checkpoint.ipynb #baa97cc1
 def write_atomic(
     path, # where to
     data:bytes,
@@ -102,6 +104,11 @@ def write_atomic(
     except BaseException:
         Path(temporary).unlink(missing_ok=True); raise
 
+def _inputs(model):
+    "The grids that layers read through, as text; '' if there are none."
+    grids = {n: asdict(m.input_quantizer) for n, m in model.named_modules() if getattr(m, 'input_quantizer', None) is not None}
+    return json.dumps(grids, separators=(',', ':')) if grids else ''
+
 @patch
 def save(self:Compressed,
     path, # a .safetensors file; an existing one is replaced
@@ -111,12 +118,14 @@ def save(self:Compressed,
     "Writes the packed file. Raises `UnsupportedError`, OSError."
     tensors, text = contents(self, dtype, entropy)
     r = self.report
-    meta = dict(format='udfc_nb', version=str(VERSION), written_by=r.version, recipe=json.dumps(r.recipe), description=text, sha256=_checksum(tensors, text))
+    inputs = _inputs(self.model)
+    meta = dict(format='udfc_nb', version=str(VERSION), written_by=r.version, recipe=json.dumps(r.recipe), description=text, sha256=_checksum(tensors, text+inputs))
+    if inputs: meta['inputs'] = inputs
     data = to_bytes(tensors, meta)
     write_atomic(path, data)
     return len(data)
 
-# %% ../nbs/40_checkpoint.ipynb #9e7f7b5f
+# %% ../nbs/40_checkpoint.ipynb #c476b842
 def _fail(path, why, hint='the file is damaged, or not one that this package wrote'): raise FileError(why, layer=str(path), hint=hint)
 
 def _read(path):
@@ -134,7 +143,7 @@ def _check_coded(info):
         and isinstance(info['shape'], list) and all(_whole(s, 0, 2**31) for s in info['shape']) and isinstance(info['deflated'], bool)
         and isinstance(info['zero'], list) and all(type(z) is float for z in info['zero']))
 
-# %% ../nbs/40_checkpoint.ipynb #ae6ea5cb
+# %% ../nbs/40_checkpoint.ipynb #7c91023d
 def read_file(
     path, # a file that `save` wrote
 )->tuple: # (tensors, description, metadata)
@@ -143,7 +152,7 @@ def read_file(
     if meta.get('format') != 'udfc_nb': _fail(path, 'not a file of this package')
     if meta.get('version') != str(VERSION): _fail(path, f"format version {meta.get('version')!r}, this package reads {VERSION}", 'update udfc_nb, or write the file again')
     text = meta.get('description', '')
-    if meta.get('sha256') != _checksum(tensors, text): _fail(path, 'the checksum does not fit the contents')
+    if meta.get('sha256') != _checksum(tensors, text+meta.get('inputs', '')): _fail(path, 'the checksum does not fit the contents')
     try: info = json.loads(text)
     except (ValueError, RecursionError) as e: _fail(path, f'the description is no JSON: {str(e)[:100]}')
     if not isinstance(info, dict): _fail(path, 'the description is no table of layers')
@@ -151,7 +160,7 @@ def read_file(
         if not _check_coded(c) or not {f'{n}.weight.codes', f'{n}.weight.scale'} <= set(tensors): _fail(path, f'the description of {n} is not valid')
     return tensors, info, meta
 
-# %% ../nbs/40_checkpoint.ipynb #885803b1
+# %% ../nbs/40_checkpoint.ipynb #76e90654
 def _weights(tensors, info, path):
     "The state dict that a file stands for."
     state = {n: t for n, t in tensors.items() if not n.endswith(('.weight.codes', '.weight.scale'))}
@@ -172,7 +181,16 @@ def _resize(m):
     elif isinstance(m, CONVS): m.out_channels, m.in_channels = len(m.weight), m.weight.shape[1]*m.groups
     elif isinstance(m, NORMS) and m.running_mean is not None: m.num_features = len(m.running_mean)
 
-# %% ../nbs/40_checkpoint.ipynb #4a92eeeb
+def _grids(meta, mods, path):
+    "Layer → the grid that it reads through."
+    try: grids = {n: InputQuantizer(**g) for n, g in json.loads(meta.get('inputs', '{}')).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as e: _fail(path, f'the grids of the activations are not valid: {str(e)[:100]}')
+    for n, q in grids.items():
+        ok = type(q.scale) is float and 0 < q.scale < math.inf and type(q.signed) is bool and _whole(q.bits, 2, 16) and _whole(q.zero_point, q.low, q.high)
+        if not ok or not isinstance(mods.get(n), LAYERS): _fail(path, f'the grid of the activations that {n} reads is not valid')
+    return grids
+
+# %% ../nbs/40_checkpoint.ipynb #f6f89e90
 def _fits(old, new):
     "May a tensor of the file stand in the architecture's place?"
     return new.dim() == old.dim() and all(a <= b for a, b in zip(new.shape, old.shape)) and new.is_floating_point() == old.is_floating_point()
@@ -182,7 +200,7 @@ def load(
     model, # the original architecture: a network (not changed, its weights do not matter) or a function that builds it
 )->nn.Module: # on the CPU, in eval mode
     "The compressed network of a file. Raises `FileError`."
-    tensors, info, _ = read_file(path)
+    tensors, info, meta = read_file(path)
     state = _weights(tensors, info, path)
     net = copy.deepcopy(model) if isinstance(model, nn.Module) else model()
     net = net.cpu().eval()
@@ -196,9 +214,10 @@ def load(
         if name in m._parameters: m._parameters[name] = nn.Parameter(t, requires_grad=m._parameters[name].requires_grad)
         else: m._buffers[name] = t
     for m in mods.values(): _resize(m)
+    for n, q in _grids(meta, mods, path).items(): quantize_input_(mods[n], q)
     return net
 
-# %% ../nbs/40_checkpoint.ipynb #2ded2943
+# %% ../nbs/40_checkpoint.ipynb #f11395bd
 def itemise(
     path, # a packed file
 )->dict: # part → bytes
