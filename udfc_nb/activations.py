@@ -7,7 +7,7 @@ __all__ = ['READERS', 'REACH', 'TRIES', 'EVERYTHING', 'INPUT_RANGE', 'RANGES', '
            'grid_of', 'QuantizedLinear', 'QuantizedConv2d', 'QuantizedConvTranspose2d', 'quantize_input_', 'tails',
            'best_range', 'positive', 'before_relu', 'below', 'image', 'bounds', 'input_range', 'six_sigma', 'range_of']
 
-# %% ../nbs/28_activations.ipynb #7b02a94b
+# %% ../nbs/28_activations.ipynb #68f60933
 import math
 from dataclasses import dataclass
 import torch, torch.nn as nn
@@ -21,7 +21,7 @@ from .walk import Walk, recorded
 from .job import Job
 from .best import still_read
 
-# %% ../nbs/28_activations.ipynb #cea1d86d
+# %% ../nbs/28_activations.ipynb #71123776
 @dataclass(frozen=True)
 class InputQuantizer:
     "A grid for a tensor, with the meaning of ONNX's QuantizeLinear and DequantizeLinear."
@@ -39,7 +39,7 @@ class InputQuantizer:
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
         return ((self.codes(wide)-self.zero_point)*wide.new_tensor(self.scale)).to(x.dtype)
 
-# %% ../nbs/28_activations.ipynb #b0fb0bf4
+# %% ../nbs/28_activations.ipynb #4077a74b
 def check_activation_bits(
     bits, # width of the codes, 2 to 16
     layer:str=None, # name for the message
@@ -57,7 +57,7 @@ def grid_of(
     scale = torch.tensor((high-low)/(2**bits-1), dtype=torch.float32).clamp(min=1e-30).item()
     return InputQuantizer(scale, round(-low/scale)-2**(bits-1) if signed else 0, bits, signed)
 
-# %% ../nbs/28_activations.ipynb #65f2c9c5
+# %% ../nbs/28_activations.ipynb #3f1bce98
 class _Reads:
     "A layer that reads its input through `input_quantizer`."
     def forward(self, x, *args): return super().forward(self.input_quantizer(x), *args)
@@ -80,7 +80,7 @@ def quantize_input_(
     layer.input_quantizer = quantizer
     return layer
 
-# %% ../nbs/28_activations.ipynb #e5fc5767
+# %% ../nbs/28_activations.ipynb #93ef8fa1
 def tails(
     c:torch.Tensor, # where the tail begins, broadcastable to the rest
     mean:torch.Tensor, # μ
@@ -91,7 +91,7 @@ def tails(
     e = torch.exp(-d.abs()/b)
     return torch.where(d < 0, b/2*e-d, b/2*e), torch.where(d < 0, d*d+2*b*b-b*b*e, b*b*e)
 
-# %% ../nbs/28_activations.ipynb #b50a6ad3
+# %% ../nbs/28_activations.ipynb #1e08bfc3
 REACH, TRIES = 16, 400 # candidates for an end reach so many standard deviations; so many of them
 
 def _side(mean, std, bound):
@@ -125,7 +125,7 @@ def positive(mean, std):
     e = torch.exp(-mean.abs()*math.sqrt(2)/std.clamp(min=1e-12))/2
     return torch.where(mean < 0, e, 1-e)
 
-# %% ../nbs/28_activations.ipynb #371752fd
+# %% ../nbs/28_activations.ipynb #7780e483
 def before_relu(
     mean:torch.Tensor, # E[a], (C,)
     var:torch.Tensor, # Var[a], (C,)
@@ -142,35 +142,47 @@ def before_relu(
     far = low > 7.9 # hardly anything is rectified
     return torch.where(far, m, low*std), torch.where(far, v.sqrt(), std)
 
-# %% ../nbs/28_activations.ipynb #81056a1e
+# %% ../nbs/28_activations.ipynb #53804531
 def below(x, mean, std):
     "F(x) and M(x) of a Laplace law."
     b = (std.double()/math.sqrt(2)).clamp(min=1e-12)
     e = torch.exp(-(x-mean).abs()/b)/2
     return torch.where(x < mean, e, 1-e), torch.where(x < mean, e*(x-b), mean-e*(x+b))
 
+def _bounded(mean, std, low, high):
+    "E[a], E[a²] of a = clamp(z, low, high), and what of the mean lies beyond either end."
+    first, second = (mean, mean**2+std**2) if low < 0 else tails(0., mean, std)
+    none = 0*mean, 0*mean
+    (u1, u2), (l1, l2) = (tails(high, mean, std) if high < math.inf else none), (tails(-low, -mean, std) if -math.inf < low < 0 else none)
+    cut = lambda end, t1, t2: t2+2*abs(end)*t1 if math.isfinite(end) else 0.
+    return first-u1+l1, second-cut(high, u1, u2)-cut(low, l1, l2), l1, u1
+
 @patch
 def moments(self:InputQuantizer,
     mean:torch.Tensor, # μ (C,); of z where codes are unsigned
     std:torch.Tensor, # σ (C,)
+    high:float=math.inf, # what the tensor cannot exceed
+    low:float=-math.inf, # what it cannot fall below
 )->tuple: # E[a], Var[a], E[Q], E[Q²], E[aQ], each (C,)
     "Moments of a tensor on this grid and off it."
     mean, std = mean.double(), std.double()
     q = torch.arange(self.low, self.high+1, device=mean.device, dtype=torch.float64)-self.zero_point
     F, M = below((q[:-1, None]+.5)*self.scale, mean, std)
     cells = lambda t, whole: torch.diff(t, dim=0, prepend=0*t[:1], append=0*t[:1]+whole)
-    P, A, values = cells(F, 1.), cells(M, mean), (q*self.scale)[:, None]
-    first, second = tails(0., mean, std) if not self.signed else (mean, mean**2+std**2)
+    first, second, under, over = _bounded(mean, std, low if self.signed else 0., high)
+    P, A, values = cells(F, 1.), cells(M, mean-over), (q*self.scale)[:, None]
+    A[0] += under
     return first, second-first**2, (values*P).sum(0), (values**2*P).sum(0), (values*A).sum(0)
 
-# %% ../nbs/28_activations.ipynb #e2f4881b
+# %% ../nbs/28_activations.ipynb #275cf2eb
 @patch
 def through(self:InputQuantizer,
     f, # `Field` of the tensor
+    low:float=-math.inf, high:float=math.inf, # its bounds
 ):
     "The field of the tensor once it is on the grid."
     if self.bits > 8: return f # finer than the field knows
-    m, v, Q, Q2, aQ = self.moments(*((f.mean, f.var.clamp(min=0).sqrt()) if self.signed else before_relu(f.mean, f.var)))
+    m, v, Q, Q2, aQ = self.moments(*((f.mean, f.var.clamp(min=0).sqrt()) if self.signed else before_relu(f.mean, f.var)), high, low)
     live = v > 1e-20
     gain = torch.where(live, (aQ-m*Q)/v.clamp(min=1e-20), 1.)
     noise = torch.where(live, (Q2-Q*Q-gain**2*v).clamp(min=0), 0.)
@@ -178,7 +190,7 @@ def through(self:InputQuantizer,
     out.cov[0, 0].diagonal().add_(noise.to(f.mean.dtype))
     return out
 
-# %% ../nbs/28_activations.ipynb #26a272d0
+# %% ../nbs/28_activations.ipynb #a20f0394
 EVERYTHING = (-math.inf, math.inf)
 
 def image(
@@ -192,7 +204,7 @@ def image(
     grows = [any(open_(e, i, s) for e, i in ((low, 0), (high, -1))) for s in (-1, 1)]
     return (-math.inf if grows[0] else y.min().item()), (math.inf if grows[1] else y.max().item())
 
-# %% ../nbs/28_activations.ipynb #ae110712
+# %% ../nbs/28_activations.ipynb #013cff5e
 def _products(ends): return [0. if 0 in (a, b) else a*b for a in ends[0] for b in ends[1]]
 
 def bounds(
@@ -218,7 +230,7 @@ def bounds(
     if rule is rules.reduce: return (0. if low >= 0 else -math.inf), math.inf
     return EVERYTHING
 
-# %% ../nbs/28_activations.ipynb #8a3a1221
+# %% ../nbs/28_activations.ipynb #3afb9f23
 INPUT_RANGE = (-3., 3.) # of normalised images
 
 def input_range(
@@ -228,7 +240,7 @@ def input_range(
     "Between what values an image lies that is normalised so."
     return min(-m/s for m, s in zip(mean, std)), max((1-m)/s for m, s in zip(mean, std))
 
-# %% ../nbs/28_activations.ipynb #4f25e707
+# %% ../nbs/28_activations.ipynb #2d4b3e36
 def six_sigma(mean, std, bits, low=-math.inf, high=math.inf):
     "As `best_range`: six standard deviations of the widest channel (DFQ)."
     return max(low, min((mean-6*std).min().item(), 0.)), min(high, max((mean+6*std).max().item(), 0.))
@@ -246,7 +258,7 @@ def range_of(
     law = before_relu(f.mean, f.var) if low == 0 else (f.mean.double(), f.var.double().clamp(min=0).sqrt())
     return RANGES[rule](*law, bits, low, high)
 
-# %% ../nbs/28_activations.ipynb #d094455c
+# %% ../nbs/28_activations.ipynb #1661a6df
 @patch
 def find_ranges(self:Job,
     bits:dict, # layer name → width of what it reads, or None
@@ -259,7 +271,7 @@ def find_ranges(self:Job,
         name = n.target if isinstance(m, LAYERS) else None
         if bits.get(name) is None or f is None or getattr(type(m), 'stock', type(m)) not in READERS: continue
         new, old = range_of(still_read(m, f, uses.get(name, {})), known[n.all_input_nodes[0]], bits[name], self.recipe.ranges), ends.get(name, (0., 0.))
-        ends[name] = min(old[0], new[0]), max(old[1], new[1])
+        ends[name], self.bounds[name] = (min(old[0], new[0]), max(old[1], new[1])), known[n.all_input_nodes[0]]
     self.inputs = {n: grid_of(*e, bits[n]) for n, e in ends.items()}
     missing = [n for n, b in bits.items() if b is not None and n not in ends]
     if missing: self.notes.append(f"note: no range is known for the inputs of {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}; they stay float")

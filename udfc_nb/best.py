@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSING', 'Sizes', 'FieldJob', 'reads', 'still_read']
 
-# %% ../nbs/27_best.ipynb #c85ba9ba
+# %% ../nbs/27_best.ipynb #de44e052
 import torch, torch.nn as nn
 from fastcore.basics import patch
 from . import channels as rules
@@ -21,7 +21,7 @@ from .solution import copies
 from .refit import Patch, refit, reestimate, repair_scale
 from .rounding import ROUNDINGS
 
-# %% ../nbs/27_best.ipynb #1941c66b
+# %% ../nbs/27_best.ipynb #cf83c4cc
 class Sizes:
     "Parameters or MACs of a network as a function of the channels that its sites keep."
     def __init__(self, job, macs=None):
@@ -38,7 +38,7 @@ class Sizes:
         return sum(v*self.share(n, 'out', less)*self.share(n, 'in', less)*self.share(n, 'depthwise', less) for n, v in self.per.items())
     def gain(self, site, step): return self({})-self({site: step})
 
-# %% ../nbs/27_best.ipynb #ade16b87
+# %% ../nbs/27_best.ipynb #059d5e8b
 class FieldJob(Job):
     "A run in the activation metric."
     def __init__(self, net, graph, recipe, *progress):
@@ -69,7 +69,7 @@ def plain(self:FieldJob, name, bits):
     self.cut(name, self.pending.pop(name, {}))
     if bits is not None: self.round(name, bits)
 
-# %% ../nbs/27_best.ipynb #b6a11909
+# %% ../nbs/27_best.ipynb #39bb41e7
 @patch
 def select(self:FieldJob, ratio, layer_ratios, macs=None):
     "Which channels every site keeps: as many as the budget allots, the best by the criterion."
@@ -110,7 +110,7 @@ def order_of(self:FieldJob, site):
     score = CRITERIA[self.recipe.criterion](self.mods[site.name].weight.detach())
     return (score.reshape(site.groups, -1).argsort(dim=1, descending=True, stable=True)+torch.arange(site.groups, device=score.device)[:, None]*(site.size//site.groups)).T.flatten()
 
-# %% ../nbs/27_best.ipynb #2acd5e1f
+# %% ../nbs/27_best.ipynb #c8302338
 @patch
 def curve(self:FieldJob, walk, n, m, f, site, u):
     "What removing a site's channels costs one consumer."
@@ -145,7 +145,7 @@ def stream(self:FieldJob, walk, n, user, norm):
     others = [walk.fields[a].var.double().sum() for a in (add.all_input_nodes if add else ()) if a is not user and walk.fields.get(a) is not None]
     return (own+sum(others)).clamp(min=1e-20).sqrt()
 
-# %% ../nbs/27_best.ipynb #7021be16
+# %% ../nbs/27_best.ipynb #0d064f9a
 @patch
 def layer(self:FieldJob, n, m, f, bits):
     "One layer: refitted to the inputs that are left, cut, rounded, and its change of statistics settled."
@@ -184,13 +184,13 @@ def reduce(self:FieldJob, name, m, x, W, roles, rows):
     if 'out' in roles: self.cut(name, {'out': roles['out']})
     return x
 
-# %% ../nbs/27_best.ipynb #dcefad9c
+# %% ../nbs/27_best.ipynb #e5b12c67
 @patch
 def heard(self:FieldJob, name, m, f, x, roles):
     "The patch `x`, once the layer's input is on its grid."
     if name not in self.inputs: return x
     f = still_read(m, f, roles)
-    return Patch(self.inputs[name].through(f), geometry(m, f.size))
+    return Patch(self.inputs[name].through(f, *self.bounds[name]), geometry(m, f.size))
 
 def still_read(m, f, roles):
     "The field of the channels that a layer reads when it is cut."
@@ -198,7 +198,7 @@ def still_read(m, f, roles):
     each = f.size[0]*f.size[1] if isinstance(m, nn.Linear) else 1
     return slice_channels(f, torch.unique(kept_entries(roles.get('in') or roles['depthwise'], f.channels*each, f.mean.device)//each))
 
-# %% ../nbs/27_best.ipynb #5722c960
+# %% ../nbs/27_best.ipynb #3f783050
 @patch
 def find_copies(self:FieldJob, name):
     "What can be handed on exactly is handed on exactly: pruned channels that are multiples of one kept channel."
@@ -216,7 +216,7 @@ def homogeneous(self:FieldJob, s):
     x = torch.linspace(-3, 3, 7, device=self.device)
     return torch.allclose(self.apply(s, 2*x), 2*self.apply(s, x))
 
-# %% ../nbs/27_best.ipynb #a997c73b
+# %% ../nbs/27_best.ipynb #5accd449
 @patch
 def round_in(self:FieldJob, name, x, bits):
     "Rounds a layer's weights in the metric of what it reads."
@@ -225,7 +225,7 @@ def round_in(self:FieldJob, name, x, bits):
     with torch.no_grad(): m.weight.copy_(q.dequantize())
     self.codes[name] = q
 
-# %% ../nbs/27_best.ipynb #0fe58226
+# %% ../nbs/27_best.ipynb #f7b366a5
 @patch
 def settle(self:FieldJob, n, m, rows, old, new, total):
     "What changed in a layer's outputs: taken up by the norms behind it, or else by its own scale and bias."
@@ -263,7 +263,7 @@ def carry(self:FieldJob, n, rule, m):
         join = (lambda t: torch.cat(t)) if rule is rules.cat else sum
         if f is not None: self.drift[n] = [join([p[0] for p in parts]), join([p[1] for p in parts]), f.var.double()]
 
-# %% ../nbs/27_best.ipynb #08af0022
+# %% ../nbs/27_best.ipynb #7562e9f0
 METRICS.add('field'); ROUNDING_NAMES.update(ROUNDINGS); BUDGETS.update(('params', 'macs')); JOBS['field'] = FieldJob
 PROJECTIONS['refit'] = no_projection # the load is taken by the refit of each consumer, not by a T
 RECIPES['best'] = Recipe('best', metric='field', budget='params', projection='refit', grid='symmetric', rounding='second-order', scale='none', repair=True, ranges='expected-error')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JOBS', 'unwrap', 'check_finite', 'WorkingCopy', 'Job']
 
-# %% ../nbs/16_job.ipynb #ab8ca764
+# %% ../nbs/16_job.ipynb #af1ae837
 import copy
 import torch, torch.nn as nn
 from torch import fx
@@ -20,7 +20,7 @@ from .graph import find_sites, call_order
 from .surgery import matrix, norm_affine, keep_rows, keep_columns, keep_depthwise, keep_norm, merge_into, scale_into, kept_entries
 from .recipe import Channels, PROJECTIONS
 
-# %% ../nbs/16_job.ipynb #c4d7464b
+# %% ../nbs/16_job.ipynb #67841cfa
 def unwrap(
     model:nn.Module,
 )->nn.Module:
@@ -43,7 +43,7 @@ def check_finite(
         if not t.is_floating_point() or torch.isfinite(t).all(): continue
         raise NonFiniteError(f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} values are not finite', layer=name, hint='repair the checkpoint before compressing it')
 
-# %% ../nbs/16_job.ipynb #82f61f91
+# %% ../nbs/16_job.ipynb #77971907
 class WorkingCopy:
     "A float32 copy (float64 if there are such weights) in eval mode that can be given back as the original came."
     def __init__(self, model, device=None):
@@ -58,7 +58,7 @@ class WorkingCopy:
         for n, t in _state(self.net): t.data = t.data.to(self.home, self.dtypes[n])
         return self.net
 
-# %% ../nbs/16_job.ipynb #2e6d483f
+# %% ../nbs/16_job.ipynb #9e4d12ef
 class Job:
     "One run of a recipe on a working copy."
     def __init__(self,
@@ -73,7 +73,7 @@ class Job:
         self.nodes = {n.name: n for n in graph.gm.graph.nodes}
         self.notes = [] # for the report
         self.kept, self.codes, self.errors = {}, {}, {} # per layer: (K, P), `Quantized`, share of energy lost
-        self.inputs = {} # layer → the grid that it reads through (notebook 28)
+        self.inputs, self.bounds = {}, {} # layer → the grid that it reads through, and between what its input lies (notebook 28)
     def tick(self, layer=''): self.progress(self.done, self.total, layer); self.done += 1
 
 @patch
@@ -84,7 +84,7 @@ def vectors(self:Job, layer, path):
     for s in path: v = self.through(v, s)
     return v
 
-# %% ../nbs/16_job.ipynb #a7e296c0
+# %% ../nbs/16_job.ipynb #520ac82c
 @patch
 def through(self:Job, v, s):
     "The channels behind one step."
@@ -117,7 +117,7 @@ def apply(self:Job, s, x):
     args = [x if isinstance(a, fx.Node) else a for a in n.args]
     return getattr(x, n.target)(*args[1:], **n.kwargs) if n.op == 'call_method' else n.target(*args, **n.kwargs)
 
-# %% ../nbs/16_job.ipynb #843b57b2
+# %% ../nbs/16_job.ipynb #9081ab2f
 @patch
 def select(
     self:Job,
@@ -131,7 +131,7 @@ def select(
         n = site.groups*n_kept(site.size//site.groups, check_ratio(layer_ratios.get(name, ratio), name))
         if n < site.size: self.kept[name] = split_channels(score(self.mods[name].weight.detach()), n, site.groups)
 
-# %% ../nbs/16_job.ipynb #e92c997c
+# %% ../nbs/16_job.ipynb #cefe5f78
 @patch
 def channels(self:Job, site, path):
     "What a projection sees of a site along a path."
@@ -156,7 +156,7 @@ def prune(self:Job, name):
         lost, total = lost+pruning_error(G, T, kept, pruned).sum().item(), total+G.diagonal()[pruned].sum().item()
     self.errors[name] = lost/total if total > 0 else 0.
 
-# %% ../nbs/16_job.ipynb #46b78d48
+# %% ../nbs/16_job.ipynb #57472271
 @patch
 def uses(self:Job):
     "Module → role → (use, kept, channels) of every pruned space."
@@ -174,7 +174,7 @@ def cut(self:Job, name, roles):
     for role, f in dict(norm=keep_norm, depthwise=keep_depthwise, out=keep_rows, **{'in': keep_columns}).items():
         if role in roles: f(m, kept_entries(roles[role], total[role](), roles[role][0][1].device))
 
-# %% ../nbs/16_job.ipynb #53844ba2
+# %% ../nbs/16_job.ipynb #187ce9e5
 @patch
 def affine_of(self:Job, site, m):
     "c and b right behind a site's producer."
@@ -201,7 +201,7 @@ def round(self:Job, name, bits):
     s = torch.ones(site.size, dtype=torch.float64, device=old.device).index_copy(0, kept, solve_scale(old, matrix(m), c, b, r.lam2))
     for u in site.consumers: scale_into(self.mods[u.module], u, s)
 
-# %% ../nbs/16_job.ipynb #b74d6d32
+# %% ../nbs/16_job.ipynb #af1a4b5d
 @patch
 def run(
     self:Job,
