@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Compressed', 'bits_per_layer', 'compress']
 
-# %% ../nbs/17_compress.ipynb #17f92ecb
+# %% ../nbs/17_compress.ipynb #2f9f8e73
 import time
 from dataclasses import dataclass, field, asdict
 import torch, torch.nn as nn
@@ -19,11 +19,11 @@ from .assumption import check_ratio
 from .trace import check_names, layer_names
 from .channels import PRUNED, SINGLE, OWN
 from .graph import find_sites, is_under
-from .recipe import get_recipe
+from .recipe import get_recipe, PREPARATIONS
 from .job import JOBS, WorkingCopy, unwrap, check_finite
 from .report import Report, count
 
-# %% ../nbs/17_compress.ipynb #ae0c0c37
+# %% ../nbs/17_compress.ipynb #522a02c8
 @dataclass
 class Compressed:
     "What `compress` returns."
@@ -32,7 +32,7 @@ class Compressed:
     codes:dict=field(default_factory=dict, repr=False) # layer name → `Quantized` weights
     kept:dict=field(default_factory=dict, repr=False) # producer's name → indices of the channels that were kept
 
-# %% ../nbs/17_compress.ipynb #90bc1d72
+# %% ../nbs/17_compress.ipynb #9bb01732
 def _ticker(progress):
     "The function that a run calls per layer, and one that ends it."
     if callable(progress): return progress, lambda: None
@@ -40,7 +40,7 @@ def _ticker(progress):
     def tick(done, total, layer): bar.total = total; bar.update(done-bar.n); bar.set_postfix_str(layer)
     return tick, bar.close
 
-# %% ../nbs/17_compress.ipynb #2bc648fd
+# %% ../nbs/17_compress.ipynb #fd593988
 def bits_per_layer(
     model:nn.Module,
     weight_bits=None, # for all layers, or None
@@ -54,7 +54,7 @@ def bits_per_layer(
         if b is not None and check_bits(b, n) != int(b): raise BitsError(f'a bit-width of {b}', layer=n, hint='take a whole number')
     return {n: b if b is None else int(b) for n, b in out.items()}
 
-# %% ../nbs/17_compress.ipynb #ceb5928a
+# %% ../nbs/17_compress.ipynb #78201397
 def _sizes(m):
     return (m.out_features, m.in_features) if isinstance(m, nn.Linear) else (m.out_channels, m.in_channels)
 
@@ -73,7 +73,7 @@ def _report(model, job, before, after, settings, seconds):
         effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds)
     return Report(rows, totals, asdict(job.recipe), __version__, settings, job.notes)
 
-# %% ../nbs/17_compress.ipynb #81beb88a
+# %% ../nbs/17_compress.ipynb #e202ae74
 def _floating(tree, device, dtype):
     "Inputs on the device, the floating ones in the working dtype."
     return fx.node.map_aggregate(tree, lambda t: (t.to(device, dtype) if t.is_floating_point() else t.to(device)) if isinstance(t, torch.Tensor) else t)
@@ -109,6 +109,7 @@ def compress(
     job = JOBS[recipe.metric](work.net, graph, recipe, tick)
     try:
         job.select(pruning_ratio, ratios, {n: c['macs'] for n, c in before.items()})
+        for step in recipe.prepare: PREPARATIONS[step](job)
         if activation_bits is not None: job.find_ranges(reads, input_range)
         job.run(bits)
     finally: done()
