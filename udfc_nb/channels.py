@@ -8,7 +8,7 @@ __all__ = ['PRUNED', 'SINGLE', 'TIED', 'OUTPUT', 'INPUT', 'UNUSED', 'GROUPED', '
            'layer', 'other_layer', 'depthwise', 'norm', 'mixes', 'elementwise', 'same', 'spatial', 'add', 'multiply',
            'divide', 'cat', 'reshape', 'reduce', 'permute', 'getitem', 'pad', 'split']
 
-# %% ../nbs/11_channels.ipynb #6c66536c
+# %% ../nbs/11_channels.ipynb #e88a22c3
 import math, operator
 from dataclasses import dataclass, field
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from fastcore.basics import patch
 from .trace import trace, add_shapes, is_norm, is_stock, LAYERS, CONVS
 
-# %% ../nbs/11_channels.ipynb #cf584eaa
+# %% ../nbs/11_channels.ipynb #6599b6a1
 PRUNED, SINGLE = 'pruned', 'all kept at this ratio'
 TIED, OUTPUT, INPUT, UNUSED = 'tied by an add', 'feeds an output', 'is the input', 'is read by no layer'
 GROUPED, SHUFFLED, FIXED = 'grouped', 'shuffled', 'has a hard-coded channel count'
@@ -25,7 +25,7 @@ MIXED, UNKNOWN = 'normalised across channels', 'passes an operation without a ru
 SHARED, OWN, IGNORED = 'shared by several calls', 'holds its weights in its own way', 'ignored by the caller'
 UNREACHED, KIND = 'is not reached by the trace', 'is of a kind that is not pruned'
 
-# %% ../nbs/11_channels.ipynb #f7b18ff2
+# %% ../nbs/11_channels.ipynb #dd512a1f
 @dataclass(frozen=True)
 class Step:
     "One thing that happens to a channel between its producer and a consumer."
@@ -48,7 +48,7 @@ class Layout:
     axis:int # index of the channel axis
     parts:tuple # of `Part`s, in order
 
-# %% ../nbs/11_channels.ipynb #c5d6bd86
+# %% ../nbs/11_channels.ipynb #4221eddd
 @dataclass(frozen=True)
 class Use:
     "A place where a weight is indexed by the channels of a space."
@@ -68,7 +68,7 @@ class Space:
     def freeze(self, reason): self.reason = self.reason or reason # the first reason is the one that is told
     def role(self, role): return [u for u in self.uses if u.role == role]
 
-# %% ../nbs/11_channels.ipynb #38d4eda6
+# %% ../nbs/11_channels.ipynb #a6865d0c
 RULES = {} # class of a module, or name of a function or method → rule
 
 def rule(
@@ -89,7 +89,7 @@ class Follower:
         self.several = _called_twice(gm) | _sharing(gm)
         for n in gm.graph.nodes: self.layouts[n] = self.follow(n)
 
-# %% ../nbs/11_channels.ipynb #3a3118e2
+# %% ../nbs/11_channels.ipynb #b02c589d
 def _called_twice(gm):
     "Names of the modules that hold parameters and are called more than once."
     calls = [n.target for n in gm.graph.nodes if n.op == 'call_module']
@@ -104,7 +104,7 @@ def _sharing(gm):
             if p is not None: owners.setdefault(id(p), set()).add(name)
     return {n for names in owners.values() if len(names) > 1 for n in names}
 
-# %% ../nbs/11_channels.ipynb #b294eac5
+# %% ../nbs/11_channels.ipynb #ad352ce6
 @patch
 def begin(self:Follower, size, reason=None):
     "A new space's id."
@@ -130,7 +130,7 @@ def join(self:Follower, i, j):
     self.alias[j], a.groups, a.uses = i, math.lcm(a.groups, b.groups), a.uses+b.uses
     if b.reason: a.freeze(b.reason)
 
-# %% ../nbs/11_channels.ipynb #4773ed77
+# %% ../nbs/11_channels.ipynb #0d101d72
 @patch
 def entries(self:Follower, p): return p.repeat*self.space(p.space).size
 
@@ -154,7 +154,7 @@ def step(self:Follower, layout, kind, n, module=None, other=None):
         parts.append(Part(p.space, p.repeat, p.path+(s,))); at += self.entries(p)
     return Layout(layout.axis, tuple(parts))
 
-# %% ../nbs/11_channels.ipynb #be8a9461
+# %% ../nbs/11_channels.ipynb #cd66e7f6
 @patch
 def follow(self:Follower, n):
     "The layout of one operation's output."
@@ -178,12 +178,12 @@ def lookup(self:Follower, n):
     m = self.mods[n.target]
     if n.target in self.ignored and not isinstance(m, LAYERS): return (lambda f, n, src: f.keep(n, IGNORED)), n.target
     if is_norm(m): return RULES[nn.BatchNorm2d], 'norm'
-    kinds = [k for k in type(m).__mro__ if k in RULES and type(m).forward is k.forward or k in RULES and parametrize.is_parametrized(m)]
+    kinds = [k for k in type(m).__mro__ if k in RULES and (is_stock(m, k) or parametrize.is_parametrized(m))]
     return (RULES[kinds[0]] if kinds else RULES.get(type(m).__name__)), type(m).__name__
 
 def _returns_tensors(n): return n.target in ('chunk', 'split', 'unbind') or getattr(n.target, '__name__', '') in ('chunk', 'split', 'unbind') or n.op == 'call_module'
 
-# %% ../nbs/11_channels.ipynb #9bd5344a
+# %% ../nbs/11_channels.ipynb #1259f15d
 def _refusal(f, n, m):
     "Why a layer's weights may not be touched at all, if so."
     if n.target in f.several: return SHARED
@@ -206,7 +206,7 @@ def layer(f, n, src):
     if not unread: _read(f, n, src, groups)
     return _produce(f, n, m, axis, groups, refusal or (GROUPED if unread == GROUPED else None))
 
-# %% ../nbs/11_channels.ipynb #bd4b4fd9
+# %% ../nbs/11_channels.ipynb #0787f100
 def _read(f, n, src, groups):
     "Notes a layer as the consumer of every part that it reads."
     at = 0
@@ -220,7 +220,7 @@ def _produce(f, n, m, axis, groups, reason):
     f.spaces[i].uses.append(Use(n.target, 'out')); f.spaces[i].groups, f.origin[i] = groups, n.target
     return Layout(axis, (Part(i),))
 
-# %% ../nbs/11_channels.ipynb #70af55a7
+# %% ../nbs/11_channels.ipynb #8978c251
 @rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def other_layer(f, n, src): return f.keep(n, KIND)
 
@@ -241,12 +241,12 @@ def norm(f, n, src):
     if f.mods[n.target].running_mean is None: f.freeze(src, MIXED)
     return _along(f, n, src, 'norm', 'norm')
 
-# %% ../nbs/11_channels.ipynb #346c6fea
+# %% ../nbs/11_channels.ipynb #4fa03092
 @rule(nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
       'layer_norm', 'group_norm', 'instance_norm', 'local_response_norm', 'softmax', 'log_softmax', 'normalize', nn.Softmax, nn.LogSoftmax)
 def mixes(f, n, src): f.freeze(src, MIXED); return src
 
-# %% ../nbs/11_channels.ipynb #fddc0bcf
+# %% ../nbs/11_channels.ipynb #57775c39
 @rule(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.ELU, nn.CELU, nn.SELU, nn.Sigmoid, nn.Tanh, nn.Hardtanh,
       nn.Softplus, nn.Mish, nn.Softsign, nn.LogSigmoid, nn.Threshold, *'''relu relu_ relu6 leaky_relu leaky_relu_ hardswish hardsigmoid silu gelu
       elu elu_ celu selu sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ softplus mish softsign logsigmoid clamp clamp_ clamp_min threshold _threshold threshold_
@@ -265,7 +265,7 @@ def spatial(f, n, src):
     "On each channel's image by itself."
     return f.step(src, 'spatial', n, n.target if n.op == 'call_module' else None) if src.axis == 1 else f.keep(n, UNKNOWN)
 
-# %% ../nbs/11_channels.ipynb #0584cbe7
+# %% ../nbs/11_channels.ipynb #7b6323d9
 def _matched(f, n):
     "The layouts of an operation's two tensors, the larger tensor first; None if they do not fit."
     tensors = sorted((a for a in n.all_input_nodes if a.meta.get('tensor')), key=lambda a: -math.prod(a.meta['shape']))
@@ -300,7 +300,7 @@ def multiply(f, n, src):
 @rule('truediv', 'div', 'div_', 'itruediv')
 def divide(f, n, src): return elementwise(f, n, src) if _with_number(n) and n.all_input_nodes[0] is n.args[0] else f.keep(n, UNKNOWN)
 
-# %% ../nbs/11_channels.ipynb #20adb0a2
+# %% ../nbs/11_channels.ipynb #3b95f3a3
 @rule('cat', 'concat', 'concatenate')
 def cat(f, n, src):
     tensors = n.args[0] if n.args else n.kwargs['tensors']
@@ -309,7 +309,7 @@ def cat(f, n, src):
     if any(l is None or l.axis != dim for l in lays): return f.keep(n, UNKNOWN)
     return Layout(dim, tuple(p for l in lays for p in l.parts))
 
-# %% ../nbs/11_channels.ipynb #997e6f6e
+# %% ../nbs/11_channels.ipynb #7929ad03
 def _numbers(n):
     "The integers written into a call; those computed from a size are operations of their own."
     found = []
@@ -327,7 +327,7 @@ def reshape(f, n, src):
     parts = f.step(src, 'spatial', n).parts
     return Layout(ax, tuple(Part(p.space, p.repeat*math.prod(old[ax+1:]), p.path) for p in parts))
 
-# %% ../nbs/11_channels.ipynb #edc4b4cd
+# %% ../nbs/11_channels.ipynb #0ec1dea5
 @rule('mean', 'amax', 'sum')
 def reduce(f, n, src):
     "Over the image; over the channels it would mix them."
@@ -345,7 +345,7 @@ def permute(f, n, src):
     if 'transpose' in str(n.target): i, j = dims; dims = list(range(rank)); dims[i], dims[j] = j, i
     return Layout(dims.index(src.axis), src.parts)
 
-# %% ../nbs/11_channels.ipynb #fba6383a
+# %% ../nbs/11_channels.ipynb #d1a73a2c
 @rule('getitem')
 def getitem(f, n, src):
     index = n.args[1] if isinstance(n.args[1], tuple) else (n.args[1],)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Compressed', 'bits_per_layer', 'compress']
 
-# %% ../nbs/17_compress.ipynb #2f9f8e73
+# %% ../nbs/17_compress.ipynb #c24e3f67
 import time
 from dataclasses import dataclass, field, asdict
 import torch, torch.nn as nn
@@ -23,7 +23,7 @@ from .recipe import get_recipe, PREPARATIONS
 from .job import JOBS, WorkingCopy, unwrap, check_finite
 from .report import Report, count
 
-# %% ../nbs/17_compress.ipynb #522a02c8
+# %% ../nbs/17_compress.ipynb #fefe48f0
 @dataclass
 class Compressed:
     "What `compress` returns."
@@ -32,7 +32,7 @@ class Compressed:
     codes:dict=field(default_factory=dict, repr=False) # layer name → `Quantized` weights
     kept:dict=field(default_factory=dict, repr=False) # producer's name → indices of the channels that were kept
 
-# %% ../nbs/17_compress.ipynb #9bb01732
+# %% ../nbs/17_compress.ipynb #62887c47
 def _ticker(progress):
     "The function that a run calls per layer, and one that ends it."
     if callable(progress): return progress, lambda: None
@@ -40,21 +40,21 @@ def _ticker(progress):
     def tick(done, total, layer): bar.total = total; bar.update(done-bar.n); bar.set_postfix_str(layer)
     return tick, bar.close
 
-# %% ../nbs/17_compress.ipynb #fd593988
+# %% ../nbs/17_compress.ipynb #872c619f
 def bits_per_layer(
     model:nn.Module,
     weight_bits=None, # for all layers, or None
     layer_bits:dict={}, # layer name → its own width, or None to leave it alone
     ignored:tuple=(), # layers that keep their floats
-)->dict: # layer name → int or None
+)->dict: # layer name → int, None, or the fraction that is asked for on the average
     "Who is rounded to what. Raises `BitsError`."
     if weight_bits is not None: check_bits(weight_bits)
     out = {n: layer_bits[n] if n in layer_bits else None if is_under(n, ignored) else weight_bits for n in layer_names(model)}
     for n, b in out.items():
-        if b is not None and check_bits(b, n) != int(b): raise BitsError(f'a bit-width of {b}', layer=n, hint='take a whole number')
-    return {n: b if b is None else int(b) for n, b in out.items()}
+        if b is not None and check_bits(b, n) != int(b) and n in layer_bits: raise BitsError(f'a bit-width of {b}', layer=n, hint='take a whole number')
+    return {n: b if b is None or b != int(b) else int(b) for n, b in out.items()}
 
-# %% ../nbs/17_compress.ipynb #78201397
+# %% ../nbs/17_compress.ipynb #535f5352
 def _sizes(m):
     return (m.out_features, m.in_features) if isinstance(m, nn.Linear) else (m.out_channels, m.in_channels)
 
@@ -73,7 +73,7 @@ def _report(model, job, before, after, settings, seconds):
         effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds)
     return Report(rows, totals, asdict(job.recipe), __version__, settings, job.notes)
 
-# %% ../nbs/17_compress.ipynb #e202ae74
+# %% ../nbs/17_compress.ipynb #8ffc77de
 def _floating(tree, device, dtype):
     "Inputs on the device, the floating ones in the working dtype."
     return fx.node.map_aggregate(tree, lambda t: (t.to(device, dtype) if t.is_floating_point() else t.to(device)) if isinstance(t, torch.Tensor) else t)
@@ -83,7 +83,7 @@ def compress(
     example_inputs, # what its forward takes: a tensor, a tuple, or a dict
     *,
     pruning_ratio:float=0., # share of channels to remove at every site, in [0, 1); parameters fall by about 1−(1−r)² where a layer shrinks on both sides
-    weight_bits=None, # width of all convolution and linear weights, 1 to 32; None leaves them float
+    weight_bits=None, # width of all convolution and linear weights, 1 to 32; a fraction is an average, spread by the predicted error; None leaves them float
     activation_bits=None, # width of what every convolution and linear layer reads, 2 to 16; None leaves it float
     recipe='best', # a `Recipe` or a name
     budget:str=None, # how the ratio is spread over the sites: 'uniform', 'params' or 'macs'; None leaves it to the recipe
@@ -109,6 +109,7 @@ def compress(
     job = JOBS[recipe.metric](work.net, graph, recipe, tick)
     try:
         job.select(pruning_ratio, ratios, {n: c['macs'] for n, c in before.items()})
+        if weight_bits is not None and weight_bits != int(weight_bits): bits = job.spread_bits(bits, weight_bits)
         for step in recipe.prepare: PREPARATIONS[step](job)
         if activation_bits is not None: job.find_ranges(reads, input_range)
         job.run(bits)
