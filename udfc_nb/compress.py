@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Compressed', 'bits_per_layer', 'compress']
 
-# %% ../nbs/17_compress.ipynb #c24e3f67
+# %% ../nbs/17_compress.ipynb #ac527e94
 import time
 from dataclasses import dataclass, field, asdict
 import torch, torch.nn as nn
@@ -23,7 +23,7 @@ from .recipe import get_recipe, PREPARATIONS
 from .job import JOBS, WorkingCopy, unwrap, check_finite
 from .report import Report, count
 
-# %% ../nbs/17_compress.ipynb #fefe48f0
+# %% ../nbs/17_compress.ipynb #369f79fb
 @dataclass
 class Compressed:
     "What `compress` returns."
@@ -32,7 +32,7 @@ class Compressed:
     codes:dict=field(default_factory=dict, repr=False) # layer name → `Quantized` weights
     kept:dict=field(default_factory=dict, repr=False) # producer's name → indices of the channels that were kept
 
-# %% ../nbs/17_compress.ipynb #62887c47
+# %% ../nbs/17_compress.ipynb #45659871
 def _ticker(progress):
     "The function that a run calls per layer, and one that ends it."
     if callable(progress): return progress, lambda: None
@@ -40,7 +40,7 @@ def _ticker(progress):
     def tick(done, total, layer): bar.total = total; bar.update(done-bar.n); bar.set_postfix_str(layer)
     return tick, bar.close
 
-# %% ../nbs/17_compress.ipynb #872c619f
+# %% ../nbs/17_compress.ipynb #6ab738c6
 def bits_per_layer(
     model:nn.Module,
     weight_bits=None, # for all layers, or None
@@ -54,7 +54,7 @@ def bits_per_layer(
         if b is not None and check_bits(b, n) != int(b) and n in layer_bits: raise BitsError(f'a bit-width of {b}', layer=n, hint='take a whole number')
     return {n: b if b is None or b != int(b) else int(b) for n, b in out.items()}
 
-# %% ../nbs/17_compress.ipynb #535f5352
+# %% ../nbs/17_compress.ipynb #3fb928a2
 def _sizes(m):
     return (m.out_features, m.in_features) if isinstance(m, nn.Linear) else (m.out_channels, m.in_channels)
 
@@ -73,7 +73,7 @@ def _report(model, job, before, after, settings, seconds):
         effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds)
     return Report(rows, totals, asdict(job.recipe), __version__, settings, job.notes)
 
-# %% ../nbs/17_compress.ipynb #8ffc77de
+# %% ../nbs/17_compress.ipynb #c7acabd5
 def _floating(tree, device, dtype):
     "Inputs on the device, the floating ones in the working dtype."
     return fx.node.map_aggregate(tree, lambda t: (t.to(device, dtype) if t.is_floating_point() else t.to(device)) if isinstance(t, torch.Tensor) else t)

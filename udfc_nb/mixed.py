@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WIDTHS', 'allot_bits']
 
-# %% ../nbs/29_mixed.ipynb #9a9550dc
+# %% ../nbs/29_mixed.ipynb #5240faa3
 import torch
 from fastcore.basics import patch
 from . import channels as rules
@@ -17,7 +17,7 @@ from .refit import Patch
 from .rounding import best_clip
 from .walk import Walk, geometry
 
-# %% ../nbs/29_mixed.ipynb #1db94673
+# %% ../nbs/29_mixed.ipynb #9938fcb2
 WIDTHS = (2, 3, 4, 5, 6, 7, 8) # that a layer may get
 
 def allot_bits(
@@ -41,7 +41,7 @@ def allot_bits(
         if gain.max() <= 0: return {n: WIDTHS[i] for n, i in zip(names, at.tolist())}
         at = torch.where(torch.arange(len(at)) == gain.argmax(), more, at)
 
-# %% ../nbs/29_mixed.ipynb #253dcdd9
+# %% ../nbs/29_mixed.ipynb #374e25d7
 @patch
 def bit_curves(self:FieldJob, names):
     "Layer → predicted error at each of WIDTHS; only layers with a model of what they read."
