@@ -127,7 +127,7 @@ def test_flips(shape):
 
 
 @pytest.mark.parametrize('rounding', ['flips', 'descent', 'second-order', 'nearest'])
-@pytest.mark.parametrize('grid', sorted(GRIDS))
+@pytest.mark.parametrize('grid', ['symmetric', 'paper'])
 def test_roundings_keep_codes_in_range(rounding, grid):
     out = compress(digits_net(), blank, weight_bits=3, recipe=RECIPES['best'].but(rounding=rounding, grid=grid))
     for q in out.codes.values():
@@ -143,7 +143,7 @@ class Wide(nn.Module):
         self.d, self.nd = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False), nn.BatchNorm2d(12)
         self.p, self.np, self.r, self.fc = nn.Conv2d(12, 6, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU6(), nn.Linear(6, 3)
         for n, c in ((self.na, self.d), (self.nd, self.p)): # of a large channel little is used, of a small one much
-            size = torch.exp(2*torch.randn(12)).clamp(max=1.)
+            size = torch.exp(4*torch.randn(12)).clamp(max=1.)
             n.weight.data *= size; n.bias.data = size*torch.rand(12); c.weight.data /= size.reshape((-1, 1, 1, 1) if c is self.d else (1, -1, 1, 1))
     def forward(self, x):
         return self.fc(self.np(self.p(self.r(self.nd(self.d(self.r(self.na(self.a(x)))))))).mean((2, 3)))

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['CONVS', 'LAYERS', 'NORMS', 'is_norm', 'layer_names', 'is_stock', 'trace', 'call_args', 'add_shapes', 'check_names']
 
-# %% ../nbs/10_trace.ipynb #6f966537
+# %% ../nbs/10_trace.ipynb #618b2b1b
 import difflib, inspect, traceback
 import torch, torch.nn as nn
 from torch import fx
 from torch.nn.utils import parametrize
 from .errors import TraceError, ExampleInputError, LayerNameError
 
-# %% ../nbs/10_trace.ipynb #1a57c7fe
+# %% ../nbs/10_trace.ipynb #c7c6a7d6
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (nn.Linear, *CONVS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -29,7 +29,7 @@ def layer_names(
     "Names of all convolution and linear layers."
     return [n for n, m in model.named_modules() if isinstance(m, LAYERS)]
 
-# %% ../nbs/10_trace.ipynb #9be1496d
+# %% ../nbs/10_trace.ipynb #493a6c82
 def is_stock(
     m:nn.Module,
     *kinds, # classes of torch.nn
@@ -45,7 +45,7 @@ class _Tracer(fx.Tracer):
         origin = next((k for k in getattr(m, 'stock', type(m)).__mro__ if 'forward' in k.__dict__), nn.Module)
         return origin.__module__.startswith('torch.nn') and origin is not nn.Module
 
-# %% ../nbs/10_trace.ipynb #7f7a2128
+# %% ../nbs/10_trace.ipynb #e8f88273
 def _culprit(e):
     "The last line of the network's own code in a traceback: 'file:line: code'."
     frames = traceback.extract_tb(e.__traceback__)
@@ -63,7 +63,7 @@ def trace(
         raise TraceError(f'torch.fx cannot follow the forward of {type(model).__name__}: {type(e).__name__}: {e}\n  at {_culprit(e)}',
             hint='name the module that holds this line in `ignored_layers`, or compress a submodule of the network') from e
 
-# %% ../nbs/10_trace.ipynb #5dff8cd8
+# %% ../nbs/10_trace.ipynb #4b681a37
 def call_args(
     model:nn.Module,
     example_inputs, # tensor, tuple of arguments, or dict (of arguments by name, or itself the one argument)
@@ -76,7 +76,7 @@ def call_args(
         return ((), dict(example_inputs)) if named else ((example_inputs,), {})
     raise ExampleInputError(f'`example_inputs` is a {type(example_inputs).__name__}', hint='pass a tensor, a tuple or a dict of tensors')
 
-# %% ../nbs/10_trace.ipynb #9d0faaa1
+# %% ../nbs/10_trace.ipynb #6a39a718
 class _Shapes(fx.Interpreter):
     "Runs the record once and keeps every tensor's shape; an error names the layer at which it happened."
     def __init__(self, gm): super().__init__(gm); self.extra_traceback = False
@@ -89,7 +89,7 @@ class _Shapes(fx.Interpreter):
         n.meta['shape'] = tuple(out.shape) if n.meta['tensor'] else None
         return out
 
-# %% ../nbs/10_trace.ipynb #cb23f8ad
+# %% ../nbs/10_trace.ipynb #60fabb2d
 def _arguments(gm, args, kwargs):
     "The inputs in the order of the record's placeholders."
     nodes = [n for n in gm.graph.nodes if n.op == 'placeholder']
@@ -114,7 +114,7 @@ def add_shapes(
         for m, t in modes: m.training = t
     return gm
 
-# %% ../nbs/10_trace.ipynb #f180bef7
+# %% ../nbs/10_trace.ipynb #695ee520
 def check_names(
     model:nn.Module,
     names, # module names that the caller gave
