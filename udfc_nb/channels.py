@@ -162,7 +162,7 @@ def step(self:Follower, layout, kind, n, module=None, other=None):
         parts.append(Part(p.space, p.repeat, p.path+(s,))); at += self.entries(p)
     return Layout(layout.axis, tuple(parts))
 
-# %% ../nbs/11_channels.ipynb #2f4911e7
+# %% ../nbs/11_channels.ipynb #9760024b
 @patch
 def follow(self:Follower, n):
     "The layout of one operation's output."
@@ -186,7 +186,7 @@ def lookup(self:Follower, n):
     m = self.mods[n.target]
     if n.target in self.ignored and not isinstance(m, LAYERS): return (lambda f, n, src: f.keep(n, IGNORED)), n.target
     if is_norm(m): return RULES[nn.BatchNorm2d], type(m).__name__
-    kinds = [k for k in type(m).__mro__ if k in RULES and type(m).forward is k.forward or k in RULES and parametrize.is_parametrized(m)]
+    kinds = [k for k in type(m).__mro__ if k in RULES and (is_stock(m, k) or parametrize.is_parametrized(m))]
     return (RULES[kinds[0]] if kinds else RULES.get(type(m).__name__)), type(m).__name__
 
 def _returns_tensors(n): return n.target in ('chunk', 'split', 'unbind') or getattr(n.target, '__name__', '') in ('chunk', 'split', 'unbind') or n.op == 'call_module'

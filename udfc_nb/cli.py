@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'CommandError', 'build_network', 'read_weights', 'load_weights_', 'write_file', 'check_output',
            'write_report', 'shape', 'add_network_arguments', 'read_network', 'info_rows', 'info_text', 'run_info',
-           'info_parser', 'add_compression_arguments', 'compression_arguments', 'run_compress', 'compress_parser',
-           'file_text', 'add_source_arguments', 'compressed_network', 'run_export', 'export_parser', 'run_bench',
-           'bench_parser', 'run_demo', 'demo_parser', 'make_parser', 'main']
+           'curves_text', 'info_parser', 'add_compression_arguments', 'compression_arguments', 'run_compress',
+           'compress_parser', 'file_text', 'add_source_arguments', 'compressed_network', 'run_export', 'export_parser',
+           'run_bench', 'bench_parser', 'run_demo', 'demo_parser', 'make_parser', 'main']
 
-# %% ../nbs/52_cli.ipynb #bce14d2e
+# %% ../nbs/52_cli.ipynb #0fe14273
 import argparse, difflib, importlib, io, json, os, pickle, sys, time, traceback
 from collections import Counter
 from pathlib import Path
@@ -17,6 +17,8 @@ import safetensors.torch, torch
 from torch import nn
 from . import __version__
 from .channels import PRUNED
+from .best import site_curves
+from .budget import CAP
 from .checkpoint import file_rows, itemise, load, read_codes, read_file, write_atomic
 from .compress import Compressed, compress
 from .demo import demo_csv, demo_figure, demo_rows, demo_table, text_table
@@ -238,18 +240,29 @@ def info_text(
 def _readers(names, shown=3):
     return ', '.join(names[:shown])+(f' and {len(names)-shown} more' if len(names) > shown else '') or '-'
 
-# %% ../nbs/52_cli.ipynb #221f62c9
+# %% ../nbs/52_cli.ipynb #5817cf51
 def run_info(args):
     "Carry out `udfc info`."
     if args.network.endswith('.safetensors'): return print(file_text(args.network))
     net, inputs, _ = read_network(args)
     print(info_text(info_rows(net, inputs, tuple(args.ignore)), sum(p.numel() for p in net.parameters())))
+    if args.curves: print(curves_text(site_curves(net, inputs, ignored_layers=tuple(args.ignore))))
+
+def curves_text(
+    curves:dict, # from `site_curves`
+    shares=(.1, .3, .5, .7, .9), # of a site's channels
+)->str:
+    "What the model of `best` expects removal to cost at every site, for a terminal."
+    at = lambda c, q: f'{c[min(int(q*len(c)/CAP), len(c)-1)]:.3g}' # a curve ends at the cap
+    body = [[n, *(at(c, q) for q in shares)] for n, c in curves.items()]
+    return '\npredicted error when a share of the channels goes (squared, in units of the norm behind it)\n'+text_table(['site', *(f'{q:.0%}' for q in shares)], body, left=1)
 
 def info_parser(commands):
     "Declare `udfc info`."
     p = commands.add_parser('info', help='show which channels of a network can be pruned, and why others cannot; or what a packed file holds',
         description='Show, before anything is done, the layers of a network, who reads their channels, and why some channels are kept. Given a .safetensors file in the place of NETWORK: what is inside it.')
     add_network_arguments(p)
+    p.add_argument('--curves', action='store_true', help='also print what the model of the recipe best expects removal to cost, site by site (takes as long as half a compression)')
     p.set_defaults(run=run_info)
 
 # %% ../nbs/52_cli.ipynb #a0180649
@@ -259,20 +272,21 @@ def _recipe(name):
     try: return recipe_from_json(Path(name).read_text())
     except (OSError, UnicodeDecodeError, TypeError) as e: raise FileError(f'{name} holds no recipe: {e}', hint='write one with Recipe.to_json') from e
 
-# %% ../nbs/52_cli.ipynb #f1723b35
+# %% ../nbs/52_cli.ipynb #fe72e110
 def add_compression_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
     "The arguments that say how to compress."
     p.add_argument('--ratio', type=float, default=0., help='share of channels to remove at every site, from 0 to below 1 (default 0)')
     p.add_argument('--bits', type=float, help='bit-width of all convolution and linear weights, 1 to 32 (default: as they are)')
+    p.add_argument('--activation-bits', type=int, help='width of what every convolution and linear layer reads, 2 to 16 (default: float)')
     p.add_argument('--recipe', default='best', help=f"{', '.join(RECIPES)} or a .json file (default best)")
     p.add_argument('--layer-ratio', type=_assignment, action='append', default=[], metavar='LAYER=R', help='another ratio for one layer; may be repeated')
     p.add_argument('--layer-bits', type=_assignment, action='append', default=[], metavar='LAYER=B', help='another bit-width for one layer; may be repeated')
 
 def compression_arguments(args):
     "They, as `compress` takes them."
-    return dict(pruning_ratio=args.ratio, weight_bits=_whole(args.bits), recipe=_recipe(args.recipe), ignored_layers=tuple(args.ignore),
+    return dict(pruning_ratio=args.ratio, weight_bits=_whole(args.bits), activation_bits=args.activation_bits, recipe=_recipe(args.recipe), ignored_layers=tuple(args.ignore),
         layer_ratios=dict(args.layer_ratio), layer_bits={n: _whole(b) for n, b in args.layer_bits})
 
 # %% ../nbs/52_cli.ipynb #9cf7dc84

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Compressed', 'bits_per_layer', 'compress']
 
-# %% ../nbs/17_compress.ipynb #56c0e5b4
+# %% ../nbs/17_compress.ipynb #fc6cb86b
 import time
 from dataclasses import dataclass, field, asdict
 import torch, torch.nn as nn
@@ -18,7 +18,7 @@ from .assumption import check_ratio
 from .trace import check_names, layer_names
 from .channels import PRUNED, SINGLE, OWN
 from .graph import find_sites, is_under
-from .recipe import get_recipe
+from .recipe import get_recipe, PREPARATIONS
 from .job import JOBS, WorkingCopy, unwrap, check_finite, floating
 from .report import Report, count
 
@@ -40,28 +40,28 @@ def _ticker(progress):
     def tick(done, total, layer): bar.total = total; bar.update(done-bar.n); bar.set_postfix_str(layer)
     return tick, bar.close
 
-# %% ../nbs/17_compress.ipynb #0d775940
+# %% ../nbs/17_compress.ipynb #6ab738c6
 def bits_per_layer(
     model:nn.Module,
     weight_bits=None, # for all layers, or None
     layer_bits:dict={}, # layer name → its own width, or None to leave it alone
     ignored:tuple=(), # layers that keep their floats
-)->dict: # layer name → int or None
+)->dict: # layer name → int, None, or the fraction that is asked for on the average
     "Who is rounded to what. Raises `BitsError`."
     if weight_bits is not None: check_bits(weight_bits)
     out = {n: layer_bits[n] if n in layer_bits else None if is_under(n, ignored) else weight_bits for n in layer_names(model)}
     for n, b in out.items():
-        if b is not None and check_bits(b, n) != int(b): raise BitsError(f'a bit-width of {b}', layer=n, hint='take a whole number')
-    return {n: b if b is None else int(b) for n, b in out.items()}
+        if b is not None and check_bits(b, n) != int(b) and n in layer_bits: raise BitsError(f'a bit-width of {b}', layer=n, hint='take a whole number')
+    return {n: b if b is None or b != int(b) else int(b) for n, b in out.items()}
 
-# %% ../nbs/17_compress.ipynb #f326ef68
+# %% ../nbs/17_compress.ipynb #3fb928a2
 def _sizes(m):
     return (m.out_features, m.in_features) if isinstance(m, nn.Linear) else (m.out_channels, m.in_channels)
 
 def _row(name, job, old, new, before, after):
     (out_before, in_before), (out, inn), reason = _sizes(old), _sizes(new), job.graph.reasons[name]
     return {'layer': name, 'kind': type(old).__name__, 'out': out, 'out_before': out_before, 'in': inn, 'in_before': in_before,
-        'reason': SINGLE if reason == PRUNED and out == out_before else reason, 'bits': job.codes[name].bits if name in job.codes else 32,
+        'reason': SINGLE if reason == PRUNED and out == out_before else reason, 'bits': job.codes[name].bits if name in job.codes else 32, 'activation_bits': job.inputs[name].bits if name in job.inputs else 32,
         'error': job.errors.get(name), 'params': after['params'], 'params_before': before['params'], 'macs': after['macs'], 'macs_before': before['macs']}
 
 def _report(model, job, before, after, settings, seconds):
@@ -73,18 +73,20 @@ def _report(model, job, before, after, settings, seconds):
         effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds)
     return Report(rows, totals, asdict(job.recipe), __version__, settings, job.notes)
 
-# %% ../nbs/17_compress.ipynb #ea6216ab
+# %% ../nbs/17_compress.ipynb #c469d657
 def compress(
     model:nn.Module, # trained network; is not changed
     example_inputs, # what its forward takes: a tensor, a tuple, or a dict
     *,
     pruning_ratio:float=0., # share of channels to remove at every site, in [0, 1); parameters fall by about 1−(1−r)² where a layer shrinks on both sides
-    weight_bits=None, # width of all convolution and linear weights, 1 to 32; None leaves them float
+    weight_bits=None, # width of all convolution and linear weights, 1 to 32; a fraction is an average, spread by the predicted error; None leaves them float
+    activation_bits=None, # width of what every convolution and linear layer reads, 2 to 16; None leaves it float
     recipe='best', # a `Recipe` or a name
     budget:str=None, # how the ratio is spread over the sites: 'uniform', 'params' or 'macs'; None leaves it to the recipe
     ignored_layers:tuple=(), # names of layers whose output channels and bits stay, or of modules not to look into
     layer_ratios:dict=None, # layer name → its own ratio
     layer_bits:dict=None, # layer name → its own width, or None
+    input_range:tuple=None, # (low, high) of the network's inputs, for their grid; None: (−3, 3), as normalised images have it
     device=None, # where to compute; the result goes back to where `model` is
     progress=None, # True for a bar, or a function (done, total, layer)
 )->Compressed:
@@ -94,16 +96,22 @@ def compress(
     ratios, widths, ignored = dict(layer_ratios or {}), dict(layer_bits or {}), tuple(ignored_layers)
     check_ratio(pruning_ratio); check_finite(model)
     for names, what in ((ratios, 'layer_ratios'), (widths, 'layer_bits')): check_names(model, names, what)
-    bits = bits_per_layer(model, weight_bits, widths, ignored)
+    bits, reads = bits_per_layer(model, weight_bits, widths, ignored), bits_per_layer(model, activation_bits, {}, ignored)
     work = WorkingCopy(model, device)
     example = floating(example_inputs, work.device, work.dtype)
     graph = find_sites(work.net, example, ignored)
     bits = {n: None if graph.reasons[n] == OWN else b for n, b in bits.items()} # such weights are computed anew at every call
     before, (tick, done) = count(work.net, example), _ticker(progress)
     job = JOBS[recipe.metric](work.net, graph, recipe, tick)
-    try: job.select(pruning_ratio, ratios, {n: c['macs'] for n, c in before.items()}); job.run(bits)
+    try:
+        job.select(pruning_ratio, ratios, {n: c['macs'] for n, c in before.items()})
+        if weight_bits is not None and weight_bits != int(weight_bits): bits = job.spread_bits(bits, weight_bits)
+        for step in recipe.prepare: PREPARATIONS[step](job)
+        if activation_bits is not None: job.find_ranges(reads, input_range)
+        job.run(bits)
     finally: done()
+    if activation_bits is not None: job.set_inputs()
     after = count(work.net, example)
-    settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, budget=recipe.budget, ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths)
+    settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, activation_bits=activation_bits, budget=recipe.budget, ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths)
     report = _report(model, job, before, after, settings, time.perf_counter()-start)
     return Compressed(work.give_back(), report, job.codes, {n: k.cpu() for n, (k, _) in job.kept.items()}, example_inputs)

@@ -74,7 +74,7 @@ def fresh_norms(
     stats = lambda m: (getattr(m, 'running_mean', None), getattr(m, 'running_var', None))
     return [n for n, m in net.named_modules() if None not in stats(m) and not stats(m)[0].any() and (stats(m)[1] == 1).all()]
 
-# %% ../nbs/16_job.ipynb #059cd933
+# %% ../nbs/16_job.ipynb #0621ae9e
 class Job:
     "One run of a recipe on a working copy."
     def __init__(self,
@@ -91,6 +91,7 @@ class Job:
         self.notes = [f'note: {len(fresh)} norms, the first is {fresh[0]!r}, have the running statistics of a fresh network; what stands on them is worth no more'] if fresh else []
         self.kept, self.codes, self.errors = {}, {}, {} # per layer: (K, P), `Quantized`, share of energy lost
         self.starts = {} # layer → its filters' `Vectors`, for as long as one site is looked at
+        self.inputs, self.bounds = {}, {} # layer → the grid that it reads through, and between what its input lies (notebook 28)
     def tick(self, layer=''): self.progress(self.done, self.total, layer); self.done += 1
 
 @patch

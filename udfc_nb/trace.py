@@ -13,7 +13,7 @@ from torch import fx
 from torch.nn.utils import parametrize
 from .errors import TraceError, ExampleInputError, LayerNameError
 
-# %% ../nbs/10_trace.ipynb #8c41ee64
+# %% ../nbs/10_trace.ipynb #70bbc70c
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (nn.Linear, *CONVS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -29,7 +29,7 @@ def is_stock(
     *kinds, # classes of torch.nn
 )->bool:
     "Is `m` one of `kinds`, with a forward that nobody has overridden?"
-    return any(isinstance(m, k) and type(m).forward is k.forward for k in kinds)
+    return any(isinstance(m, k) and getattr(m, 'stock', type(m)).forward is k.forward for k in kinds)
 
 def layer_names(
     model:nn.Module,
@@ -37,13 +37,13 @@ def layer_names(
     "Names of all convolution and linear layers."
     return [n for n, m in model.named_modules() if isinstance(m, LAYERS)]
 
-# %% ../nbs/10_trace.ipynb #91b09c09
+# %% ../nbs/10_trace.ipynb #40ce78eb
 class _Tracer(fx.Tracer):
     def __init__(self, opaque=()): super().__init__(); self.opaque = set(opaque)
     def is_leaf_module(self, m, name):
         if name in self.opaque or is_norm(m) or parametrize.is_parametrized(m): return True
         if isinstance(m, (nn.Sequential, nn.ModuleList, nn.ModuleDict)): return False
-        origin = next((k for k in type(m).__mro__ if 'forward' in k.__dict__), nn.Module)
+        origin = next((k for k in getattr(m, 'stock', type(m)).__mro__ if 'forward' in k.__dict__), nn.Module)
         return origin.__module__.startswith('torch.nn') and origin is not nn.Module
 
 # %% ../nbs/10_trace.ipynb #1ddb0906
