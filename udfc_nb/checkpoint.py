@@ -186,7 +186,7 @@ def read_file(
         if not _check_coded(c) or f'{n}.weight' in tensors or not {f'{n}.weight.codes', f'{n}.weight.scale'} <= set(tensors): _fail(path, f'the description of {n} is not valid')
     return tensors, info, meta
 
-# %% ../nbs/40_checkpoint.ipynb #7b17e033
+# %% ../nbs/40_checkpoint.ipynb #c364c569
 def _shapes(tensors, info):
     "The shapes of the state dict that a file stands for, before anything is decoded."
     plain = {n: (tuple(t.shape), t.is_floating_point()) for n, t in tensors.items() if not n.endswith(('.weight.codes', '.weight.scale'))}
@@ -195,8 +195,9 @@ def _shapes(tensors, info):
 def _fits(module, name, new, old):
     "May a tensor of shape `new` stand where the architecture has `old`? Channels may go, and nothing else."
     if new == old: return True
-    free = min(2, len(old)) if isinstance(module, LAYERS) else 1 if len(old) == 1 else 0 # leading axes that may be shorter
-    return len(new) == len(old) and new[free:] == old[free:] and all(1 <= a <= b for a, b in zip(new, old))
+    long = [i for i, n in enumerate(old) if n > 1]
+    free = (0, 1) if isinstance(module, LAYERS) else long if len(long) == 1 else () # a layer's rows and columns, or the one axis of a vector over channels
+    return len(new) == len(old) and all(a == b or i in free and 1 <= a < b for i, (a, b) in enumerate(zip(new, old)))
 
 # %% ../nbs/40_checkpoint.ipynb #135df502
 def _check_shapes(path, mods, old, new):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Compressed', 'bits_per_layer', 'compress']
 
-# %% ../nbs/17_compress.ipynb #fc6cb86b
+# %% ../nbs/17_compress.ipynb #55c44b28
 import time
 from dataclasses import dataclass, field, asdict
 import torch, torch.nn as nn
@@ -22,7 +22,7 @@ from .recipe import get_recipe, PREPARATIONS
 from .job import JOBS, WorkingCopy, unwrap, check_finite, floating
 from .report import Report, count
 
-# %% ../nbs/17_compress.ipynb #29534813
+# %% ../nbs/17_compress.ipynb #b6a8dad5
 @dataclass
 class Compressed:
     "What `compress` returns."
@@ -32,7 +32,7 @@ class Compressed:
     kept:dict=field(default_factory=dict, repr=False) # producer's name → indices of the channels that were kept
     example:object=field(default=None, repr=False) # the inputs that `compress` was given, for exporting
 
-# %% ../nbs/17_compress.ipynb #874b7bf4
+# %% ../nbs/17_compress.ipynb #e7d93927
 def _ticker(progress):
     "The function that a run calls per layer, and one that ends it."
     if callable(progress): return progress, lambda: None
@@ -40,7 +40,7 @@ def _ticker(progress):
     def tick(done, total, layer): bar.total = total; bar.update(done-bar.n); bar.set_postfix_str(layer)
     return tick, bar.close
 
-# %% ../nbs/17_compress.ipynb #6ab738c6
+# %% ../nbs/17_compress.ipynb #4f166bee
 def bits_per_layer(
     model:nn.Module,
     weight_bits=None, # for all layers, or None
@@ -54,7 +54,7 @@ def bits_per_layer(
         if b is not None and check_bits(b, n) != int(b) and n in layer_bits: raise BitsError(f'a bit-width of {b}', layer=n, hint='take a whole number')
     return {n: b if b is None or b != int(b) else int(b) for n, b in out.items()}
 
-# %% ../nbs/17_compress.ipynb #3fb928a2
+# %% ../nbs/17_compress.ipynb #be52e2e9
 def _sizes(m):
     return (m.out_features, m.in_features) if isinstance(m, nn.Linear) else (m.out_channels, m.in_channels)
 
@@ -73,7 +73,7 @@ def _report(model, job, before, after, settings, seconds):
         effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds)
     return Report(rows, totals, asdict(job.recipe), __version__, settings, job.notes)
 
-# %% ../nbs/17_compress.ipynb #c469d657
+# %% ../nbs/17_compress.ipynb #ad49bf76
 def compress(
     model:nn.Module, # trained network; is not changed
     example_inputs, # what its forward takes: a tensor, a tuple, or a dict
