@@ -8,11 +8,11 @@ __all__ = ['NEAR', 'Field', 'measure_field', 'sample_field', 'centred', 'take_la
            'convolve_lags', 'inside_share', 'tap_lags', 'patch_moments', 'filter_statistics', 'scaled', 'rescale',
            'conv_field', 'norm_field', 'affine_field']
 
-# %% ../nbs/21_field.ipynb #cc719f3b
+# %% ../nbs/21_field.ipynb #f4d4bf77
 import torch
 from dataclasses import dataclass, field, replace
 
-# %% ../nbs/21_field.ipynb #469daf01
+# %% ../nbs/21_field.ipynb #1144a3d9
 @dataclass
 class Field:
     "A stationary Gaussian tensor: mean_i, and cov[d, i, j] = Cov(x_i(p), x_j(p+d)) for lags d on a torus."
@@ -26,7 +26,7 @@ class Field:
     @property
     def channels(self): return len(self.mean)
 
-# %% ../nbs/21_field.ipynb #96dfe72d
+# %% ../nbs/21_field.ipynb #12907fe2
 def measure_field(
     x:torch.Tensor, # (N, C, H, W)
 )->Field: # with all lags of the torus
@@ -36,7 +36,7 @@ def measure_field(
     spectrum = X.conj()@X.transpose(-1, -2)/(len(x)*size[0]*size[1])
     return Field(mean, torch.fft.irfft2(spectrum, s=size, dim=(0, 1)), size)
 
-# %% ../nbs/21_field.ipynb #d64c6ef2
+# %% ../nbs/21_field.ipynb #34e74bcc
 def sample_field(
     f:Field, # with all lags of its torus
     n:int, # images
@@ -50,7 +50,7 @@ def sample_field(
     x = torch.einsum('hwij,njhw->nihw', root, torch.fft.rfft2(white))
     return torch.fft.irfft2(x, s=(N, M))+f.mean[:, None, None]
 
-# %% ../nbs/21_field.ipynb #c1f73ae3
+# %% ../nbs/21_field.ipynb #ae81dbf5
 def centred(n:int)->torch.Tensor: # (n,)
     "The lags of a torus of n points in storage order: 0, 1, …, −2, −1."
     d = torch.arange(n)
@@ -65,7 +65,7 @@ def take_lags(
     rows, cols = ((centred(k)*st).clamp(-(old//2), old//2)%old for k, st, old in zip((n, m), step, s.shape[:2]))
     return s[rows.to(s.device)][:, cols.to(s.device)]
 
-# %% ../nbs/21_field.ipynb #4198db76
+# %% ../nbs/21_field.ipynb #90bd75d3
 def shrink(s:torch.Tensor, n:int, m:int)->torch.Tensor: # (n, m, …)
     "Drop the far lags."
     return s if s.shape[:2] == (n, m) else take_lags(s, n, m)
@@ -83,7 +83,7 @@ def symmetric(s:torch.Tensor)->torch.Tensor:
     "Mean of S(d) and S(−d)ᵀ, which are equal in a stationary field."
     return (s+reverse(s))/2
 
-# %% ../nbs/21_field.ipynb #1cb3f9e7
+# %% ../nbs/21_field.ipynb #0d7b3f94
 def image_prior(
     channels:int, # colours
     size:tuple, # (H, W)
@@ -100,7 +100,7 @@ def image_prior(
     cov = (rho[:, :, None, None]*c).to(dtype).to(device)
     return Field(torch.zeros(channels, dtype=dtype, device=device), cov, tuple(size))
 
-# %% ../nbs/21_field.ipynb #785e6255
+# %% ../nbs/21_field.ipynb #724efffb
 @dataclass(frozen=True)
 class Geometry:
     "Of a convolution or pooling window, (rows, columns) each."
@@ -128,7 +128,7 @@ def decimate(
     n, m = (max(-(-k//st), min(k, NEAR, o)) for k, st, o in zip(s.shape[:2], geo.stride, size))
     return take_lags(s, n, m, geo.stride)
 
-# %% ../nbs/21_field.ipynb #8d8018f4
+# %% ../nbs/21_field.ipynb #2959e6a9
 def grouped_left(
     w:torch.Tensor, # (…, O, I/groups)
     s:torch.Tensor, # (…, I, J)
@@ -143,7 +143,7 @@ def grouped_right(s:torch.Tensor, w:torch.Tensor, groups:int)->torch.Tensor:
     "s·wᴴ, w as in `grouped_left`."
     return grouped_left(w.conj(), s.transpose(-1, -2), groups).transpose(-1, -2)
 
-# %% ../nbs/21_field.ipynb #78c4239d
+# %% ../nbs/21_field.ipynb #bc5d1657
 def kernel_spectrum(
     w:torch.Tensor, # (O, I, k, k)
     geo:Geometry,
@@ -172,7 +172,7 @@ def convolve_lags(
     if both: spec = grouped_left(W, spec, geo.groups)
     return torch.fft.irfft2(spec, s=(n, m), dim=(0, 1))
 
-# %% ../nbs/21_field.ipynb #8f0d6485
+# %% ../nbs/21_field.ipynb #bae26309
 def inside_share(k:int, stride:int, padding:int, dilation:int, n:int)->tuple: # (k,), (k, k)
     "Along one axis: the share of positions at which tap u, and taps u and v, are inside the image."
     out = max((n+2*padding-dilation*(k-1)-1)//stride+1, 1)
@@ -185,7 +185,7 @@ def tap_lags(geo:Geometry, n:int, m:int)->tuple: # row lags, column lags, broadc
     ly, lx = ((torch.arange(k)-torch.arange(k)[:, None])*d%t for k, d, t in zip(geo.kernel, geo.dilation, (n, m)))
     return ly[:, None, :, None], lx[None, :, None, :]
 
-# %% ../nbs/21_field.ipynb #c8158e03
+# %% ../nbs/21_field.ipynb #b5896761
 def patch_moments(
     f:Field,
     geo:Geometry,
@@ -202,7 +202,7 @@ def patch_moments(
     n = p.numel()
     return p.reshape(-1), G.permute(4, 0, 1, 5, 2, 3).reshape(n, n)
 
-# %% ../nbs/21_field.ipynb #525988de
+# %% ../nbs/21_field.ipynb #5bfcbc4c
 def filter_statistics(
     w:torch.Tensor, # (O, I/groups, k, k)
     p:torch.Tensor, # from `patch_moments`, (I·k·k,)
@@ -216,7 +216,7 @@ def filter_statistics(
     m = (w@p.reshape(groups, n, 1)).flatten()
     return m, ((w@G)*w).sum(-1).flatten()-m*m
 
-# %% ../nbs/21_field.ipynb #ab7ff7a3
+# %% ../nbs/21_field.ipynb #7b237b47
 def scaled(f:Field, g:torch.Tensor, mean:torch.Tensor)->Field:
     "g·x per channel, with the given mean."
     return Field(mean, f.cov*(g[:, None]*g), f.size, {r: x*g for r, x in f.cross.items()},
@@ -233,7 +233,7 @@ def rescale(
     g = torch.where(f.var > 1e-20, g, torch.zeros_like(g))
     return scaled(f, g if sign is None else g*sign, mean)
 
-# %% ../nbs/21_field.ipynb #492f8102
+# %% ../nbs/21_field.ipynb #a9888292
 def conv_field(
     f:Field,
     w:torch.Tensor, # (O, C/groups, k, k)
@@ -255,7 +255,7 @@ def conv_field(
     m, v = (t.to(cov.dtype) for t in statistics)
     return rescale(out, m if bias is None else m+bias.to(cov.dtype), v)
 
-# %% ../nbs/21_field.ipynb #ae538d2f
+# %% ../nbs/21_field.ipynb #eb9fcfc2
 def norm_field(
     f:Field,
     gamma:torch.Tensor, # (C,)

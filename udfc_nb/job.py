@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JOBS', 'unwrap', 'check_finite', 'WorkingCopy', 'floating', 'fresh_norms', 'Job']
 
-# %% ../nbs/16_job.ipynb #9f8fdab9
+# %% ../nbs/16_job.ipynb #147a6436
 import copy
 import torch, torch.nn as nn
 from torch import fx
@@ -20,7 +20,7 @@ from .graph import find_sites, call_order
 from .surgery import matrix, norm_affine, keep_rows, keep_columns, keep_depthwise, keep_norm, keep_entries, merge_into, scale_into, kept_entries
 from .recipe import Channels, PROJECTIONS
 
-# %% ../nbs/16_job.ipynb #56552bee
+# %% ../nbs/16_job.ipynb #dfafa0e6
 def unwrap(
     model:nn.Module,
 )->nn.Module:
@@ -43,7 +43,7 @@ def check_finite(
         if not t.is_floating_point() or torch.isfinite(t).all(): continue
         raise NonFiniteError(f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} values are not finite', layer=name, hint='repair the checkpoint before compressing it')
 
-# %% ../nbs/16_job.ipynb #8a3a3a30
+# %% ../nbs/16_job.ipynb #b0f51d5f
 class WorkingCopy:
     "A float32 copy (float64 if there are such weights) in eval mode that can be given back as the original came."
     def __init__(self, model, device=None):
@@ -58,7 +58,7 @@ class WorkingCopy:
         for n, t in _state(self.net): t.data = t.data.to(self.home, self.dtypes[n])
         return self.net
 
-# %% ../nbs/16_job.ipynb #a070d717
+# %% ../nbs/16_job.ipynb #64ff0285
 def floating(
     tree, # a tensor, or tuples, lists and dicts of tensors
     device, dtype,
@@ -66,7 +66,7 @@ def floating(
     "Inputs on a device, the floating ones in a dtype."
     return fx.node.map_aggregate(tree, lambda t: (t.to(device, dtype) if t.is_floating_point() else t.to(device)) if isinstance(t, torch.Tensor) else t)
 
-# %% ../nbs/16_job.ipynb #a13d159d
+# %% ../nbs/16_job.ipynb #884c7345
 def fresh_norms(
     net:nn.Module,
 )->list: # names
@@ -74,7 +74,7 @@ def fresh_norms(
     stats = lambda m: (getattr(m, 'running_mean', None), getattr(m, 'running_var', None))
     return [n for n, m in net.named_modules() if None not in stats(m) and not stats(m)[0].any() and (stats(m)[1] == 1).all()]
 
-# %% ../nbs/16_job.ipynb #0621ae9e
+# %% ../nbs/16_job.ipynb #d2e84133
 class Job:
     "One run of a recipe on a working copy."
     def __init__(self,
@@ -109,7 +109,7 @@ def tensor(self:Job, name):
     owner, _, field = name.rpartition('.')
     return getattr(self.mods[owner], field).detach().flatten()
 
-# %% ../nbs/16_job.ipynb #170e2360
+# %% ../nbs/16_job.ipynb #a312997f
 @patch
 def through(self:Job, v, s):
     "The channels behind one step."
@@ -146,7 +146,7 @@ def apply(self:Job, s, x):
     args = [x if isinstance(a, fx.Node) else a for a in n.args]
     return getattr(x, n.target)(*args[1:], **n.kwargs) if n.op == 'call_method' else n.target(*args, **n.kwargs)
 
-# %% ../nbs/16_job.ipynb #940f5c99
+# %% ../nbs/16_job.ipynb #3e045016
 @patch
 def select(
     self:Job,
@@ -160,7 +160,7 @@ def select(
         n = site.groups*n_kept(site.size//site.groups, check_ratio(layer_ratios.get(name, ratio), name))
         if n < site.size: self.kept[name] = split_channels(score(self.mods[name].weight.detach()), n, site.groups)
 
-# %% ../nbs/16_job.ipynb #3155fdad
+# %% ../nbs/16_job.ipynb #8d63a4e7
 @patch
 def channels(self:Job, site, path):
     "What a projection sees of a site along a path."
@@ -186,7 +186,7 @@ def prune(self:Job, name):
         lost, total = lost+pruning_error(G, T, kept, pruned).sum().item(), total+G.diagonal()[pruned].sum().item()
     self.errors[name] = lost/total if total > 0 else 0.
 
-# %% ../nbs/16_job.ipynb #3ac23f54
+# %% ../nbs/16_job.ipynb #8d87d4fa
 @patch
 def uses(self:Job):
     "Module → role → (use, kept, channels) of every pruned space."
@@ -207,7 +207,7 @@ def cut(self:Job, name, roles):
     for role, f in dict(norm=keep_norm, depthwise=keep_depthwise, out=keep_rows, **{'in': keep_columns}).items():
         if role in roles: f(m, kept_entries(roles[role], total[role](), roles[role][0][1].device))
 
-# %% ../nbs/16_job.ipynb #4c20ec93
+# %% ../nbs/16_job.ipynb #67efb8ae
 @patch
 def affine_of(self:Job, site, m):
     "c and b right behind a site's producer."
@@ -234,7 +234,7 @@ def round(self:Job, name, bits):
     s = torch.ones(site.size, dtype=torch.float64, device=old.device).index_copy(0, kept, solve_scale(old, matrix(m), c, b, r.lam2))
     for u in site.consumers: scale_into(self.mods[u.module], u, s)
 
-# %% ../nbs/16_job.ipynb #55cdf309
+# %% ../nbs/16_job.ipynb #8c29e2e4
 @patch
 def run(
     self:Job,

@@ -6,11 +6,11 @@
 __all__ = ['TERMS', 'CLOSED', 'hermite', 'relu_moments', 'series', 'relu6_moments', 'identity_moments', 'quadrature_moments',
            'activation_moments', 'clark_max']
 
-# %% ../nbs/20_moments.ipynb #0504f39e
+# %% ../nbs/20_moments.ipynb #99722865
 import math, torch
 from torch.special import ndtr
 
-# %% ../nbs/20_moments.ipynb #2de104bd
+# %% ../nbs/20_moments.ipynb #445a373b
 def hermite(
     x:torch.Tensor, # any shape
     n:int, # how many
@@ -20,7 +20,7 @@ def hermite(
     for k in range(2, n): he.append(x*he[-1]-(k-1)*he[-2])
     return he[:n]
 
-# %% ../nbs/20_moments.ipynb #33bb2c03
+# %% ../nbs/20_moments.ipynb #5707a593
 TERMS = 12 # powers of the correlation; the last one takes what is left of the variance
 
 def _density(x): return torch.exp(-x*x/2)/math.sqrt(2*math.pi)
@@ -39,7 +39,7 @@ def relu_moments(
     h = [s*Phi]+[s*(-1)**n*he[n-2]*phi/math.sqrt(math.factorial(n)) for n in range(2, terms)]
     return first, second, torch.stack(h)
 
-# %% ../nbs/20_moments.ipynb #96c1865b
+# %% ../nbs/20_moments.ipynb #34889f03
 def series(
     rho:torch.Tensor, # correlations, (..., C, D)
     h:torch.Tensor, # coefficients of the rows, (terms, C)
@@ -57,7 +57,7 @@ def series(
         o.mul_(r)
     return out
 
-# %% ../nbs/20_moments.ipynb #741b963e
+# %% ../nbs/20_moments.ipynb #8a59f7f0
 def relu6_moments(mean, std, terms=TERMS):
     "As `relu_moments`, of min(max(0, x), 6) = relu(x) − relu(x − 6)."
     m0, q0, h0 = relu_moments(mean, std, terms)
@@ -70,7 +70,7 @@ def identity_moments(mean, std, terms=TERMS):
     h[0] = std
     return mean, mean**2+std**2, h
 
-# %% ../nbs/20_moments.ipynb #9d0b483e
+# %% ../nbs/20_moments.ipynb #f3cfa255
 def quadrature_moments(
     f, # elementwise function of a tensor
     mean:torch.Tensor, # (C,)
@@ -86,7 +86,7 @@ def quadrature_moments(
     h = [(a*p*he).sum(1)/math.sqrt(math.factorial(n)) for n, he in enumerate(hermite(z, terms)) if n]
     return tuple(t.to(mean.dtype) for t in ((a*p).sum(1), (a*a*p).sum(1), torch.stack(h)))
 
-# %% ../nbs/20_moments.ipynb #b16f119c
+# %% ../nbs/20_moments.ipynb #5491d4e1
 CLOSED = dict(relu=relu_moments, relu6=relu6_moments, identity=identity_moments)
 
 def activation_moments(
@@ -103,7 +103,7 @@ def activation_moments(
     rest = (var-(h*h).sum(0)).clamp_min(0).sqrt()
     return tuple(t.to(mean.dtype) for t in (m, var, torch.cat([h, rest[None]])))
 
-# %% ../nbs/20_moments.ipynb #1b9032b8
+# %% ../nbs/20_moments.ipynb #fefeb614
 def clark_max(
     mean:torch.Tensor, # (C, n)
     cov:torch.Tensor, # (C, n, n)
