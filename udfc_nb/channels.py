@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['PRUNED', 'SINGLE', 'TIED', 'OUTPUT', 'INPUT', 'UNUSED', 'GROUPED', 'SHUFFLED', 'FIXED', 'MIXED', 'IMAGE', 'UNKNOWN',
            'JOINT', 'SHARED', 'OWN', 'IGNORED', 'UNREACHED', 'KIND', 'RULES', 'Step', 'Part', 'Layout', 'Use', 'Space',
-           'rule', 'Follower', 'layer', 'other_layer', 'depthwise', 'norm_name', 'norm', 'mixes', 'per_image',
+           'rule', 'Follower', 'held', 'layer', 'other_layer', 'depthwise', 'norm_name', 'norm', 'mixes', 'per_image',
            'elementwise', 'same', 'spatial', 'prelu', 'per_channel', 'add', 'multiply', 'divide', 'cat', 'reshape',
            'reduce', 'permute', 'getitem', 'pad', 'split']
 
-# %% ../nbs/11_channels.ipynb #bd5209e4
+# %% ../nbs/11_channels.ipynb #3a2b63ad
 import math, operator
 from dataclasses import dataclass, field
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from fastcore.basics import patch
 from .trace import trace, add_shapes, is_norm, is_stock, LAYERS, CONVS, NORMS
 
-# %% ../nbs/11_channels.ipynb #cb8453d0
+# %% ../nbs/11_channels.ipynb #cb76e50b
 PRUNED, SINGLE = 'pruned', 'all kept at this ratio'
 TIED, OUTPUT, INPUT, UNUSED = 'tied by an add', 'feeds an output', 'is the input', 'is read by no layer'
 GROUPED, SHUFFLED, FIXED = 'grouped', 'shuffled', 'has a hard-coded channel count'
@@ -27,7 +27,7 @@ JOINT = 'gated together with other channels'
 SHARED, OWN, IGNORED = 'shared by several calls', 'holds its weights in its own way', 'ignored by the caller'
 UNREACHED, KIND = 'is not reached by the trace', 'is of a kind that is not pruned'
 
-# %% ../nbs/11_channels.ipynb #93d685e4
+# %% ../nbs/11_channels.ipynb #47706879
 @dataclass(frozen=True)
 class Step:
     "One thing that happens to a channel between its producer and a consumer."
@@ -50,7 +50,7 @@ class Layout:
     axis:int # index of the channel axis
     parts:tuple # of `Part`s, in order
 
-# %% ../nbs/11_channels.ipynb #bb908af9
+# %% ../nbs/11_channels.ipynb #af0e4761
 @dataclass(frozen=True)
 class Use:
     "A place where a weight is indexed by the channels of a space."
@@ -70,7 +70,7 @@ class Space:
     def freeze(self, reason): self.reason = self.reason or reason # the first reason is the one that is told
     def role(self, role): return [u for u in self.uses if u.role == role]
 
-# %% ../nbs/11_channels.ipynb #64d6c3bc
+# %% ../nbs/11_channels.ipynb #a23541cf
 RULES = {} # class of a module, or name of a function or method → rule
 
 def rule(
@@ -91,7 +91,7 @@ class Follower:
         self.several = _called_twice(gm) | _sharing(gm)
         for n in gm.graph.nodes: self.layouts[n] = self.follow(n)
 
-# %% ../nbs/11_channels.ipynb #aab779c4
+# %% ../nbs/11_channels.ipynb #2ec244f7
 def _called_twice(gm):
     "Names of the modules that hold parameters and are called more than once."
     calls = [n.target for n in gm.graph.nodes if n.op == 'call_module']
@@ -106,7 +106,7 @@ def _sharing(gm):
             if p is not None: owners.setdefault(id(p), set()).add(name)
     return {n for names in owners.values() if len(names) > 1 for n in names}
 
-# %% ../nbs/11_channels.ipynb #df6a207b
+# %% ../nbs/11_channels.ipynb #49e3d967
 @patch
 def begin(self:Follower, size, reason=None):
     "A new space's id."
@@ -132,7 +132,7 @@ def join(self:Follower, i, j):
     self.alias[j], a.groups, a.uses = i, math.lcm(a.groups, b.groups), a.uses+b.uses
     if b.reason: a.freeze(b.reason)
 
-# %% ../nbs/11_channels.ipynb #37492c55
+# %% ../nbs/11_channels.ipynb #eba612ee
 @patch
 def entries(self:Follower, p): return p.repeat*self.space(p.space).size
 
@@ -162,14 +162,20 @@ def step(self:Follower, layout, kind, n, module=None, other=None):
         parts.append(Part(p.space, p.repeat, p.path+(s,))); at += self.entries(p)
     return Layout(layout.axis, tuple(parts))
 
-# %% ../nbs/11_channels.ipynb #4e3aa21e
+# %% ../nbs/11_channels.ipynb #06ae85a8
+def held(n:fx.Node)->list:
+    "The tensors that an output hands over, a named tuple's as well."
+    is_class = lambda a: a.op == 'call_function' and isinstance(a.target, type)
+    return [b for a in n.all_input_nodes for b in (held(a) if is_class(a) else [a])]
+
+# %% ../nbs/11_channels.ipynb #0fcdfc3f
 @patch
 def follow(self:Follower, n):
     "The layout of one operation's output."
     if n.op == 'placeholder': return self.keep(n, INPUT)
     if n.op == 'get_attr': return None
     if n.op == 'output':
-        for a in n.all_input_nodes: self.freeze(self.layouts.get(a), OUTPUT)
+        for a in held(n): self.freeze(self.layouts.get(a), OUTPUT)
         return None
     src = next((self.layouts[a] for a in n.all_input_nodes if self.layouts.get(a)), None)
     f = self.lookup(n)[0]
@@ -191,7 +197,7 @@ def lookup(self:Follower, n):
 
 def _returns_tensors(n): return n.target in ('chunk', 'split', 'unbind') or getattr(n.target, '__name__', '') in ('chunk', 'split', 'unbind') or n.op == 'call_module'
 
-# %% ../nbs/11_channels.ipynb #ee86b730
+# %% ../nbs/11_channels.ipynb #5a8ae2c9
 def _refusal(f, n, m):
     "Why a layer's weights may not be touched at all, if so."
     if n.target in f.several: return SHARED
@@ -214,7 +220,7 @@ def layer(f, n, src):
     if not unread: _read(f, n, src, groups)
     return _produce(f, n, m, axis, groups, refusal or (GROUPED if unread == GROUPED else None))
 
-# %% ../nbs/11_channels.ipynb #11c2434b
+# %% ../nbs/11_channels.ipynb #2326140b
 def _read(f, n, src, groups):
     "Notes a layer as the consumer of every part that it reads."
     at = 0
@@ -228,7 +234,7 @@ def _produce(f, n, m, axis, groups, reason):
     f.spaces[i].uses.append(Use(n.target, 'out')); f.spaces[i].groups, f.origin[i] = groups, n.target
     return Layout(axis, (Part(i),))
 
-# %% ../nbs/11_channels.ipynb #37d31177
+# %% ../nbs/11_channels.ipynb #62a7dbc5
 @rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def other_layer(f, n, src): return f.keep(n, KIND)
 
@@ -260,14 +266,14 @@ def norm(f, n, src):
 
 def _read_by(f, target): return sum(len(a.users) for a in f.gm.graph.nodes if a.op == 'get_attr' and a.target == target)
 
-# %% ../nbs/11_channels.ipynb #0902bdeb
+# %% ../nbs/11_channels.ipynb #dead0c7e
 @rule(nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, 'layer_norm', 'group_norm', 'local_response_norm', 'softmax', 'log_softmax', 'normalize', nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
 def mixes(f, n, src): f.freeze(src, MIXED); return src
 
 @rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, 'instance_norm')
 def per_image(f, n, src): f.freeze(src, IMAGE); return src
 
-# %% ../nbs/11_channels.ipynb #caca2dbb
+# %% ../nbs/11_channels.ipynb #f49117df
 @rule(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.ELU, nn.CELU, nn.SELU, nn.Sigmoid, nn.Tanh, nn.Hardtanh,
       nn.Softplus, nn.Mish, nn.Softsign, nn.LogSigmoid, nn.Threshold, *'''relu relu_ relu6 leaky_relu leaky_relu_ hardswish hardsigmoid silu gelu
       elu elu_ celu selu sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ softplus mish softsign logsigmoid clamp clamp_ clamp_min threshold _threshold threshold_
@@ -286,7 +292,7 @@ def spatial(f, n, src):
     "On each channel's image by itself."
     return f.step(src, 'spatial', n, n.target if n.op == 'call_module' else None) if src.axis == 1 else f.keep(n, UNKNOWN)
 
-# %% ../nbs/11_channels.ipynb #1af9452a
+# %% ../nbs/11_channels.ipynb #bc940b09
 @rule(nn.PReLU)
 def prelu(f, n, src):
     if f.mods[n.target].num_parameters == 1: return elementwise(f, n, src)
@@ -308,7 +314,7 @@ def per_channel(f, n, src, p, kind):
 
 def _source(f, n, src): return next(a.meta['shape'] for a in n.all_input_nodes if f.layouts.get(a) is src)
 
-# %% ../nbs/11_channels.ipynb #ce1f12d0
+# %% ../nbs/11_channels.ipynb #19efe6c3
 def _matched(f, n):
     "The layouts of an operation's two tensors, the larger tensor first; None if they do not fit."
     tensors = sorted((a for a in n.all_input_nodes if a.meta.get('tensor')), key=lambda a: -math.prod(a.meta['shape']))
@@ -349,7 +355,7 @@ def _side_by_side(f, n):
 @rule('truediv', 'div', 'div_', 'itruediv')
 def divide(f, n, src): return elementwise(f, n, src) if _with_number(n) and n.all_input_nodes[0] is n.args[0] else f.keep(n, UNKNOWN)
 
-# %% ../nbs/11_channels.ipynb #7a454026
+# %% ../nbs/11_channels.ipynb #84c75736
 @rule('cat', 'concat', 'concatenate')
 def cat(f, n, src):
     tensors = n.args[0] if n.args else n.kwargs['tensors']
@@ -358,7 +364,7 @@ def cat(f, n, src):
     if any(l is None or l.axis != dim for l in lays): return f.keep(n, UNKNOWN)
     return Layout(dim, tuple(p for l in lays for p in l.parts))
 
-# %% ../nbs/11_channels.ipynb #3cc4156a
+# %% ../nbs/11_channels.ipynb #0450ebba
 def _numbers(n):
     "The integers written into a call; those computed from a size are operations of their own."
     found = []
@@ -376,7 +382,7 @@ def reshape(f, n, src):
     parts = f.step(src, 'spatial', n).parts
     return Layout(ax, tuple(Part(p.space, p.repeat*math.prod(old[ax+1:]), p.path) for p in parts))
 
-# %% ../nbs/11_channels.ipynb #db832a0f
+# %% ../nbs/11_channels.ipynb #662b3cfe
 @rule('mean', 'amax', 'sum')
 def reduce(f, n, src):
     "Over the image; over the channels it would mix them."
@@ -394,7 +400,7 @@ def permute(f, n, src):
     if 'transpose' in str(n.target): i, j = dims; dims = list(range(rank)); dims[i], dims[j] = j, i
     return Layout(dims.index(src.axis), src.parts)
 
-# %% ../nbs/11_channels.ipynb #7c8742f5
+# %% ../nbs/11_channels.ipynb #0344c15a
 def _indices(index, rank):
     "One index per axis and one for each new axis: without `...`, and with what was left out."
     index = index if isinstance(index, tuple) else (index,)

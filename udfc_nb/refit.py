@@ -6,7 +6,7 @@
 __all__ = ['MAX_PATCH', 'RIDGE', 'CLAMP', 'group_moments', 'Patch', 'tap_correlation', 'factor', 'refit', 'reestimate',
            'repair_scale']
 
-# %% ../nbs/24_refit.ipynb #0911e778
+# %% ../nbs/24_refit.ipynb #91a5200e
 import copy
 import torch
 from fastcore.basics import patch
@@ -14,7 +14,7 @@ from .errors import NonFiniteError
 from .solution import copies
 from .field import Field, Geometry, inside_share, tap_lags
 
-# %% ../nbs/24_refit.ipynb #8b6603ca
+# %% ../nbs/24_refit.ipynb #3c4b131a
 def group_moments(
     f:Field, # what a layer reads
     geo:Geometry, # its window
@@ -31,7 +31,7 @@ def group_moments(
     n = p[0].numel()
     return p.reshape(g, n), G.permute(6, 4, 0, 1, 5, 2, 3).reshape(g, n, n)
 
-# %% ../nbs/24_refit.ipynb #1949ad87
+# %% ../nbs/24_refit.ipynb #62783520
 MAX_PATCH = 6000 # patch entries up to which joint moments are held (300 MB); beyond, the taps of a kernel are refitted apart
 
 class Patch:
@@ -54,9 +54,9 @@ def tap_correlation(f:Field, geo:Geometry)->float:
     "Correlation of the values under two different taps of a window, averaged over channels and pairs."
     own = f.cov.diagonal(dim1=-2, dim2=-1).sum(-1).double() # per lag
     pairs, taps = own[tap_lags(geo, *own.shape)].sum(), geo.kernel[0]*geo.kernel[1]
-    return ((pairs/own[0, 0].clamp(min=1e-20)-taps)/max(taps*(taps-1), 1)).item()
+    return ((pairs/own[0, 0].clamp(min=1e-20)-taps)/(taps*(taps-1))).item() if taps > 1 else 1.
 
-# %% ../nbs/24_refit.ipynb #9e640598
+# %% ../nbs/24_refit.ipynb #10a6d302
 @patch
 def fold(self:Patch,
     W:torch.Tensor, # (O, n)
@@ -70,7 +70,7 @@ def unfold(self:Patch, W:torch.Tensor)->torch.Tensor: # (O, n)
     "The inverse of `fold`."
     return (W if self.joint else W.unflatten(1, (-1, self.taps)).transpose(2, 3).flatten(2)).flatten(0, 1)
 
-# %% ../nbs/24_refit.ipynb #cb7ef26a
+# %% ../nbs/24_refit.ipynb #50fb1bbf
 @patch
 def index(self:Patch,
     kept:torch.Tensor, # inputs that stay (channels, or a flatten's entries), equally many per group
@@ -96,7 +96,7 @@ def only_groups(self:Patch, groups:torch.Tensor)->Patch:
     out = copy.copy(self); out.p, out.G = self.p[groups], self.G[groups]
     return out
 
-# %% ../nbs/24_refit.ipynb #16ad8db3
+# %% ../nbs/24_refit.ipynb #0cd868e8
 @patch
 def statistics(self:Patch,
     W:torch.Tensor, # (O, n)
@@ -104,13 +104,12 @@ def statistics(self:Patch,
     "Mean and variance of every filter's output."
     F = self.fold(W)
     moments = lambda F: (m := torch.einsum('gon,gn->go', F, self.p), ((F@self.G)*F).sum(2)-m*m)
-    m, v = moments(F)
-    if not self.joint: # (1 − κ)·Σ_u w_uᵀCw_u + κ·(Σ_u w_u)ᵀC(Σ_u w_u)
-        m, all_taps = moments(F.unflatten(1, (-1, self.taps)).sum(2))
-        v = (1-self.kappa)*v.unflatten(1, (-1, self.taps)).sum(2)+self.kappa*all_taps
+    m, v = moments(F if self.joint else F.unflatten(1, (-1, self.taps)).sum(2))
+    if not self.joint and self.kappa < 1-1e-9: # (1 − κ)·Σ_u w_uᵀCw_u + κ·(Σ_u w_u)ᵀC(Σ_u w_u)
+        v = (1-self.kappa)*moments(F)[1].unflatten(1, (-1, self.taps)).sum(2)+self.kappa*v
     return m.flatten(), v.clamp(min=0).flatten()
 
-# %% ../nbs/24_refit.ipynb #f9448c72
+# %% ../nbs/24_refit.ipynb #f0b116a0
 def factor(
     C:torch.Tensor, # (…, n, n)
     add:torch.Tensor, # (…, n), what the diagonal gets; a trace of it is always added
@@ -123,7 +122,7 @@ def factor(
         if not info.any(): return L, add+more*d
     raise NonFiniteError('the moments of what a layer reads are not finite', hint='check weights and running statistics')
 
-# %% ../nbs/24_refit.ipynb #54cdbcd2
+# %% ../nbs/24_refit.ipynb #24cb2991
 RIDGE = .2 # in units of each entry's own variance; accuracy is flat from .03 to 1 on the network it was chosen on (nm56)
 
 def refit(
@@ -143,7 +142,7 @@ def refit(
     L, _ = factor(B, ridge*B.diagonal(dim1=1, dim2=2).clamp(min=0))
     return W0+torch.cholesky_solve((W@AK-W0@B).transpose(1, 2), L).transpose(1, 2)
 
-# %% ../nbs/24_refit.ipynb #84349803
+# %% ../nbs/24_refit.ipynb #7ee6577b
 CLAMP = (.05, 20.) # a predicted variance ratio outside is not believed
 
 def reestimate(
@@ -155,7 +154,7 @@ def reestimate(
     ratio = torch.where(old[1] > 1e-20, new[1]/old[1].clamp(min=1e-20), 1.).clamp(*CLAMP)
     return running_mean+(new[0]-old[0]).to(running_mean.dtype), running_var*ratio.to(running_var.dtype)
 
-# %% ../nbs/24_refit.ipynb #39787ce7
+# %% ../nbs/24_refit.ipynb #14965aa3
 def repair_scale(
     old:tuple, # (mean, variance) before
     new:tuple, # after
