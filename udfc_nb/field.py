@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['NEAR', 'Field', 'measure_field', 'sample_field', 'centred', 'take_lags', 'shrink', 'shrink_field', 'reverse',
-           'symmetric', 'image_prior', 'Geometry', 'decimate', 'grouped_left', 'grouped_right', 'kernel_spectrum',
-           'convolve_lags', 'inside_share', 'tap_lags', 'patch_moments', 'filter_statistics', 'scaled', 'rescale',
-           'conv_field', 'norm_field', 'affine_field']
+           'symmetric', 'by_half', 'image_prior', 'Geometry', 'decimate', 'grouped_left', 'grouped_right',
+           'kernel_spectrum', 'convolve_lags', 'inside_share', 'tap_lags', 'patch_moments', 'filter_statistics',
+           'scaled', 'rescale', 'conv_field', 'norm_field', 'affine_field']
 
-# %% ../nbs/21_field.ipynb #f4d4bf77
+# %% ../nbs/21_field.ipynb #5bcf6b2b
 import torch
 from dataclasses import dataclass, field, replace
 
-# %% ../nbs/21_field.ipynb #1144a3d9
+# %% ../nbs/21_field.ipynb #6c7ab9aa
 @dataclass
 class Field:
     "A stationary Gaussian tensor: mean_i, and cov[d, i, j] = Cov(x_i(p), x_j(p+d)) for lags d on a torus."
@@ -26,7 +26,7 @@ class Field:
     @property
     def channels(self): return len(self.mean)
 
-# %% ../nbs/21_field.ipynb #12907fe2
+# %% ../nbs/21_field.ipynb #25e26556
 def measure_field(
     x:torch.Tensor, # (N, C, H, W)
 )->Field: # with all lags of the torus
@@ -36,7 +36,7 @@ def measure_field(
     spectrum = X.conj()@X.transpose(-1, -2)/(len(x)*size[0]*size[1])
     return Field(mean, torch.fft.irfft2(spectrum, s=size, dim=(0, 1)), size)
 
-# %% ../nbs/21_field.ipynb #34e74bcc
+# %% ../nbs/21_field.ipynb #2134c404
 def sample_field(
     f:Field, # with all lags of its torus
     n:int, # images
@@ -50,7 +50,7 @@ def sample_field(
     x = torch.einsum('hwij,njhw->nihw', root, torch.fft.rfft2(white))
     return torch.fft.irfft2(x, s=(N, M))+f.mean[:, None, None]
 
-# %% ../nbs/21_field.ipynb #ae81dbf5
+# %% ../nbs/21_field.ipynb #5841f303
 def centred(n:int)->torch.Tensor: # (n,)
     "The lags of a torus of n points in storage order: 0, 1, …, −2, −1."
     d = torch.arange(n)
@@ -65,7 +65,7 @@ def take_lags(
     rows, cols = ((centred(k)*st).clamp(-(old//2), old//2)%old for k, st, old in zip((n, m), step, s.shape[:2]))
     return s[rows.to(s.device)][:, cols.to(s.device)]
 
-# %% ../nbs/21_field.ipynb #90bd75d3
+# %% ../nbs/21_field.ipynb #94a66712
 def shrink(s:torch.Tensor, n:int, m:int)->torch.Tensor: # (n, m, …)
     "Drop the far lags."
     return s if s.shape[:2] == (n, m) else take_lags(s, n, m)
@@ -77,13 +77,23 @@ def shrink_field(f:Field, n:int, m:int)->Field:
 
 def reverse(x:torch.Tensor)->torch.Tensor:
     "Cov(y(p), x(p+d)) from Cov(x(p), y(p+d))."
-    return x.flip(0).roll(1, 0).flip(1).roll(1, 1).transpose(-1, -2)
+    rows, cols = (-torch.arange(n, device=x.device)%n for n in x.shape[:2])
+    return x[rows[:, None], cols].transpose(-1, -2)
 
 def symmetric(s:torch.Tensor)->torch.Tensor:
     "Mean of S(d) and S(−d)ᵀ, which are equal in a stationary field."
-    return (s+reverse(s))/2
+    return (s+reverse(s)).mul_(.5)
 
-# %% ../nbs/21_field.ipynb #0d7b3f94
+def by_half(
+    f, # function that acts on every lag by itself, (n, M, C, C) → (n, M, D, D)
+    s:torch.Tensor, # (N, M, C, C) with S(−d) = S(d)ᵀ
+)->torch.Tensor: # f(s)
+    "f on half of the lags; the other half are transposes."
+    top = f(s[:s.shape[0]//2+1])
+    cols = -torch.arange(s.shape[1], device=s.device)%s.shape[1]
+    return torch.cat([top, top[1:(s.shape[0]+1)//2].flip(0)[:, cols].transpose(-1, -2)])
+
+# %% ../nbs/21_field.ipynb #d4543aed
 def image_prior(
     channels:int, # colours
     size:tuple, # (H, W)
@@ -100,7 +110,7 @@ def image_prior(
     cov = (rho[:, :, None, None]*c).to(dtype).to(device)
     return Field(torch.zeros(channels, dtype=dtype, device=device), cov, tuple(size))
 
-# %% ../nbs/21_field.ipynb #724efffb
+# %% ../nbs/21_field.ipynb #9dd83d03
 @dataclass(frozen=True)
 class Geometry:
     "Of a convolution or pooling window, (rows, columns) each."
@@ -128,7 +138,7 @@ def decimate(
     n, m = (max(-(-k//st), min(k, NEAR, o)) for k, st, o in zip(s.shape[:2], geo.stride, size))
     return take_lags(s, n, m, geo.stride)
 
-# %% ../nbs/21_field.ipynb #2959e6a9
+# %% ../nbs/21_field.ipynb #dc367e37
 def grouped_left(
     w:torch.Tensor, # (…, O, I/groups)
     s:torch.Tensor, # (…, I, J)
@@ -143,7 +153,7 @@ def grouped_right(s:torch.Tensor, w:torch.Tensor, groups:int)->torch.Tensor:
     "s·wᴴ, w as in `grouped_left`."
     return grouped_left(w.conj(), s.transpose(-1, -2), groups).transpose(-1, -2)
 
-# %% ../nbs/21_field.ipynb #bc5d1657
+# %% ../nbs/21_field.ipynb #660567e3
 def kernel_spectrum(
     w:torch.Tensor, # (O, I, k, k)
     geo:Geometry,
@@ -164,15 +174,15 @@ def convolve_lags(
 )->torch.Tensor: # (N, M, ·, O)
     "Covariances after a convolution, on the torus, before the stride."
     if w.shape[-2:] == (1, 1):
-        s = grouped_right(s, w[:, :, 0, 0], geo.groups)
-        return grouped_left(w[:, :, 0, 0], s, geo.groups) if both else s
+        right = lambda s: grouped_right(s, w[:, :, 0, 0], geo.groups)
+        return by_half(lambda s: grouped_left(w[:, :, 0, 0], right(s), geo.groups), s) if both else right(s)
     n, m = s.shape[:2]
     W, spec = kernel_spectrum(w, geo, n, m), torch.fft.rfft2(s, dim=(0, 1))
     spec = grouped_right(spec, W, geo.groups)
     if both: spec = grouped_left(W, spec, geo.groups)
     return torch.fft.irfft2(spec, s=(n, m), dim=(0, 1))
 
-# %% ../nbs/21_field.ipynb #bae26309
+# %% ../nbs/21_field.ipynb #de2e5c8c
 def inside_share(k:int, stride:int, padding:int, dilation:int, n:int)->tuple: # (k,), (k, k)
     "Along one axis: the share of positions at which tap u, and taps u and v, are inside the image."
     out = max((n+2*padding-dilation*(k-1)-1)//stride+1, 1)
@@ -185,7 +195,7 @@ def tap_lags(geo:Geometry, n:int, m:int)->tuple: # row lags, column lags, broadc
     ly, lx = ((torch.arange(k)-torch.arange(k)[:, None])*d%t for k, d, t in zip(geo.kernel, geo.dilation, (n, m)))
     return ly[:, None, :, None], lx[None, :, None, :]
 
-# %% ../nbs/21_field.ipynb #b5896761
+# %% ../nbs/21_field.ipynb #eec09878
 def patch_moments(
     f:Field,
     geo:Geometry,
@@ -202,7 +212,7 @@ def patch_moments(
     n = p.numel()
     return p.reshape(-1), G.permute(4, 0, 1, 5, 2, 3).reshape(n, n)
 
-# %% ../nbs/21_field.ipynb #5bfcbc4c
+# %% ../nbs/21_field.ipynb #0f525e9d
 def filter_statistics(
     w:torch.Tensor, # (O, I/groups, k, k)
     p:torch.Tensor, # from `patch_moments`, (I·k·k,)
@@ -216,7 +226,7 @@ def filter_statistics(
     m = (w@p.reshape(groups, n, 1)).flatten()
     return m, ((w@G)*w).sum(-1).flatten()-m*m
 
-# %% ../nbs/21_field.ipynb #7b237b47
+# %% ../nbs/21_field.ipynb #42b5f7c1
 def scaled(f:Field, g:torch.Tensor, mean:torch.Tensor)->Field:
     "g·x per channel, with the given mean."
     return Field(mean, f.cov*(g[:, None]*g), f.size, {r: x*g for r, x in f.cross.items()},
@@ -233,7 +243,7 @@ def rescale(
     g = torch.where(f.var > 1e-20, g, torch.zeros_like(g))
     return scaled(f, g if sign is None else g*sign, mean)
 
-# %% ../nbs/21_field.ipynb #a9888292
+# %% ../nbs/21_field.ipynb #6dae79d1
 def conv_field(
     f:Field,
     w:torch.Tensor, # (O, C/groups, k, k)
@@ -255,7 +265,7 @@ def conv_field(
     m, v = (t.to(cov.dtype) for t in statistics)
     return rescale(out, m if bias is None else m+bias.to(cov.dtype), v)
 
-# %% ../nbs/21_field.ipynb #eb9fcfc2
+# %% ../nbs/21_field.ipynb #36c5e4af
 def norm_field(
     f:Field,
     gamma:torch.Tensor, # (C,)
