@@ -8,11 +8,11 @@ __all__ = ['NEAR', 'Field', 'measure_field', 'sample_field', 'centred', 'take_la
            'kernel_spectrum', 'convolve_lags', 'inside_share', 'tap_lags', 'patch_moments', 'filter_statistics',
            'scaled', 'rescale', 'conv_field', 'norm_field', 'affine_field']
 
-# %% ../nbs/21_field.ipynb #5bcf6b2b
+# %% ../nbs/21_field.ipynb #15f93660
 import torch
 from dataclasses import dataclass, field, replace
 
-# %% ../nbs/21_field.ipynb #6c7ab9aa
+# %% ../nbs/21_field.ipynb #9ff1030c
 @dataclass
 class Field:
     "A stationary Gaussian tensor: mean_i, and cov[d, i, j] = Cov(x_i(p), x_j(p+d)) for lags d on a torus."
@@ -26,7 +26,7 @@ class Field:
     @property
     def channels(self): return len(self.mean)
 
-# %% ../nbs/21_field.ipynb #25e26556
+# %% ../nbs/21_field.ipynb #a81b39a2
 def measure_field(
     x:torch.Tensor, # (N, C, H, W)
 )->Field: # with all lags of the torus
@@ -36,7 +36,7 @@ def measure_field(
     spectrum = X.conj()@X.transpose(-1, -2)/(len(x)*size[0]*size[1])
     return Field(mean, torch.fft.irfft2(spectrum, s=size, dim=(0, 1)), size)
 
-# %% ../nbs/21_field.ipynb #2134c404
+# %% ../nbs/21_field.ipynb #e05646b0
 def sample_field(
     f:Field, # with all lags of its torus
     n:int, # images
@@ -50,7 +50,7 @@ def sample_field(
     x = torch.einsum('hwij,njhw->nihw', root, torch.fft.rfft2(white))
     return torch.fft.irfft2(x, s=(N, M))+f.mean[:, None, None]
 
-# %% ../nbs/21_field.ipynb #5841f303
+# %% ../nbs/21_field.ipynb #8c10e0b4
 def centred(n:int)->torch.Tensor: # (n,)
     "The lags of a torus of n points in storage order: 0, 1, …, −2, −1."
     d = torch.arange(n)
@@ -65,7 +65,7 @@ def take_lags(
     rows, cols = ((centred(k)*st).clamp(-(old//2), old//2)%old for k, st, old in zip((n, m), step, s.shape[:2]))
     return s[rows.to(s.device)][:, cols.to(s.device)]
 
-# %% ../nbs/21_field.ipynb #94a66712
+# %% ../nbs/21_field.ipynb #d51cece8
 def shrink(s:torch.Tensor, n:int, m:int)->torch.Tensor: # (n, m, …)
     "Drop the far lags."
     return s if s.shape[:2] == (n, m) else take_lags(s, n, m)
@@ -93,7 +93,7 @@ def by_half(
     cols = -torch.arange(s.shape[1], device=s.device)%s.shape[1]
     return torch.cat([top, top[1:(s.shape[0]+1)//2].flip(0)[:, cols].transpose(-1, -2)])
 
-# %% ../nbs/21_field.ipynb #d4543aed
+# %% ../nbs/21_field.ipynb #6459ed78
 def image_prior(
     channels:int, # colours
     size:tuple, # (H, W)
@@ -110,7 +110,7 @@ def image_prior(
     cov = (rho[:, :, None, None]*c).to(dtype).to(device)
     return Field(torch.zeros(channels, dtype=dtype, device=device), cov, tuple(size))
 
-# %% ../nbs/21_field.ipynb #9dd83d03
+# %% ../nbs/21_field.ipynb #ab0aa123
 @dataclass(frozen=True)
 class Geometry:
     "Of a convolution or pooling window, (rows, columns) each."
@@ -138,7 +138,7 @@ def decimate(
     n, m = (max(-(-k//st), min(k, NEAR, o)) for k, st, o in zip(s.shape[:2], geo.stride, size))
     return take_lags(s, n, m, geo.stride)
 
-# %% ../nbs/21_field.ipynb #dc367e37
+# %% ../nbs/21_field.ipynb #c56080d9
 def grouped_left(
     w:torch.Tensor, # (…, O, I/groups)
     s:torch.Tensor, # (…, I, J)
@@ -153,7 +153,7 @@ def grouped_right(s:torch.Tensor, w:torch.Tensor, groups:int)->torch.Tensor:
     "s·wᴴ, w as in `grouped_left`."
     return grouped_left(w.conj(), s.transpose(-1, -2), groups).transpose(-1, -2)
 
-# %% ../nbs/21_field.ipynb #660567e3
+# %% ../nbs/21_field.ipynb #356e96f8
 def kernel_spectrum(
     w:torch.Tensor, # (O, I, k, k)
     geo:Geometry,
@@ -182,7 +182,7 @@ def convolve_lags(
     if both: spec = grouped_left(W, spec, geo.groups)
     return torch.fft.irfft2(spec, s=(n, m), dim=(0, 1))
 
-# %% ../nbs/21_field.ipynb #de2e5c8c
+# %% ../nbs/21_field.ipynb #3b15f318
 def inside_share(k:int, stride:int, padding:int, dilation:int, n:int)->tuple: # (k,), (k, k)
     "Along one axis: the share of positions at which tap u, and taps u and v, are inside the image."
     out = max((n+2*padding-dilation*(k-1)-1)//stride+1, 1)
@@ -195,7 +195,7 @@ def tap_lags(geo:Geometry, n:int, m:int)->tuple: # row lags, column lags, broadc
     ly, lx = ((torch.arange(k)-torch.arange(k)[:, None])*d%t for k, d, t in zip(geo.kernel, geo.dilation, (n, m)))
     return ly[:, None, :, None], lx[None, :, None, :]
 
-# %% ../nbs/21_field.ipynb #eec09878
+# %% ../nbs/21_field.ipynb #f9baa0b4
 def patch_moments(
     f:Field,
     geo:Geometry,
@@ -212,7 +212,7 @@ def patch_moments(
     n = p.numel()
     return p.reshape(-1), G.permute(4, 0, 1, 5, 2, 3).reshape(n, n)
 
-# %% ../nbs/21_field.ipynb #0f525e9d
+# %% ../nbs/21_field.ipynb #4609479c
 def filter_statistics(
     w:torch.Tensor, # (O, I/groups, k, k)
     p:torch.Tensor, # from `patch_moments`, (I·k·k,)
@@ -226,7 +226,7 @@ def filter_statistics(
     m = (w@p.reshape(groups, n, 1)).flatten()
     return m, ((w@G)*w).sum(-1).flatten()-m*m
 
-# %% ../nbs/21_field.ipynb #42b5f7c1
+# %% ../nbs/21_field.ipynb #fa0aa4c8
 def scaled(f:Field, g:torch.Tensor, mean:torch.Tensor)->Field:
     "g·x per channel, with the given mean."
     return Field(mean, f.cov*(g[:, None]*g), f.size, {r: x*g for r, x in f.cross.items()},
@@ -243,7 +243,7 @@ def rescale(
     g = torch.where(f.var > 1e-20, g, torch.zeros_like(g))
     return scaled(f, g if sign is None else g*sign, mean)
 
-# %% ../nbs/21_field.ipynb #6dae79d1
+# %% ../nbs/21_field.ipynb #87167cf7
 def conv_field(
     f:Field,
     w:torch.Tensor, # (O, C/groups, k, k)
@@ -256,16 +256,17 @@ def conv_field(
     size, lags = geo.out_size(f.size), f.cov.shape[:2]
     wide = [n+2*d*(k-1) if n < s else n for n, s, k, d in zip(lags, f.size, geo.kernel, geo.dilation)] # no wrap-around where far lags were dropped
     conv = lambda s, both: decimate(shrink(convolve_lags(shrink(s, *wide), w, geo, both), *lags), geo, size)
-    cov, cross = symmetric(conv(f.cov, True)), {r: conv(x, False) for r, x in f.cross.items()}
     pointwise = w.shape[-2:] == (1, 1)
+    cov, cross = conv(f.cov, True), {r: conv(x, False) for r, x in f.cross.items()}
+    if not pointwise or geo.stride != (1, 1): cov = symmetric(cov)
     local = {r: grouped_left(w[:, :, 0, 0], a, geo.groups) for r, a in f.local.items()} if pointwise else {}
     mean = torch.zeros(len(w), dtype=cov.dtype, device=cov.device)
     out = Field(mean, cov, size, cross, local)
-    if statistics is None: statistics = grouped_left(w.sum((2, 3)), f.mean[:, None], geo.groups)[:, 0], out.var
-    m, v = (t.to(cov.dtype) for t in statistics)
-    return rescale(out, m if bias is None else m+bias.to(cov.dtype), v)
+    m, v = statistics or (grouped_left(w.sum((2, 3)), f.mean[:, None], geo.groups)[:, 0], None)
+    m = m.to(cov.dtype) if bias is None else (m+bias).to(cov.dtype)
+    return replace(out, mean=m) if v is None else rescale(out, m, v.to(cov.dtype))
 
-# %% ../nbs/21_field.ipynb #36c5e4af
+# %% ../nbs/21_field.ipynb #ad3e2364
 def norm_field(
     f:Field,
     gamma:torch.Tensor, # (C,)

@@ -6,13 +6,13 @@
 __all__ = ['activate_field', 'mutual', 'begin', 'common_lags', 'add_field', 'cat_field', 'pad_channels', 'slice_channels',
            'subsample', 'average_pool', 'global_pool', 'max_pool', 'whole_image']
 
-# %% ../nbs/22_fieldops.ipynb #6a9b15f5
+# %% ../nbs/22_fieldops.ipynb #61d4992a
 import math, torch
 from dataclasses import replace
 from .moments import activation_moments, clark_max, series
 from .field import Field, Geometry, by_half, conv_field, decimate, inside_share, rescale, reverse, shrink_field, symmetric, tap_lags
 
-# %% ../nbs/22_fieldops.ipynb #4f70af3d
+# %% ../nbs/22_fieldops.ipynb #9c8161cb
 def activate_field(
     f:Field,
     act='relu', # as `activation_moments` takes it
@@ -27,7 +27,7 @@ def activate_field(
     gain = h[0]*inv
     return Field(mean, cov, f.size, {r: c*gain for r, c in f.cross.items()}, {r: a*gain[:, None] for r, a in f.local.items()})
 
-# %% ../nbs/22_fieldops.ipynb #b6aea3b6
+# %% ../nbs/22_fieldops.ipynb #da32586d
 def mutual(a:Field, b:Field, root=None): # (N, M, C_a, C_b), or None if there is no tie
     "Cov(a(p), b(p+d)) by way of a root to which one of the two is tied in place."
     if root in a.local and root in b.cross: return a.local[root]@b.cross[root]
@@ -39,7 +39,7 @@ def begin(f:Field, root)->Field:
     eye = torch.eye(f.channels, dtype=f.cov.dtype, device=f.cov.device)
     return replace(f, cross={**f.cross, root: f.cov}, local={**f.local, root: eye})
 
-# %% ../nbs/22_fieldops.ipynb #8e003d95
+# %% ../nbs/22_fieldops.ipynb #891b06c7
 def common_lags(fields)->list:
     "The fields with as many lags as the shortest has."
     n, m = (min(f.cov.shape[k] for f in fields) for k in (0, 1))
@@ -54,7 +54,7 @@ def add_field(a:Field, b:Field, root=None)->Field:
     if s is not None: cov = cov+s+reverse(s)
     return Field(a.mean+b.mean, cov, a.size, _merge(a.cross, b.cross, torch.add), _merge(a.local, b.local, torch.add))
 
-# %% ../nbs/22_fieldops.ipynb #79ed7c18
+# %% ../nbs/22_fieldops.ipynb #8d975729
 def cat_field(a:Field, b:Field, root=None)->Field:
     "a and b side by side on the channel axis, with the covariance that a common root gives them."
     a, b = common_lags((a, b))
@@ -64,7 +64,7 @@ def cat_field(a:Field, b:Field, root=None)->Field:
     return Field(torch.cat([a.mean, b.mean]), cov, a.size, _merge(a.cross, b.cross, lambda p, q: torch.cat([p, q], -1)),
                  _merge(a.local, b.local, lambda p, q: torch.cat([p, q])))
 
-# %% ../nbs/22_fieldops.ipynb #86cfe43e
+# %% ../nbs/22_fieldops.ipynb #68cedf39
 def pad_channels(f:Field, before:int, after:int)->Field:
     "Zero channels on either side."
     pad = torch.nn.functional.pad
@@ -76,14 +76,14 @@ def slice_channels(f:Field, index)->Field:
     return Field(f.mean[index], f.cov[:, :, index][..., index], f.size,
                  {r: c[..., index] for r, c in f.cross.items()}, {r: a[index] for r, a in f.local.items()})
 
-# %% ../nbs/22_fieldops.ipynb #335c5656
+# %% ../nbs/22_fieldops.ipynb #a4cca8a7
 def subsample(f:Field, stride:tuple)->Field:
     "x[:, :, ::s, ::t]."
     geo = Geometry((1, 1), stride)
     size = geo.out_size(f.size)
     return Field(f.mean, symmetric(decimate(f.cov, geo, size)), size, {r: decimate(c, geo, size) for r, c in f.cross.items()}, f.local)
 
-# %% ../nbs/22_fieldops.ipynb #4dca2613
+# %% ../nbs/22_fieldops.ipynb #713b6da2
 def average_pool(f:Field, geo:Geometry)->Field:
     "Average over windows (zero padding counted)."
     C, k = f.channels, geo.kernel
@@ -99,7 +99,7 @@ def global_pool(f:Field)->Field:
     mean = lambda s: s.mean((0, 1), keepdim=True)
     return Field(f.mean, mean(f.cov), (1, 1), {r: mean(c) for r, c in f.cross.items()}, f.local)
 
-# %% ../nbs/22_fieldops.ipynb #3a2a79b4
+# %% ../nbs/22_fieldops.ipynb #8f0d32ae
 def max_pool(f:Field, geo:Geometry)->Field:
     "Maximum over windows: mean and variance by Clark's recursion, lags by two terms of the Hermite series."
     (ky, kx), C = geo.kernel, f.channels
@@ -114,7 +114,7 @@ def max_pool(f:Field, geo:Geometry)->Field:
     r = (q.cov*(inv[:, None]*inv)).clamp(-1, 1)
     return replace(q, cov=series(r, torch.stack([s, (var-s**2).clamp_min(0).sqrt()])))
 
-# %% ../nbs/22_fieldops.ipynb #f3f078a9
+# %% ../nbs/22_fieldops.ipynb #ae2f3d00
 def whole_image(
     f:Field,
     w:torch.Tensor, # (O, C, H, W) or (O, C·H·W): a kernel as large as the image

@@ -6,11 +6,11 @@
 __all__ = ['TERMS', 'CLOSED', 'hermite', 'relu_moments', 'series', 'relu6_moments', 'identity_moments', 'quadrature_moments',
            'activation_moments', 'clark_max']
 
-# %% ../nbs/20_moments.ipynb #99722865
+# %% ../nbs/20_moments.ipynb #2dad041e
 import math, torch
 from torch.special import ndtr
 
-# %% ../nbs/20_moments.ipynb #445a373b
+# %% ../nbs/20_moments.ipynb #be53dec5
 def hermite(
     x:torch.Tensor, # any shape
     n:int, # how many
@@ -20,7 +20,7 @@ def hermite(
     for k in range(2, n): he.append(x*he[-1]-(k-1)*he[-2])
     return he[:n]
 
-# %% ../nbs/20_moments.ipynb #5707a593
+# %% ../nbs/20_moments.ipynb #deb411d2
 TERMS = 12 # powers of the correlation; the last one takes what is left of the variance
 
 def _density(x): return torch.exp(-x*x/2)/math.sqrt(2*math.pi)
@@ -39,25 +39,23 @@ def relu_moments(
     h = [s*Phi]+[s*(-1)**n*he[n-2]*phi/math.sqrt(math.factorial(n)) for n in range(2, terms)]
     return first, second, torch.stack(h)
 
-# %% ../nbs/20_moments.ipynb #34889f03
+# %% ../nbs/20_moments.ipynb #5db58773
 def series(
     rho:torch.Tensor, # correlations, (..., C, D)
     h:torch.Tensor, # coefficients of the rows, (terms, C)
     g:torch.Tensor=None, # of the columns, (terms, D); None: those of the rows
 )->torch.Tensor: # (..., C, D)
-    "Σ_{n≥1} h_n(i) g_n(j) ρⁿ, by Horner's rule, a block of lags at a time."
-    g = h if g is None else g
-    c = h[:, :, None]*g[:, None, :]
-    rho = rho.contiguous()
-    out = torch.empty_like(rho)
-    flat = lambda t: t.view(-1, *t.shape[-2:]).split(64)
-    for r, o in zip(flat(rho), flat(out)):
-        o.copy_(c[-1])
+    "Σ_{n≥1} h_n(i) g_n(j) ρⁿ, by Horner's rule, so many rows at a time that they stay in the cache."
+    g, flat = h if g is None else g, rho.reshape(-1, *rho.shape[-2:])
+    out, rows = torch.empty_like(flat), max(2**18//(flat.shape[0]*flat.shape[2]), 1)
+    for i in range(0, flat.shape[1], rows):
+        r, c = flat[:, i:i+rows].contiguous(), h[:, i:i+rows, None]*g[:, None, :]
+        o = c[-1].expand(r.shape).clone()
         for k in range(len(c)-2, -1, -1): o.mul_(r).add_(c[k])
-        o.mul_(r)
-    return out
+        out[:, i:i+rows] = o.mul_(r)
+    return out.reshape(rho.shape)
 
-# %% ../nbs/20_moments.ipynb #8a59f7f0
+# %% ../nbs/20_moments.ipynb #123efb4e
 def relu6_moments(mean, std, terms=TERMS):
     "As `relu_moments`, of min(max(0, x), 6) = relu(x) − relu(x − 6)."
     m0, q0, h0 = relu_moments(mean, std, terms)
@@ -70,7 +68,7 @@ def identity_moments(mean, std, terms=TERMS):
     h[0] = std
     return mean, mean**2+std**2, h
 
-# %% ../nbs/20_moments.ipynb #f3cfa255
+# %% ../nbs/20_moments.ipynb #3b2069d7
 def quadrature_moments(
     f, # elementwise function of a tensor
     mean:torch.Tensor, # (C,)
@@ -86,7 +84,7 @@ def quadrature_moments(
     h = [(a*p*he).sum(1)/math.sqrt(math.factorial(n)) for n, he in enumerate(hermite(z, terms)) if n]
     return tuple(t.to(mean.dtype) for t in ((a*p).sum(1), (a*a*p).sum(1), torch.stack(h)))
 
-# %% ../nbs/20_moments.ipynb #5491d4e1
+# %% ../nbs/20_moments.ipynb #35009764
 CLOSED = dict(relu=relu_moments, relu6=relu6_moments, identity=identity_moments)
 
 def activation_moments(
@@ -103,7 +101,7 @@ def activation_moments(
     rest = (var-(h*h).sum(0)).clamp_min(0).sqrt()
     return tuple(t.to(mean.dtype) for t in (m, var, torch.cat([h, rest[None]])))
 
-# %% ../nbs/20_moments.ipynb #fefeb614
+# %% ../nbs/20_moments.ipynb #1f1882c4
 def clark_max(
     mean:torch.Tensor, # (C, n)
     cov:torch.Tensor, # (C, n, n)
