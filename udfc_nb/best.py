@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSING', 'Sizes', 'FieldJob', 'reads', 'still_read', 'site_curves', 'WhiteJob']
 
-# %% ../nbs/27_best.ipynb #76646221
+# %% ../nbs/27_best.ipynb #3f495deb
 import torch, torch.nn as nn
 from fastcore.basics import patch
 from . import channels as rules
@@ -21,8 +21,9 @@ from .walk import Walk, WhiteWalk, geometry
 from .solution import copies
 from .refit import MAX_PATCH, Patch, refit, reestimate, repair_scale
 from .rounding import ROUNDINGS
+import udfc_nb.flips # registers its roundings
 
-# %% ../nbs/27_best.ipynb #3cd0a49f
+# %% ../nbs/27_best.ipynb #5627c414
 class Sizes:
     "Parameters or MACs of a network as a function of the channels that its sites keep."
     def __init__(self, job, macs=None):
@@ -39,7 +40,7 @@ class Sizes:
         return sum(v*self.share(n, 'out', less)*self.share(n, 'in', less)*self.share(n, 'depthwise', less) for n, v in self.per.items())
     def gain(self, site, step): return self({})-self({site: step})
 
-# %% ../nbs/27_best.ipynb #ce71f310
+# %% ../nbs/27_best.ipynb #560d0846
 class FieldJob(Job):
     "A run in the activation metric."
     walks, most = Walk, MAX_PATCH # the kind of walk, and the patch entries up to which taps are taken together
@@ -71,12 +72,12 @@ def plain(self:FieldJob, name, bits):
     self.cut(name, self.pending.pop(name, {}))
     if bits is not None: self.round(name, bits)
 
-# %% ../nbs/27_best.ipynb #8df5a4b6
+# %% ../nbs/27_best.ipynb #8ebc6423
 @patch
 def select(self:FieldJob, ratio, layer_ratios, macs=None):
     "Which channels every site keeps: as many as the budget allots, the best by the criterion."
     Job.select(self, ratio, layer_ratios)
-    if self.recipe.budget == 'uniform' or not self.kept: return
+    if self.recipe.budget == 'uniform' or not ratio: return # with ratios of single layers only there is nothing to trade
     sizes = Sizes(self, macs if self.recipe.budget == 'macs' else None)
     free = {n: s for n, s in self.sites.items() if n not in layer_ratios}
     fixed = {n: self.sites[n].size-len(k) for n, (k, _) in self.kept.items() if n not in free}
@@ -97,7 +98,7 @@ def spend(self:FieldJob, less):
         self.kept.pop(n, None)
         if k: self.kept[n] = split_channels(score(self.mods[n].weight.detach()), self.sites[n].size-k*self.sites[n].groups, self.sites[n].groups)
 
-# %% ../nbs/27_best.ipynb #61068915
+# %% ../nbs/27_best.ipynb #60173660
 @patch
 def curves(self:FieldJob, sites):
     "Cost curves of the sites, in one walk of the field."
@@ -120,7 +121,7 @@ def order_of(self:FieldJob, site):
     score = CRITERIA[self.recipe.criterion](self.mods[site.name].weight.detach())
     return (score.reshape(site.groups, -1).argsort(dim=1, descending=True, stable=True)+torch.arange(site.groups, device=score.device)[:, None]*(site.size//site.groups)).T.flatten()
 
-# %% ../nbs/27_best.ipynb #5c5c5209
+# %% ../nbs/27_best.ipynb #f8ffea75
 @patch
 def curve(self:FieldJob, walk, n, m, f, site, u):
     "What removing a site's channels costs one consumer."
@@ -155,7 +156,7 @@ def stream(self:FieldJob, walk, n, user, norm):
     others = [walk.fields[a].var.double().sum() for a in (add.all_input_nodes if add else ()) if a is not user and walk.fields.get(a) is not None]
     return (own+sum(others)).clamp(min=1e-20).sqrt()
 
-# %% ../nbs/27_best.ipynb #3a484314
+# %% ../nbs/27_best.ipynb #225bf276
 @patch
 def layer(self:FieldJob, n, m, f, bits):
     "One layer: refitted to the inputs that are left, cut, rounded, and its change of statistics settled."
@@ -178,7 +179,7 @@ def kept_rows(self:FieldJob, m, roles):
     role = next((r for r in ('out', 'depthwise') if r in roles), None)
     return kept_entries(roles[role], len(m.weight), self.device) if role else torch.arange(len(m.weight), device=self.device)
 
-# %% ../nbs/27_best.ipynb #1034c182
+# %% ../nbs/27_best.ipynb #5d4e0832
 @patch
 def reduce(self:FieldJob, name, m, x, W, roles, rows):
     "Cuts a layer, its columns refitted; what is left of the patch."
@@ -195,7 +196,7 @@ def reduce(self:FieldJob, name, m, x, W, roles, rows):
     if 'out' in roles: self.cut(name, {'out': roles['out']})
     return x
 
-# %% ../nbs/27_best.ipynb #8d1db6ac
+# %% ../nbs/27_best.ipynb #997df4ab
 @patch
 def heard(self:FieldJob, name, m, f, x, roles):
     "The patch `x`, once the layer's input is on its grid."
@@ -209,7 +210,7 @@ def still_read(m, f, roles):
     each = f.size[0]*f.size[1] if isinstance(m, nn.Linear) else 1
     return slice_channels(f, torch.unique(kept_entries(roles.get('in') or roles['depthwise'], f.channels*each, f.mean.device)//each))
 
-# %% ../nbs/27_best.ipynb #95b34738
+# %% ../nbs/27_best.ipynb #9a8f0c49
 @patch
 def find_copies(self:FieldJob, name):
     "What can be handed on exactly is handed on exactly: pruned channels that are multiples of one kept channel."
@@ -227,7 +228,7 @@ def homogeneous(self:FieldJob, s):
     x = torch.linspace(-3, 3, 7, device=self.device)
     return torch.allclose(self.apply(s, 2*x), 2*self.apply(s, x))
 
-# %% ../nbs/27_best.ipynb #a4e9d112
+# %% ../nbs/27_best.ipynb #abc33409
 @patch
 def round_in(self:FieldJob, name, x, bits):
     "Rounds a layer's weights in the metric of what it reads."
@@ -236,7 +237,7 @@ def round_in(self:FieldJob, name, x, bits):
     with torch.no_grad(): m.weight.copy_(q.dequantize())
     self.codes[name] = q
 
-# %% ../nbs/27_best.ipynb #ed576aa0
+# %% ../nbs/27_best.ipynb #968fd967
 @patch
 def settle(self:FieldJob, n, m, rows, old, new, total):
     "What changed in a layer's outputs: taken up by the norms behind it, or else by its own scale and bias."
@@ -250,7 +251,7 @@ def settle(self:FieldJob, n, m, rows, old, new, total):
             if n.target in self.codes: q = self.codes[n.target]; self.codes[n.target] = q._replace(scale=q.scale*one); m.weight.copy_(self.codes[n.target].dequantize())
             else: m.weight.mul_(one)
 
-# %% ../nbs/27_best.ipynb #1b00bebe
+# %% ../nbs/27_best.ipynb #de387361
 @patch
 def last(self:FieldJob, n): return all(u.op == 'output' or self.walk.rule.get(u) in PASSING and self.last(u) for u in n.users)
 
@@ -276,12 +277,12 @@ def carry(self:FieldJob, n, rule, m):
         join = (lambda t: torch.cat(t)) if rule is rules.cat else sum
         if f is not None: self.drift[n] = [join([p[0] for p in parts]), join([p[1] for p in parts]), f.var.double()]
 
-# %% ../nbs/27_best.ipynb #ab7c1ee0
+# %% ../nbs/27_best.ipynb #9eeff4a3
 METRICS.add('field'); ROUNDING_NAMES.update(ROUNDINGS); BUDGETS.update(('params', 'macs')); JOBS['field'] = FieldJob
 PROJECTIONS['refit'] = no_projection # the load is taken by the refit of each consumer, not by a T
-RECIPES['best'] = Recipe('best', metric='field', budget='params', projection='refit', grid='symmetric', rounding='second-order', scale='none', repair=True, ranges='expected-error')
+RECIPES['best'] = Recipe('best', metric='field', budget='params', projection='refit', grid='dense', rounding='descent', scale='none', repair=True, ranges='expected-error')
 
-# %% ../nbs/27_best.ipynb #91e732b1
+# %% ../nbs/27_best.ipynb #f67f6390
 def site_curves(
     model:nn.Module, # is not changed
     example_inputs, # a tensor, tuple or dict
@@ -294,10 +295,10 @@ def site_curves(
     job = JOBS[recipe.metric](work.net, find_sites(work.net, floating(example_inputs, work.device, work.dtype), tuple(ignored_layers)), recipe)
     return job.curves(job.sites)
 
-# %% ../nbs/27_best.ipynb #2102f7d5
+# %% ../nbs/27_best.ipynb #23401b32
 class WhiteJob(FieldJob):
     "A run in the activation metric of white inputs, channel by channel."
     walks, most = WhiteWalk, 0
 
 METRICS.add('white'); JOBS['white'] = WhiteJob
-RECIPES['fast'] = Recipe('fast', metric='white', projection='refit', grid='symmetric', scale='none', repair=True)
+RECIPES['fast'] = Recipe('fast', metric='white', projection='refit', grid='dense', scale='none', repair=True)

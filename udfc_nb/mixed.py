@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['WIDTHS', 'allot_bits']
 
-# %% ../nbs/29_mixed.ipynb #5240faa3
+# %% ../nbs/29_mixed.ipynb #662f412b
 import torch
 from fastcore.basics import patch
 from . import channels as rules
 from .best import FieldJob, Sizes, reads
 from .errors import BitsError
 from .job import Job
-from .quantizer import GRIDS
 from .refit import Patch
-from .rounding import best_clip
+from .rounding import ROUNDINGS
 from .walk import Walk, geometry
 
-# %% ../nbs/29_mixed.ipynb #9938fcb2
+# %% ../nbs/29_mixed.ipynb #45250d1e
 WIDTHS = (2, 3, 4, 5, 6, 7, 8) # that a layer may get
 
 def allot_bits(
@@ -41,7 +40,7 @@ def allot_bits(
         if gain.max() <= 0: return {n: WIDTHS[i] for n, i in zip(names, at.tolist())}
         at = torch.where(torch.arange(len(at)) == gain.argmax(), more, at)
 
-# %% ../nbs/29_mixed.ipynb #374e25d7
+# %% ../nbs/29_mixed.ipynb #9d66d7f9
 @patch
 def bit_curves(self:FieldJob, names):
     "Layer → predicted error at each of WIDTHS; only layers with a model of what they read."
@@ -49,8 +48,9 @@ def bit_curves(self:FieldJob, names):
     for n, rule, m, f in walk.steps():
         if rule is not rules.layer or n.target not in names or n.target in out or f is None or not reads(m, f): continue
         x, W, price = Patch(f, geometry(m, f.size)), m.weight.detach(), self.price(walk, n, m)
-        lost = lambda b: x.statistics((GRIDS[self.recipe.grid](W, b, True, best_clip(W, b, self.recipe.grid)).dequantize()-W).flatten(1))[1]
-        out[n.target] = [(price*lost(b)).sum().item() for b in WIDTHS]
+        lost = lambda b, how: (price*x.statistics((ROUNDINGS[how](x, W, b, self.recipe).dequantize()-W).flatten(1))[1]).sum().item()
+        share = lost(4, self.recipe.rounding)/max(lost(4, 'nearest'), 1e-30) if self.recipe.rounding != 'nearest' else 1.
+        out[n.target] = [share*lost(b, 'nearest') for b in WIDTHS]
     return out
 
 @patch
