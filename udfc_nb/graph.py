@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Site', 'Graph', 'call_order', 'is_under', 'find_sites', 'verdict']
 
-# %% ../nbs/12_graph.ipynb #32af57e4
+# %% ../nbs/12_graph.ipynb #24e3aec5
 import html
 from dataclasses import dataclass
 import torch, torch.nn as nn
@@ -13,10 +13,10 @@ from torch import fx
 from fastcore.basics import patch
 from .errors import TraceError
 from .trace import trace, add_shapes, check_names, layer_names, LAYERS
-from .channels import *
-from .channels import Follower
+from .bookkeeping import *
+import udfc_nb.channels # its rules
 
-# %% ../nbs/12_graph.ipynb #e8f8e774
+# %% ../nbs/12_graph.ipynb #34f080ea
 @dataclass
 class Site:
     "A place where channels can be removed."
@@ -41,7 +41,7 @@ class Graph:
     def gm(self): return self.follower.gm
     def site(self, name): return next((s for s in self.sites if s.name == name), None)
 
-# %% ../nbs/12_graph.ipynb #ac9b5323
+# %% ../nbs/12_graph.ipynb #4f648beb
 def call_order(
     gm:fx.GraphModule,
 )->list: # of layer names
@@ -61,7 +61,7 @@ def _sites(f, order):
         if s.reason is None: sites.append(Site(s.role('out')[0].module, s))
     return sorted(sites, key=lambda s: at[s.name])
 
-# %% ../nbs/12_graph.ipynb #85559e79
+# %% ../nbs/12_graph.ipynb #d1f92b24
 def _reasons(model, f, order, ignored):
     "One reason per layer."
     called = {n.target for n in f.gm.graph.nodes if n.op == 'call_module'}
@@ -77,6 +77,7 @@ def is_under(
     "Is the module one of these, or inside one of these?"
     return any(name == i or name.startswith(f'{i}.') for i in names)
 
+# %% ../nbs/12_graph.ipynb #42300244
 def _widest_trace(model, opaque):
     "The record of the forward; that of training mode if it reaches more layers (auxiliary heads read channels too)."
     gm = trace(model, opaque)
@@ -101,7 +102,7 @@ def find_sites(
     order = call_order(gm)
     return Graph(_sites(f, order), _reasons(model, f, order, ignored_layers), f)
 
-# %% ../nbs/12_graph.ipynb #ceb4002b
+# %% ../nbs/12_graph.ipynb #24575c15
 def verdict(
     graph:Graph,
     name:str, # of a layer
