@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Site', 'Graph', 'call_order', 'is_under', 'find_sites', 'verdict']
 
-# %% ../nbs/12_graph.ipynb #24e3aec5
+# %% ../nbs/12_graph.ipynb #a00fbde2
 import html
 from dataclasses import dataclass
 import torch, torch.nn as nn
@@ -16,7 +16,7 @@ from .trace import trace, add_shapes, check_names, layer_names, LAYERS
 from .bookkeeping import *
 import udfc_nb.channels # its rules
 
-# %% ../nbs/12_graph.ipynb #34f080ea
+# %% ../nbs/12_graph.ipynb #1a8fa9d8
 @dataclass
 class Site:
     "A place where channels can be removed."
@@ -41,7 +41,7 @@ class Graph:
     def gm(self): return self.follower.gm
     def site(self, name): return next((s for s in self.sites if s.name == name), None)
 
-# %% ../nbs/12_graph.ipynb #4f648beb
+# %% ../nbs/12_graph.ipynb #1ce23ff7
 def call_order(
     gm:fx.GraphModule,
 )->list: # of layer names
@@ -61,11 +61,12 @@ def _sites(f, order):
         if s.reason is None: sites.append(Site(s.role('out')[0].module, s))
     return sorted(sites, key=lambda s: at[s.name])
 
-# %% ../nbs/12_graph.ipynb #d1f92b24
+# %% ../nbs/12_graph.ipynb #70ad6855
 def _reasons(model, f, order, ignored):
     "One reason per layer."
     called = {n.target for n in f.gm.graph.nodes if n.op == 'call_module'}
-    reasons = {n: KIND if is_under(n, called) else UNREACHED for n in layer_names(model)}
+    opened = {n.target.rpartition('.')[0] for n in f.gm.graph.nodes if n.op == 'get_attr'} # modules whose tensors the record reads itself
+    reasons = {n: KIND if is_under(n, called) or n in opened else UNREACHED for n in layer_names(model)}
     for i, s in enumerate(f.spaces):
         if f.root(i) == i: reasons.update({u.module: s.reason or PRUNED for u in s.role('out')+s.role('depthwise')})
     return {n: IGNORED if is_under(n, ignored) else r for n, r in reasons.items()}
@@ -77,7 +78,7 @@ def is_under(
     "Is the module one of these, or inside one of these?"
     return any(name == i or name.startswith(f'{i}.') for i in names)
 
-# %% ../nbs/12_graph.ipynb #42300244
+# %% ../nbs/12_graph.ipynb #ff12e03e
 def _widest_trace(model, opaque):
     "The record of the forward; that of training mode if it reaches more layers (auxiliary heads read channels too)."
     gm = trace(model, opaque)
@@ -102,7 +103,7 @@ def find_sites(
     order = call_order(gm)
     return Graph(_sites(f, order), _reasons(model, f, order, ignored_layers), f)
 
-# %% ../nbs/12_graph.ipynb #24575c15
+# %% ../nbs/12_graph.ipynb #176f8efc
 def verdict(
     graph:Graph,
     name:str, # of a layer
