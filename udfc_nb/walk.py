@@ -6,7 +6,7 @@
 __all__ = ['LAGS', 'FIELD_RULES', 'CLOSED_FORM', 'pair', 'geometry', 'kernel', 'find_roots', 'Walk', 'white_field', 'field_rule',
            'recorded', 'WhiteWalk']
 
-# %% ../nbs/23_walk.ipynb #514ed169
+# %% ../nbs/23_walk.ipynb #2447b103
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from .moments import *
 from .field import *
 from .fieldops import *
 
-# %% ../nbs/23_walk.ipynb #f7edc7ac
+# %% ../nbs/23_walk.ipynb #a02f7a66
 def pair(v): return (v, v) if isinstance(v, int) else tuple(v)
 
 def geometry(
@@ -39,7 +39,7 @@ def kernel(
     w = m.weight.detach()
     return w.reshape(len(w), f.channels, *f.size) if isinstance(m, nn.Linear) else w
 
-# %% ../nbs/23_walk.ipynb #2f41c17c
+# %% ../nbs/23_walk.ipynb #e356018d
 def _meet(dom, a, b):
     "The nearest node that dominates both."
     while a is not b:
@@ -66,7 +66,7 @@ def _between(root, ends):
         seen.add(n); todo += n.all_input_nodes
     return seen
 
-# %% ../nbs/23_walk.ipynb #260c9383
+# %% ../nbs/23_walk.ipynb #082f8c50
 def find_roots(
     graph:fx.Graph,
     joins:dict, # node that joins tensors → the tensors' nodes
@@ -80,7 +80,7 @@ def find_roots(
         for b in _between(r, ends) | {r}: ties.setdefault(b, set()).add(r)
     return roots, ties
 
-# %% ../nbs/23_walk.ipynb #595fc749
+# %% ../nbs/23_walk.ipynb #894e5493
 LAGS = 1024 # channels × lags along an axis that one field may have, though never fewer than NEAR lags
 
 class Walk:
@@ -103,7 +103,7 @@ def white_field(channels, size, like=None):
     device = like.device if like is not None else None
     return Field(torch.zeros(channels, device=device), torch.eye(channels, device=device)[None, None], tuple(size))
 
-# %% ../nbs/23_walk.ipynb #c304ed28
+# %% ../nbs/23_walk.ipynb #75968884
 from fastcore.basics import patch
 
 @patch
@@ -131,7 +131,7 @@ def tie(self:Walk, n, f):
     if n in want: f.cross[n], f.local[n] = f.cov, torch.eye(f.channels, dtype=f.cov.dtype, device=f.cov.device)
     return f
 
-# %% ../nbs/23_walk.ipynb #31bbd71a
+# %% ../nbs/23_walk.ipynb #ae435942
 @patch
 def visit(self:Walk, n, m, src):
     "The field of one operation's output; None for what is no image or vector."
@@ -156,7 +156,7 @@ def guess(self:Walk, n, why):
     device = next((f.cov for f in self.fields.values() if f is not None), None)
     return white_field(n.meta['shape'][1], _size(n.meta['shape']), device)
 
-# %% ../nbs/23_walk.ipynb #4290557d
+# %% ../nbs/23_walk.ipynb #01eaf76c
 FIELD_RULES = {} # rule of `udfc_nb.channels` → what it does to a field
 
 def field_rule(*keys):
@@ -172,21 +172,22 @@ def _layer(walk, n, m, f):
     if isinstance(m, nn.Linear) and f.size != (1, 1):
         mean, cov = whole_image(f, w)
         return Field(mean+(0 if bias is None else bias), cov, (1, 1))
-    stats = None if _normed(walk, n) else filter_statistics(w, *patch_moments(f, geo), geo.groups)
+    edge = geo.kernel != (1, 1) or geo.padding != (0, 0) # without one the torus is exact
+    stats = filter_statistics(w, *patch_moments(f, geo), geo.groups) if edge and not _normed(walk, n) else None
     return shrink_field(conv_field(f, w, geo, bias, stats), *near)
 
 def _normed(walk, n):
     "Does a batch norm follow at once? It will set mean and variance, so they need not be exact here."
     return len(n.users) == 1 and walk.rule.get(next(iter(n.users))) is rules.norm
 
-# %% ../nbs/23_walk.ipynb #d7184a12
+# %% ../nbs/23_walk.ipynb #9d5d393e
 @field_rule(rules.norm)
 def _norm(walk, n, m, f):
     m = walk.mods[rules.norm_name(n)]
     one = torch.ones_like(m.running_var)
     return norm_field(f, one if m.weight is None else m.weight.detach(), 0*one if m.bias is None else m.bias.detach(), m.running_var, m.eps)
 
-# %% ../nbs/23_walk.ipynb #47ccb750
+# %% ../nbs/23_walk.ipynb #ad40c91a
 CLOSED_FORM = {'relu': 'relu', 'relu_': 'relu', 'relu6': 'relu6', 'ReLU': 'relu', 'ReLU6': 'relu6'}
 
 @field_rule(rules.elementwise)
@@ -205,7 +206,7 @@ def recorded(
     args = [x if isinstance(a, fx.Node) else a for a in n.args]
     return getattr(x, n.target)(*args[1:], **n.kwargs) if n.op == 'call_method' else n.target(*args, **n.kwargs)
 
-# %% ../nbs/23_walk.ipynb #504a828b
+# %% ../nbs/23_walk.ipynb #1eed5df3
 @field_rule(rules.prelu)
 def _prelu(walk, n, m, f):
     a = m.weight.detach().to(f.mean.dtype)
@@ -218,7 +219,7 @@ def _fixed(walk, n, f):
     owner, _, name = p.target.rpartition('.')
     return getattr(walk.mods[owner], name).detach().flatten().to(f.mean.dtype).expand(f.channels)
 
-# %% ../nbs/23_walk.ipynb #80e7e93b
+# %% ../nbs/23_walk.ipynb #f9229b98
 @field_rule(rules.same, rules.reshape, rules.mixes, rules.per_image)
 def _same(walk, n, m, f): return f
 
@@ -231,7 +232,7 @@ def _join(walk, n, m, f):
     for p in parts[1:]: f = (add_field if walk.rule[n] is rules.add else cat_field)(f, p, walk.roots[n])
     return shrink_field(f, *walk.near(f.channels))
 
-# %% ../nbs/23_walk.ipynb #3c422b45
+# %% ../nbs/23_walk.ipynb #18a5a571
 @field_rule(rules.multiply)
 def _multiply(walk, n, m, f):
     "A gate is taken as the constant that it is on the average."
@@ -241,7 +242,7 @@ def _multiply(walk, n, m, f):
     walk.fallbacks.append((n.name, 'a gate is taken as its mean'))
     return None if None in parts else scaled(parts[0], parts[1].mean, parts[0].mean*parts[1].mean)
 
-# %% ../nbs/23_walk.ipynb #030e244a
+# %% ../nbs/23_walk.ipynb #ec13c64e
 def _window(n, m):
     "The window of a pooling module or function."
     get = (lambda k, i, d: getattr(m, k, d)) if m is not None else (lambda k, i, d: n.kwargs.get(k, n.args[i] if len(n.args) > i else d))
@@ -259,7 +260,7 @@ def _spatial(walk, n, m, f):
     if 'pool' not in name or 'lp' in name: return None
     return (max_pool if 'max' in name or 'boolean' in name else average_pool)(f, _window(n, m))
 
-# %% ../nbs/23_walk.ipynb #0ad7fad0
+# %% ../nbs/23_walk.ipynb #dd597c86
 @field_rule(rules.getitem)
 def _getitem(walk, n, m, f):
     index = n.args[1] if isinstance(n.args[1], tuple) else (n.args[1],)
@@ -272,7 +273,7 @@ def _pad(walk, n, m, f):
     pads = list(n.args[1] if len(n.args) > 1 else n.kwargs['pad'])+[0]*6
     return pad_channels(f, *pads[4:6]) if not any(pads[:4]) else None
 
-# %% ../nbs/23_walk.ipynb #2ca27937
+# %% ../nbs/23_walk.ipynb #c22b3749
 class WhiteWalk(Walk):
     "A walk in which every layer reads white noise: correlations come from the layer's own filters, scale and mean from the norm behind it."
     def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs); self.ties = {} # no layer reads what a sum's parts have in common
