@@ -6,7 +6,7 @@
 __all__ = ['other_layer', 'norm_name', 'norm', 'mixes', 'per_image', 'elementwise', 'same', 'spatial', 'prelu', 'per_channel',
            'add', 'multiply', 'divide', 'cat', 'reshape', 'reduce', 'permute', 'getitem', 'pad', 'split']
 
-# %% ../nbs/11_channels.ipynb #4adbb2b6
+# %% ../nbs/11_channels.ipynb #9cadcf0c
 import math
 import torch.nn as nn
 from torch import fx
@@ -14,7 +14,7 @@ from .trace import NORMS
 from .bookkeeping import *
 from .bookkeeping import Follower
 
-# %% ../nbs/11_channels.ipynb #09f6ab89
+# %% ../nbs/11_channels.ipynb #dace09f4
 @rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def other_layer(f, n, src): return f.keep(n, KIND)
 
@@ -35,14 +35,14 @@ def norm(f, n, src):
 
 def _read_by(f, target): return sum(len(a.users) for a in f.gm.graph.nodes if a.op == 'get_attr' and a.target == target)
 
-# %% ../nbs/11_channels.ipynb #b433e9ba
+# %% ../nbs/11_channels.ipynb #928143c9
 @rule(nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, 'layer_norm', 'group_norm', 'local_response_norm', 'softmax', 'log_softmax', 'normalize', nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
 def mixes(f, n, src): f.freeze(src, MIXED); return src
 
 @rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, 'instance_norm')
 def per_image(f, n, src): f.freeze(src, IMAGE); return src
 
-# %% ../nbs/11_channels.ipynb #5c8eaaec
+# %% ../nbs/11_channels.ipynb #0caa37d8
 @rule(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.ELU, nn.CELU, nn.SELU, nn.Sigmoid, nn.Tanh, nn.Hardtanh,
       nn.Softplus, nn.Mish, nn.Softsign, nn.LogSigmoid, nn.Threshold, *'''relu relu_ relu6 leaky_relu leaky_relu_ hardswish hardsigmoid silu gelu
       elu elu_ celu selu sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ softplus mish softsign logsigmoid clamp clamp_ clamp_min threshold _threshold threshold_
@@ -61,7 +61,7 @@ def spatial(f, n, src):
     "On each channel's image by itself."
     return f.step(src, 'spatial', n, n.target if n.op == 'call_module' else None) if src.axis == 1 else f.keep(n, UNKNOWN)
 
-# %% ../nbs/11_channels.ipynb #1352ecc9
+# %% ../nbs/11_channels.ipynb #4f832453
 @rule(nn.PReLU)
 def prelu(f, n, src):
     if f.mods[n.target].num_parameters == 1: return elementwise(f, n, src)
@@ -83,7 +83,7 @@ def per_channel(f, n, src, p, kind):
 
 def _source(f, n, src): return next(a.meta['shape'] for a in n.all_input_nodes if f.layouts.get(a) is src)
 
-# %% ../nbs/11_channels.ipynb #23b21e9a
+# %% ../nbs/11_channels.ipynb #4f0221e1
 def _matched(f, n):
     "The layouts of an operation's two tensors, the larger tensor first; None if they do not fit."
     tensors = sorted((a for a in n.all_input_nodes if a.meta.get('tensor')), key=lambda a: -math.prod(a.meta['shape']))
@@ -124,7 +124,7 @@ def _side_by_side(f, n):
 @rule('truediv', 'div', 'div_', 'itruediv')
 def divide(f, n, src): return elementwise(f, n, src) if _with_number(n) and n.all_input_nodes[0] is n.args[0] else f.keep(n, UNKNOWN)
 
-# %% ../nbs/11_channels.ipynb #7349b003
+# %% ../nbs/11_channels.ipynb #a85ef1de
 @rule('cat', 'concat', 'concatenate')
 def cat(f, n, src):
     tensors = n.args[0] if n.args else n.kwargs['tensors']
@@ -133,7 +133,7 @@ def cat(f, n, src):
     if any(l is None or l.axis != dim for l in lays): return f.keep(n, UNKNOWN)
     return Layout(dim, tuple(p for l in lays for p in l.parts))
 
-# %% ../nbs/11_channels.ipynb #dbae487b
+# %% ../nbs/11_channels.ipynb #1c1fe330
 def _numbers(n):
     "The integers written into a call; those computed from a size are operations of their own."
     found = []
@@ -151,7 +151,7 @@ def reshape(f, n, src):
     parts = f.step(src, 'spatial', n).parts
     return Layout(ax, tuple(Part(p.space, p.repeat*math.prod(old[ax+1:]), p.path) for p in parts))
 
-# %% ../nbs/11_channels.ipynb #b1815a64
+# %% ../nbs/11_channels.ipynb #c14c4a98
 @rule('mean', 'amax', 'sum')
 def reduce(f, n, src):
     "Over the image; over the channels it would mix them."
@@ -169,7 +169,7 @@ def permute(f, n, src):
     if 'transpose' in str(n.target): i, j = dims; dims = list(range(rank)); dims[i], dims[j] = j, i
     return Layout(dims.index(src.axis), src.parts)
 
-# %% ../nbs/11_channels.ipynb #4d5254db
+# %% ../nbs/11_channels.ipynb #2727ec4f
 def _indices(index, rank):
     "One index per axis and one for each new axis: without `...`, and with what was left out."
     index = index if isinstance(index, tuple) else (index,)
