@@ -7,7 +7,7 @@ __all__ = ['PRUNED', 'SINGLE', 'TIED', 'OUTPUT', 'INPUT', 'UNUSED', 'GROUPED', '
            'JOINT', 'SHARED', 'OWN', 'IGNORED', 'UNREACHED', 'KIND', 'RULES', 'Step', 'Part', 'Layout', 'Use', 'Space',
            'rule', 'Follower', 'held', 'layer']
 
-# %% ../nbs/11_bookkeeping.ipynb #a8e5f3cf
+# %% ../nbs/11_bookkeeping.ipynb #6103d5cf
 import math
 from dataclasses import dataclass, field
 import torch, torch.nn as nn
@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from fastcore.basics import patch
 from .trace import is_norm, is_stock, LAYERS, CONVS
 
-# %% ../nbs/11_bookkeeping.ipynb #33a67940
+# %% ../nbs/11_bookkeeping.ipynb #7e6c7f36
 PRUNED, SINGLE = 'pruned', 'all kept at this ratio'
 TIED, OUTPUT, INPUT, UNUSED = 'tied by an add', 'feeds an output', 'is the input', 'is read by no layer'
 GROUPED, SHUFFLED, FIXED = 'grouped', 'shuffled', 'has a hard-coded channel count'
@@ -25,7 +25,7 @@ JOINT = 'gated together with other channels'
 SHARED, OWN, IGNORED = 'shared by several calls', 'holds its weights in its own way', 'ignored by the caller'
 UNREACHED, KIND = 'is not reached by the trace', 'is of a kind that is not pruned'
 
-# %% ../nbs/11_bookkeeping.ipynb #f44034a7
+# %% ../nbs/11_bookkeeping.ipynb #fb9cf019
 @dataclass(frozen=True)
 class Step:
     "One thing that happens to a channel between its producer and a consumer."
@@ -35,6 +35,7 @@ class Step:
     offset:int=0 # where the space's channels begin among the module's
     other:tuple=() # kinds 'gate' and 'sum': (space id, steps) of the other tensor
 
+# %% ../nbs/11_bookkeeping.ipynb #5cf4db46
 @dataclass(frozen=True)
 class Part:
     "A run of entries along a channel axis: `repeat` consecutive ones for each channel of a space."
@@ -48,7 +49,7 @@ class Layout:
     axis:int # index of the channel axis
     parts:tuple # of `Part`s, in order
 
-# %% ../nbs/11_bookkeeping.ipynb #754b1abc
+# %% ../nbs/11_bookkeeping.ipynb #6af95a0d
 @dataclass(frozen=True)
 class Use:
     "A place where a weight is indexed by the channels of a space."
@@ -58,6 +59,7 @@ class Use:
     repeat:int=1 # entries per channel
     path:tuple=() # role 'in': the steps from the producer to here
 
+# %% ../nbs/11_bookkeeping.ipynb #ea2c5b28
 @dataclass
 class Space:
     "Channels that live and die together, in however many tensors."
@@ -68,7 +70,7 @@ class Space:
     def freeze(self, reason): self.reason = self.reason or reason # the first reason is the one that is told
     def role(self, role): return [u for u in self.uses if u.role == role]
 
-# %% ../nbs/11_bookkeeping.ipynb #2733b6ff
+# %% ../nbs/11_bookkeeping.ipynb #b9d8cad1
 RULES = {} # class of a module, or name of a function or method → rule
 
 def rule(
@@ -78,6 +80,7 @@ def rule(
     def register(f): RULES.update(dict.fromkeys(keys, f)); return f
     return register
 
+# %% ../nbs/11_bookkeeping.ipynb #bcb86096
 class Follower:
     "Gives every tensor of a traced network its `Layout`."
     def __init__(self,
@@ -89,13 +92,14 @@ class Follower:
         self.several = _called_twice(gm) | _sharing(gm)
         for n in gm.graph.nodes: self.layouts[n] = self.follow(n)
 
-# %% ../nbs/11_bookkeeping.ipynb #631cbd4a
+# %% ../nbs/11_bookkeeping.ipynb #9c48ecfd
 def _called_twice(gm):
     "Names of the modules that hold parameters and are called more than once."
     calls = [n.target for n in gm.graph.nodes if n.op == 'call_module']
     mods = dict(gm.named_modules())
     return {t for t in calls if calls.count(t) > 1 and next(mods[t].parameters(), None) is not None}
 
+# %% ../nbs/11_bookkeeping.ipynb #ce7f61f3
 def _sharing(gm):
     "Names of the modules with a parameter that another module holds as well."
     owners = {}
@@ -104,7 +108,7 @@ def _sharing(gm):
             if p is not None: owners.setdefault(id(p), set()).add(name)
     return {n for names in owners.values() if len(names) > 1 for n in names}
 
-# %% ../nbs/11_bookkeeping.ipynb #9bc4c31b
+# %% ../nbs/11_bookkeeping.ipynb #f2ab2af2
 @patch
 def begin(self:Follower, size, reason=None):
     "A new space's id."
@@ -121,6 +125,7 @@ def space(self:Follower, i):
     "The space of that id, also after it became one with another."
     return self.spaces[self.root(i)]
 
+# %% ../nbs/11_bookkeeping.ipynb #863b5efd
 @patch
 def join(self:Follower, i, j):
     "Two spaces become one."
@@ -130,7 +135,7 @@ def join(self:Follower, i, j):
     self.alias[j], a.groups, a.uses = i, math.lcm(a.groups, b.groups), a.uses+b.uses
     if b.reason: a.freeze(b.reason)
 
-# %% ../nbs/11_bookkeeping.ipynb #906e31e7
+# %% ../nbs/11_bookkeeping.ipynb #095c0138
 @patch
 def entries(self:Follower, p): return p.repeat*self.space(p.space).size
 
@@ -147,7 +152,7 @@ def step(self:Follower, layout, kind, n, module=None, other=None):
         parts.append(Part(p.space, p.repeat, p.path+(s,))); at += self.entries(p)
     return Layout(layout.axis, tuple(parts))
 
-# %% ../nbs/11_bookkeeping.ipynb #9d9e6bec
+# %% ../nbs/11_bookkeeping.ipynb #25dcb5fa
 @patch
 def named(self:Follower, n, reason):
     "The reason, which for an operation without a rule ends in the operation's name."
@@ -161,13 +166,13 @@ def keep(self:Follower, n, reason):
     shape = n.meta.get('shape')
     return Layout(1, (Part(self.begin(shape[1], reason)),)) if shape and len(shape) > 1 else None
 
-# %% ../nbs/11_bookkeeping.ipynb #dc14cb60
+# %% ../nbs/11_bookkeeping.ipynb #9688526c
 def held(n:fx.Node)->list:
     "The tensors that an output hands over, a named tuple's as well."
     is_class = lambda a: a.op == 'call_function' and isinstance(a.target, type)
     return [b for a in n.all_input_nodes for b in (held(a) if is_class(a) else [a])]
 
-# %% ../nbs/11_bookkeeping.ipynb #ca69127e
+# %% ../nbs/11_bookkeeping.ipynb #873af982
 @patch
 def follow(self:Follower, n):
     "The layout of one operation's output."
@@ -182,6 +187,7 @@ def follow(self:Follower, n):
     if f is None: return self.keep(n, UNKNOWN)
     return f(self, n, src) if src is not None else self.keep(n, UNKNOWN)
 
+# %% ../nbs/11_bookkeeping.ipynb #c5e1e7d7
 @patch
 def lookup(self:Follower, n):
     "The rule of an operation, and its name."
@@ -196,7 +202,7 @@ def lookup(self:Follower, n):
 
 def _returns_tensors(n): return n.target in ('chunk', 'split', 'unbind') or getattr(n.target, '__name__', '') in ('chunk', 'split', 'unbind') or n.op == 'call_module'
 
-# %% ../nbs/11_bookkeeping.ipynb #f63abfb2
+# %% ../nbs/11_bookkeeping.ipynb #0910c731
 @patch
 def along(self:Follower, n, src, kind, role, what=None):
     "A module or parameter with one entry per channel: the channels pass and take their entries along."
@@ -207,7 +213,7 @@ def along(self:Follower, n, src, kind, role, what=None):
         if owner in self.ignored: s.freeze(IGNORED)
     return self.step(src, kind, n, what or n.target)
 
-# %% ../nbs/11_bookkeeping.ipynb #c10f053f
+# %% ../nbs/11_bookkeeping.ipynb #1549e61d
 def _refusal(f, n, m):
     "Why a layer's weights may not be touched at all, if so."
     if n.target in f.several: return SHARED
@@ -219,6 +225,7 @@ def _unread(f, m, src, axis, groups):
     if src.axis != axis or sum(map(f.entries, src.parts)) != cols: return UNKNOWN
     return GROUPED if groups > 1 and (len(src.parts) > 1 or src.parts[0].repeat > 1 or groups == m.in_channels) else None
 
+# %% ../nbs/11_bookkeeping.ipynb #506b8345
 @rule(nn.Linear, *CONVS)
 def layer(f, n, src):
     m = f.mods[n.target]
@@ -230,7 +237,7 @@ def layer(f, n, src):
     if not unread: _read(f, n, src, groups)
     return _produce(f, n, m, axis, groups, refusal or (GROUPED if unread == GROUPED else None))
 
-# %% ../nbs/11_bookkeeping.ipynb #17354808
+# %% ../nbs/11_bookkeeping.ipynb #11abd640
 def _read(f, n, src, groups):
     "Notes a layer as the consumer of every part that it reads."
     at = 0
