@@ -442,6 +442,66 @@ def test_learned_numbers_per_channel(recipe, tmp_path):
     again = load(tmp_path/'small.safetensors', model)
     assert torch.equal(run(again, images), y) and again.act.num_parameters == 4
 
+class SamePadding(nn.Conv2d):
+    "Pads by what it sees, as timm's does."
+    def forward(self, x):
+        k = self.kernel_size[0]//2
+        return F.conv2d(F.pad(x, [k]*4), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+class Standardised(nn.Conv2d):
+    def forward(self, x): return F.conv2d(x, F.batch_norm(self.weight.reshape(1, 8, -1), None, None, training=True).reshape_as(self.weight), self.bias, padding=1)
+
+class DropPath(nn.Module):
+    def forward(self, x):
+        if not self.training: return x
+        return x*x.new_empty((x.shape[0], 1, 1, 1)).bernoulli_(.9)
+
+class Effective(nn.Module):
+    "A gate of one layer."
+    def __init__(self): super().__init__(); self.fc = nn.Conv2d(8, 8, 1)
+    def forward(self, x): return x*F.hardsigmoid(self.fc(x.mean((2, 3), keepdim=True)))
+
+class Neighbours(nn.Module):
+    "A gate from neighbouring channels (ECA)."
+    def __init__(self): super().__init__(); self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+    def forward(self, x): return x*self.conv(x.mean((2, 3)).view(x.shape[0], 1, -1)).view(x.shape[0], -1, 1, 1).sigmoid()
+
+class Where(nn.Module):
+    "A gate for each position (CBAM)."
+    def __init__(self): super().__init__(); self.conv = nn.Conv2d(2, 1, 3, padding=1)
+    def forward(self, x): return x*self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid()
+
+class Norm2d(nn.LayerNorm):
+    def __init__(self): super().__init__(8)
+    def forward(self, x): return F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+class Blur(nn.Module):
+    def __init__(self): super().__init__(); self.register_buffer('filt', torch.ones(8, 1, 3, 3)/9)
+    def forward(self, x): return F.conv2d(F.pad(x, (1, 1, 1, 1), 'reflect'), self.filt, stride=2, groups=x.shape[1])
+
+class Response(nn.Module):
+    "Global response normalisation (ConvNeXt V2)."
+    def __init__(self): super().__init__(); self.g = nn.Parameter(torch.rand(1, 8, 1, 1))
+    def forward(self, x): n = x.norm(2, dim=(2, 3), keepdim=True); return x+self.g*(x*(n/(n.mean(1, keepdim=True)+1e-6)))
+
+NO_RULE, OF_A_KIND = 'passes an operation without a rule: ', 'is of a kind that is not pruned'
+LIKE_TIMM = dict(same_padding=(lambda: SamePadding(8, 8, 3), {'0': NO_RULE+'conv2d', '3': OF_A_KIND}), standardised=(lambda: Standardised(8, 8, 3), {'0': NO_RULE+'conv2d', '3': OF_A_KIND}),
+    drop_path=(DropPath, {'0': 'pruned'}), effective=(Effective, {'0': 'pruned', '3.fc': 'pruned'}), neighbours=(Neighbours, {'0': 'shuffled', '3.conv': 'shuffled'}),
+    where=(Where, {'0': 'normalised across channels', '3.conv': NO_RULE+'mul'}), norm2d=(Norm2d, {'0': 'normalised across channels'}), blur=(Blur, {'0': NO_RULE+'conv2d'}), response=(Response, {'0': NO_RULE+'norm'}))
+
+@pytest.mark.parametrize('case', LIKE_TIMM)
+def test_timm_like(case):
+    "The blocks of the large model collections: pruned, or kept with what is in the way; weights that stay float are reported so."
+    make, want = LIKE_TIMM[case]
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), make(), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)))
+    assert torch.equal(run(compress(model, images).model, images), run(model, images))
+    out = compress(model, images, pruning_ratio=.5, weight_bits=6)
+    why = reasons(out)
+    assert why == {**want, '4': 'pruned', '8': 'feeds an output'} and run(out.model, images).shape == (3, 3)
+    for r in out.report.rows:
+        levels = max(len(f.unique()) for f in out.model.get_submodule(r['layer']).weight.flatten(1))
+        assert levels <= 64 if r['bits'] == 6 else torch.equal(out.model.get_submodule(r['layer']).weight, model.get_submodule(r['layer']).weight)
+
 def test_a_parameter_that_is_used_twice_keeps_its_channels():
     class Twice(nn.Module):
         def __init__(self): super().__init__(); self.a, self.b, self.c, self.p = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1), nn.Parameter(torch.rand(8, 1, 1))

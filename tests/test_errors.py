@@ -1,5 +1,6 @@
 "Wrong arguments give a typed error that names the culprit and a way out; nothing is changed by success or failure."
 import sys
+import numpy as np
 import pytest, torch, torch.nn as nn
 import udfc_nb.errors as E
 from udfc_nb import compress
@@ -74,6 +75,36 @@ def test_control_flow_names_the_line():
     e = refused(E.TraceError, 'if x.sum() > 0: x = x + 1 # the culprit', 'test_errors.py', 'ignored_layers', model=roughen(Branching()))
     line = next(i for i, l in enumerate(open(__file__), 1) if l.strip().endswith('# the culprit'))
     assert f'{__file__}:{line}' in str(e)
+
+@torch.library.custom_op('udfc_tests::rectify', mutates_args=())
+def rectify(x:torch.Tensor)->torch.Tensor: return x.clamp(min=0)
+@rectify.register_fake
+def _(x): return torch.empty_like(x)
+
+class Call(nn.Module):
+    def __init__(self, f): super().__init__(); self.f = f
+    def forward(self, x): return self.f(x)
+
+def with_middle(f): return nn.Sequential(nn.Conv2d(3, 8, 3), Call(f), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)).eval()
+
+UNTRACEABLE = dict(numpy=lambda x: torch.from_numpy(np.maximum(x.detach().numpy(), 0)), # numpy
+    loop=lambda x: torch.stack([i.relu() for i in x]), # loop
+    size=lambda x: x if x.shape[0] > 1 else 2*x, # size
+    vmap=lambda x: torch.vmap(torch.relu)(x)) # vmap
+
+@pytest.mark.parametrize('case', UNTRACEABLE)
+def test_what_cannot_be_traced_names_the_line(case):
+    line = next(i for i, l in enumerate(open(__file__), 1) if l.rstrip().endswith(f'# {case}'))
+    model = with_middle(UNTRACEABLE[case])
+    refused(E.TraceError, f'{__file__}:{line}', 'ignored_layers', model=model, pruning_ratio=.5)
+    out = compress(model, x, pruning_ratio=.5, ignored_layers=('1',), recipe='paper') # a leaf module is the way out
+    assert out.model[0].out_channels == 8 and out.model[2].out_channels == 3 and out.model(x).shape == (2, 3)
+
+@pytest.mark.parametrize('op', [torch.ops.udfc_tests.rectify, rectify], ids=['by its name', 'itself'])
+def test_a_custom_operation_keeps_its_channels_and_is_named(op):
+    model = with_middle(lambda x: op(x))
+    out = compress(model, x, pruning_ratio=.5, recipe='paper')
+    assert 'rectify' in out.report.rows[0]['reason'] and out.model[0].out_channels == 8 and out.model[2].out_channels == 3
 
 class Holder(nn.Module):
     def __init__(self):

@@ -7,7 +7,7 @@ import pytest, torch, torch.nn as nn, torch.nn.functional as F
 from torchvision.models.densenet import _DenseLayer
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.ops import SqueezeExcitation
+from torchvision.ops import SqueezeExcitation, StochasticDepth
 from udfc_nb import compress
 from nets import Residual, relative, roughen
 
@@ -552,3 +552,70 @@ def test_every_site_at_once(build):
     out = compress(model, images, layer_ratios=ratios, recipe='paper')
     assert all(1 not in out.kept[c] and len(out.kept[c]) == mods[c].out_channels-1 for c in ratios)
     with torch.no_grad(): assert relative(out.model(images), y) <= LIMIT
+
+
+# A concatenation with one module, parameter or gate for all of it; other dimensions, other norms
+
+class Together(nn.Module):
+    "Two branches side by side, then one thing for all their channels."
+    def __init__(self, form):
+        super().__init__()
+        self.a, self.b, self.form = nn.Conv2d(3, 6, 3, bias=False), nn.Conv2d(3, 8, 3, bias=False), form
+        self.slope, self.factor = nn.PReLU(14), nn.Parameter(torch.rand(14, 1, 1)+.5)
+        self.ga, self.gb, self.last, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(14, 6, 1), mean_head(6)
+    def forward(self, x): return self.head(self.last(self.form(self, torch.cat([self.a(x), self.b(x)], 1), x)))
+
+TOGETHER = dict(slopes=lambda s, y, x: s.slope(y), factor=lambda s, y, x: F.relu(s.factor*y), two_by_two=lambda s, y, x: F.relu(y)*torch.cat([s.ga(x), s.gb(x)], 1).sigmoid())
+
+@pytest.mark.parametrize('form', TOGETHER)
+def test_one_thing_for_a_whole_concatenation(form):
+    "The second branch's entries begin where the first one's end."
+    model = Together(TOGETHER[form])
+    with torch.no_grad():
+        model.slope.weight.uniform_(-.5, .8)
+        model.b.weight[5] = .02*model.b.weight[2]
+        for p in (model.slope.weight, model.factor, model.gb.weight, model.gb.bias): o = 0 if len(p) == 8 else 6; p[o+5] = p[o+2]
+    louder(model.last, 6+5, 300)
+    out = check(model, images, 'b', 5)
+    assert out.model.last.in_channels == 13 and out.model.a.out_channels == 6
+    if form == 'slopes': assert out.model.slope.num_parameters == 13
+    if form == 'two_by_two': assert out.model.gb.out_channels == 7 and out.model.ga.out_channels == 6
+
+@pytest.mark.parametrize('conv,bn,shape', [(nn.Conv1d, nn.BatchNorm1d, (3, 3, 20)), (nn.Conv3d, nn.BatchNorm3d, (2, 3, 7, 7, 7))], ids=['1d', '3d'])
+def test_other_dimensions(conv, bn, shape):
+    model = nn.Sequential(conv(3, 8, 3, bias=False), bn(8), nn.ReLU(), conv(8, 6, 3), nn.Flatten(2), Mean(), nn.Linear(6, 4)).eval()
+    with torch.no_grad(): model[1].running_mean.normal_(0, .3); model[1].running_var.uniform_(.5, 2); model[1].weight.uniform_(.5, 1.5)
+    repeat(model[0], 5, 2, 2., model[1]); louder(model[3], 5)
+    check(model, torch.randn(shape), '0', 5)
+
+class Mean(nn.Module):
+    def forward(self, x): return x.mean(2)
+
+@pytest.mark.parametrize('kind', ['sync', 'frozen', 'own', 'two'])
+def test_norms_of_other_kinds(kind):
+    from torchvision.ops import FrozenBatchNorm2d
+    class Own(nn.BatchNorm2d):
+        "Norm and activation in one, as timm has it."
+        def forward(self, x): return F.relu(super().forward(x))
+    norm = dict(sync=nn.SyncBatchNorm, frozen=FrozenBatchNorm2d, own=Own, two=nn.BatchNorm2d)[kind](8)
+    second = nn.BatchNorm2d(8) if kind == 'two' else nn.Identity()
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), norm, second, nn.ReLU(), nn.Conv2d(8, 6, 3), mean_head(6)))
+    with torch.no_grad():
+        norm.running_mean.normal_(0, .3); norm.running_var.uniform_(.5, 2); norm.weight.uniform_(.5, 1.5)
+        repeat(model[0], 5, 2, 2., norm)
+        if kind == 'two': c, _ = affine(second, 2); tune(second, 2, c, torch.tensor(.3)); tune(second, 5, c, torch.tensor(.6))
+    louder(model[4], 5)
+    out = check(model, images, '0', 5)
+    assert type(out.model[1]) is type(norm) and len(out.model[1].running_mean) == 7
+
+class Resized(nn.Module):
+    "What segmentation heads and modern blocks put between two convolutions."
+    def __init__(self): super().__init__(); self.conv, self.bn, self.next, self.head, self.drop = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3), mean_head(6), StochasticDepth(.2, 'row')
+    def forward(self, x):
+        y = self.drop(F.relu(self.bn(self.conv(x))))
+        return self.head(self.next(F.interpolate(F.pad(y, (1, 1, 1, 1)), size=x.shape[-2:], mode='bilinear')[:, :, 1:-1]))
+
+def test_resized_and_padded():
+    model = roughen(Resized())
+    repeat(model.conv, 5, 2, 3., model.bn); louder(model.next, 5)
+    check(model, images, 'conv', 5)

@@ -1,6 +1,6 @@
 "Properties that hold for every network, tried on networks that hypothesis draws."
 import functools, math
-import torch, torch.nn as nn
+import pytest, torch, torch.nn as nn
 import udfc_nb
 from hypothesis import given, settings, strategies as st
 from udfc_nb.error import augmented_gram, pruning_error
@@ -203,3 +203,16 @@ def test_less_pruning_never_has_the_larger_error(drawn, ratio):
     assert less <= more*(1+1e-6)+1e-9
     row = next(r for r in report.rows if r['layer'] == name)
     if row['error'] is not None: assert math.isclose(row['error'], more/of, rel_tol=1e-3, abs_tol=1e-6)
+
+
+@pytest.mark.parametrize('n,d', [(700, 60), (700, 200)])
+def test_many_filters_with_few_entries(n, d, monkeypatch):
+    "A wide layer of low rank: the minimum-norm solution, and no decomposition larger than the filters need."
+    V = torch.randn(n, d, dtype=torch.double); V[3] = 2*V[5]; V[7] = 0; V[11] *= 1e-3
+    kept, pruned = torch.arange(0, int(.7*n)), torch.arange(int(.7*n), n)
+    sizes, eigh = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, 'eigh', lambda A: (sizes.append(len(A)), eigh(A))[1])
+    T = project(V@V.T, kept, pruned)
+    assert max(sizes) <= max(d, 64)
+    torch.testing.assert_close(T, torch.linalg.lstsq(V[kept].T, V[pruned].T, driver='gelsd').solution.T, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(T@V[kept], V[pruned], rtol=1e-6, atol=1e-8)

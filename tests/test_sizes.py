@@ -1,5 +1,6 @@
 "The paper's sizes, which do not depend on weights: 4 bytes × parameters in rounded millions (METHOD of the paper's tables)."
-import time
+import json, subprocess, sys, time
+from pathlib import Path
 import pytest, torch, torchvision
 from torch import nn
 from udfc_nb import compress
@@ -67,3 +68,25 @@ def test_seconds(build, shape, seconds):
             start = time.process_time(); compress(model, x, pruning_ratio=.3, recipe='paper'); times.append(time.process_time()-start)
     finally: torch.set_num_threads(threads)
     assert min(times) < seconds, times
+
+PEAK = '''
+import json, sys, torch, torchvision
+from udfc_nb import compress
+torch.set_num_threads(1)
+def kib(key): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key))
+compress(torchvision.models.resnet18(), torch.zeros(1, 3, 64, 64), pruning_ratio=.3, recipe='prune') # what the libraries themselves take
+net = getattr(torchvision.models, sys.argv[1])()
+open('/proc/self/clear_refs', 'w').write('5') # the peak is counted from here
+size, before = sum(t.numel()*t.element_size() for t in net.state_dict().values())/1024, kib('VmRSS')
+out = compress(net, torch.zeros(1, 3, 224, 224), pruning_ratio=.3, recipe='paper')
+print(json.dumps(1+(kib('VmHWM')-before)/size))
+'''
+
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='the peak of the memory is read from /proc')
+@pytest.mark.parametrize('name', ['resnet50', pytest.param('resnet101', marks=pytest.mark.slow)])
+def test_peak_memory(name):
+    "Below three times the network, itself included, in a process of its own."
+    done = subprocess.run([sys.executable, '-c', PEAK, name], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    if 'PermissionError' in done.stderr or 'OSError' in done.stderr: pytest.skip('the peak of the memory cannot be reset here')
+    assert done.returncode == 0, done.stderr
+    assert 1 < json.loads(done.stdout) < 3, done.stdout

@@ -7,7 +7,7 @@ __all__ = ['READERS', 'EVERYTHING', 'INPUT_RANGE', 'INPUT_BITS', 'RANGES', 'Inpu
            'QuantizedLinear', 'QuantizedConv2d', 'QuantizedConvTranspose2d', 'quantize_input_', 'tails', 'positive',
            'best_ends', 'best_range', 'before_relu', 'below', 'image', 'bounds', 'input_range', 'six_sigma', 'range_of']
 
-# %% ../nbs/28_activations.ipynb #351e3164
+# %% ../nbs/28_activations.ipynb #fe2555db
 import math
 from dataclasses import dataclass
 import torch, torch.nn as nn
@@ -21,7 +21,7 @@ from .walk import Walk, recorded
 from .job import Job
 from .best import still_read
 
-# %% ../nbs/28_activations.ipynb #2beb838e
+# %% ../nbs/28_activations.ipynb #8ea3f6d6
 @dataclass(frozen=True)
 class InputQuantizer:
     "A grid for a tensor, with the meaning of ONNX's QuantizeLinear and DequantizeLinear."
@@ -39,7 +39,7 @@ class InputQuantizer:
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
         return ((self.codes(wide)-self.zero_point)*wide.new_tensor(self.scale)).to(x.dtype)
 
-# %% ../nbs/28_activations.ipynb #0b70130f
+# %% ../nbs/28_activations.ipynb #c5d81d20
 def check_activation_bits(
     bits, # width of the codes, 2 to 16
     layer:str=None, # name for the message
@@ -57,7 +57,7 @@ def grid_of(
     scale = torch.tensor((high-low)/(2**bits-1), dtype=torch.float32).clamp(min=1e-30).item()
     return InputQuantizer(scale, round(-low/scale)-2**(bits-1) if signed else 0, bits, signed)
 
-# %% ../nbs/28_activations.ipynb #47ab5036
+# %% ../nbs/28_activations.ipynb #b6e555a8
 class _Reads:
     "A layer that reads its input through `input_quantizer`."
     def forward(self, x, *args): return super().forward(self.input_quantizer(x), *args)
@@ -80,7 +80,7 @@ def quantize_input_(
     layer.input_quantizer = quantizer
     return layer
 
-# %% ../nbs/28_activations.ipynb #1aa0a45a
+# %% ../nbs/28_activations.ipynb #2e28dad8
 def tails(
     c:torch.Tensor, # where the tail begins, broadcastable to the rest
     mean:torch.Tensor, # μ
@@ -91,7 +91,7 @@ def tails(
     e = torch.exp(-d.abs()/b)
     return torch.where(d < 0, b/2*e-d, b/2*e), torch.where(d < 0, d*d+2*b*b-b*b*e, b*b*e)
 
-# %% ../nbs/28_activations.ipynb #f2e2c29c
+# %% ../nbs/28_activations.ipynb #503b75e5
 def positive(mean, std):
     "P(z > 0)."
     e = torch.exp(-mean.abs()*math.sqrt(2)/std.clamp(min=1e-12))/2
@@ -113,7 +113,7 @@ def best_ends(
         low, high = torch.where(wide, low, mid), torch.where(wide, mid, high)
     return (0*mean if rectified else mean-high), centre+high
 
-# %% ../nbs/28_activations.ipynb #46a78470
+# %% ../nbs/28_activations.ipynb #7af837f7
 def best_range(
     mean:torch.Tensor, # μ of every channel, before a ReLU
     std:torch.Tensor, # σ
@@ -125,7 +125,7 @@ def best_range(
     bottom, top = best_ends(mean, std, bits, low >= 0)
     return max(low, min(bottom.min().item(), 0.)), min(high, max(top.max().item(), 0.))
 
-# %% ../nbs/28_activations.ipynb #51915144
+# %% ../nbs/28_activations.ipynb #ecab0cc8
 def before_relu(
     mean:torch.Tensor, # E[a], (C,)
     var:torch.Tensor, # Var[a], (C,)
@@ -142,7 +142,7 @@ def before_relu(
     far = low > 7.9 # hardly anything is rectified
     return torch.where(far, m, low*std), torch.where(far, v.sqrt(), std)
 
-# %% ../nbs/28_activations.ipynb #5c70b4fd
+# %% ../nbs/28_activations.ipynb #9888552e
 def below(x, mean, std):
     "F(x) and M(x) of a Laplace law."
     b = (std.double()/math.sqrt(2)).clamp(min=1e-12)
@@ -174,7 +174,7 @@ def moments(self:InputQuantizer,
     A[0] += under
     return first, second-first**2, (values*P).sum(0), (values**2*P).sum(0), (values*A).sum(0)
 
-# %% ../nbs/28_activations.ipynb #b1ccf62a
+# %% ../nbs/28_activations.ipynb #dd24c320
 @patch
 def through(self:InputQuantizer,
     f, # `Field` of the tensor
@@ -190,7 +190,7 @@ def through(self:InputQuantizer,
     out.cov[0, 0].diagonal().add_(noise.to(f.mean.dtype))
     return out
 
-# %% ../nbs/28_activations.ipynb #db9071e2
+# %% ../nbs/28_activations.ipynb #8ba8b5b4
 EVERYTHING = (-math.inf, math.inf)
 
 def image(
@@ -204,7 +204,7 @@ def image(
     grows = [any(open_(e, i, s) for e, i in ((low, 0), (high, -1))) for s in (-1, 1)]
     return (-math.inf if grows[0] else y.min().item()), (math.inf if grows[1] else y.max().item())
 
-# %% ../nbs/28_activations.ipynb #1eeb6f78
+# %% ../nbs/28_activations.ipynb #8ab28430
 def _products(ends): return [0. if 0 in (a, b) else a*b for a in ends[0] for b in ends[1]]
 
 def bounds(
@@ -230,7 +230,7 @@ def bounds(
     if rule is rules.reduce: return (0. if low >= 0 else -math.inf), math.inf
     return EVERYTHING
 
-# %% ../nbs/28_activations.ipynb #2cce4d19
+# %% ../nbs/28_activations.ipynb #634058c2
 INPUT_RANGE = (-3., 3.) # of normalised images
 INPUT_BITS = 8 # of a pixel: what reads the network's input has no fewer
 
@@ -241,7 +241,7 @@ def input_range(
     "Between what values an image lies that is normalised so."
     return min(-m/s for m, s in zip(mean, std)), max((1-m)/s for m, s in zip(mean, std))
 
-# %% ../nbs/28_activations.ipynb #13ab975a
+# %% ../nbs/28_activations.ipynb #a7c3c3e9
 def six_sigma(mean, std, bits, low=-math.inf, high=math.inf):
     "As `best_range`: six standard deviations of the widest channel (DFQ)."
     return max(low, min((mean-6*std).min().item(), 0.)), min(high, max((mean+6*std).max().item(), 0.))
@@ -259,7 +259,7 @@ def range_of(
     law = before_relu(f.mean, f.var) if low == 0 else (f.mean.double(), f.var.double().clamp(min=0).sqrt())
     return RANGES[rule](*law, bits, low, high)
 
-# %% ../nbs/28_activations.ipynb #339d2ac1
+# %% ../nbs/28_activations.ipynb #9d8b2f00
 @patch
 def find_ranges(self:Job,
     bits:dict, # layer name → width of what it reads, or None

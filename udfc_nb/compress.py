@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Compressed', 'bits_per_layer', 'check_size', 'compress']
 
-# %% ../nbs/17_compress.ipynb #27152aa9
+# %% ../nbs/17_compress.ipynb #04034196
 import time
 from dataclasses import dataclass, field, asdict
 import torch, torch.nn as nn
@@ -16,13 +16,13 @@ from .errors import BitsError, BudgetError
 from .quantizer import check_bits
 from .assumption import check_ratio
 from .trace import check_names, layer_names
-from .channels import PRUNED, SINGLE, OWN
+from .bookkeeping import PRUNED, SINGLE, OWN
 from .graph import find_sites, is_under
 from .recipe import get_recipe, PREPARATIONS
 from .job import JOBS, WorkingCopy, unwrap, check_finite, floating
 from .report import Report, count
 
-# %% ../nbs/17_compress.ipynb #b9d5bb83
+# %% ../nbs/17_compress.ipynb #db7b3cf1
 @dataclass
 class Compressed:
     "What `compress` returns."
@@ -32,7 +32,7 @@ class Compressed:
     kept:dict=field(default_factory=dict, repr=False) # producer's name → indices of the channels that were kept
     example:object=field(default=None, repr=False) # the inputs that `compress` was given, for exporting
 
-# %% ../nbs/17_compress.ipynb #01ee92dd
+# %% ../nbs/17_compress.ipynb #b71c8dee
 def _ticker(progress):
     "The function that a run calls per layer, and one that ends it."
     if callable(progress): return progress, lambda: None
@@ -40,7 +40,7 @@ def _ticker(progress):
     def tick(done, total, layer): bar.total = total; bar.update(done-bar.n); bar.set_postfix_str(layer)
     return tick, bar.close
 
-# %% ../nbs/17_compress.ipynb #03204476
+# %% ../nbs/17_compress.ipynb #4178e4d8
 def bits_per_layer(
     model:nn.Module,
     weight_bits=None, # for all layers, or None
@@ -54,7 +54,7 @@ def bits_per_layer(
         if b is not None and check_bits(b, n) != int(b) and n in layer_bits: raise BitsError(f'a bit-width of {b}', layer=n, hint='take a whole number')
     return {n: b if b is None or b != int(b) else int(b) for n, b in out.items()}
 
-# %% ../nbs/17_compress.ipynb #2ec3d9e7
+# %% ../nbs/17_compress.ipynb #763c1a26
 def check_size(
     size_budget, # bytes
     pruning_ratio=0., weight_bits=None, # what it takes the place of
@@ -63,7 +63,7 @@ def check_size(
     if isinstance(size_budget, bool) or not isinstance(size_budget, (int, float)) or not 0 < size_budget < float('inf'): raise BudgetError(f'a size_budget of {size_budget!r}', hint='take a number of bytes')
     if pruning_ratio or weight_bits is not None: raise BudgetError('size_budget beside pruning_ratio or weight_bits', hint='leave those out; layer_ratios and layer_bits may stay')
 
-# %% ../nbs/17_compress.ipynb #f89bdf66
+# %% ../nbs/17_compress.ipynb #b9347c38
 def _sizes(m):
     return (m.out_features, m.in_features) if isinstance(m, nn.Linear) else (m.out_channels, m.in_channels)
 
@@ -82,7 +82,19 @@ def _report(model, job, before, after, settings, seconds):
         effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds)
     return Report(rows, totals, asdict(job.recipe), __version__, settings, job.notes)
 
-# %% ../nbs/17_compress.ipynb #735302e5
+# %% ../nbs/17_compress.ipynb #955cf3c3
+def _carry_out(job, asked, bits, reads, macs, input_range):
+    "All that changes the working copy; `asked` are the settings."
+    average, own = asked['weight_bits'], asked['layer_bits']
+    job.select(asked['pruning_ratio'], asked['layer_ratios'], macs)
+    if asked['size_budget'] is not None: bits = job.fit(asked['size_budget'], bits, {n for n, b in bits.items() if b is not None and n not in own}, set(asked['layer_ratios']), reads)
+    if average is not None and average != int(average): bits = job.spread_bits(bits, average)
+    for step in job.recipe.prepare: PREPARATIONS[step](job)
+    if asked['activation_bits'] is not None: job.find_ranges(reads, input_range)
+    job.run(bits)
+    if asked['activation_bits'] is not None: job.set_inputs()
+
+# %% ../nbs/17_compress.ipynb #410251f0
 def compress(
     model:nn.Module, # trained network; is not changed
     example_inputs, # what its forward takes: a tensor, a tuple, or a dict
@@ -114,16 +126,8 @@ def compress(
     bits = {n: None if graph.reasons[n] == OWN else b for n, b in bits.items()} # such weights are computed anew at every call
     before, (tick, done) = count(work.net, example), _ticker(progress)
     job = JOBS[recipe.metric](work.net, graph, recipe, tick)
-    try:
-        job.select(pruning_ratio, ratios, {n: c['macs'] for n, c in before.items()})
-        if size_budget is not None: bits = job.fit(size_budget, bits, {n for n, b in bits.items() if b is not None and n not in widths}, set(ratios), reads)
-        if weight_bits is not None and weight_bits != int(weight_bits): bits = job.spread_bits(bits, weight_bits)
-        for step in recipe.prepare: PREPARATIONS[step](job)
-        if activation_bits is not None: job.find_ranges(reads, input_range)
-        job.run(bits)
-    finally: done()
-    if activation_bits is not None: job.set_inputs()
-    after = count(work.net, example)
     settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, activation_bits=activation_bits, budget=recipe.budget, size_budget=size_budget, ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths)
-    report = _report(model, job, before, after, settings, time.perf_counter()-start)
+    try: _carry_out(job, settings, bits, reads, {n: c['macs'] for n, c in before.items()}, input_range)
+    finally: done()
+    report = _report(model, job, before, count(work.net, example), settings, time.perf_counter()-start)
     return Compressed(work.give_back(), report, job.codes, {n: k.cpu() for n, (k, _) in job.kept.items()}, example_inputs)

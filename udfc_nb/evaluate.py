@@ -5,15 +5,22 @@
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'ImageFolderError', 'image_folder', 'top_k', 'image_transform']
 
-# %% ../nbs/44_evaluate.ipynb #5302d470
+# %% ../nbs/44_evaluate.ipynb #addf132a
 from pathlib import Path
 import torch, torch.nn as nn
 from tqdm.auto import tqdm
 from .errors import FileError
 from .report import eval_mode
 
-# %% ../nbs/44_evaluate.ipynb #2d0b84ab
+# %% ../nbs/44_evaluate.ipynb #54336fed
 class ImageFolderError(FileError): "A folder of images that cannot be evaluated on."
+
+def _open(path):
+    "An image as RGB or grey; a damaged file is named."
+    from PIL import Image
+    try:
+        with Image.open(path) as im: return im.convert('L' if im.mode in ('1', 'L') else 'RGB')
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise ImageFolderError(f'not a readable image: {str(e)[:200]}', layer=str(path), hint='repair the file or take it out') from e
 
 def image_folder(
     path, # with `val/CLASS/IMAGE` or `CLASS/IMAGE` in it
@@ -27,7 +34,7 @@ def image_folder(
     root = Path(path)
     root = root/'val' if (root/'val').is_dir() else root
     if not root.is_dir(): raise ImageFolderError('no such folder', layer=str(path), hint='name the folder that has val/CLASS/IMAGE in it')
-    try: data = ImageFolder(str(root), transform)
+    try: data = ImageFolder(str(root), transform, loader=_open)
     except (FileNotFoundError, OSError) as e:
         raise ImageFolderError(f'no folders of classes with images: {str(e).splitlines()[0][:200]}', layer=str(root),
             hint="sort the images into one folder per class; torchvision.datasets.ImageNet(root, 'val') does it from ImageNet's two archives") from e
@@ -36,7 +43,7 @@ def image_folder(
     if images is None or images >= len(data): return data
     return torch.utils.data.Subset(data, torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:images].tolist())
 
-# %% ../nbs/44_evaluate.ipynb #845637db
+# %% ../nbs/44_evaluate.ipynb #73fa2eb3
 def _first(y):
     "The scores among a network's outputs: the tensor, or the first of a tuple or dict."
     while not isinstance(y, torch.Tensor): y = next(iter(y.values())) if isinstance(y, dict) else y[0]
@@ -51,7 +58,7 @@ def top_k(
     workers:int=0, # processes that read images
     progress=False, # True for a bar
 )->tuple: # percent for each k, and the number of images
-    "How often the right class is among the k largest outputs. Raises `ImageFolderError` for no images, and what a damaged image raises."
+    "How often the right class is among the k largest outputs. Raises `ImageFolderError` for no images and for a damaged one."
     if not len(data): raise ImageFolderError('no images', hint='name a folder with images')
     hits, n = torch.zeros(len(ks), dtype=torch.long), 0
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
@@ -62,7 +69,7 @@ def top_k(
             hits += torch.stack([order[:, :k].any(1).sum() for k in ks]); n += len(y)
     return tuple(100*h/n for h in hits.tolist()), n
 
-# %% ../nbs/44_evaluate.ipynb #84f68b0b
+# %% ../nbs/44_evaluate.ipynb #5d7dda00
 MEAN, STD = (.485, .456, .406), (.229, .224, .225) # ImageNet's, as torchvision has them
 
 def image_transform(

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ROUNDS', 'flip', 'round_flips', 'best_scale', 'sweep', 'round_descent']
 
-# %% ../nbs/26_steps.ipynb #c940922c
+# %% ../nbs/26_steps.ipynb #e044b327
 import torch
 from .quantizer import GRIDS
 from .rounding import BLOCK, DAMPING, ROUNDINGS, code_range, round_nearest, round_second_order, second_order
 from .recipe import ROUNDINGS as ROUNDING_NAMES
 
-# %% ../nbs/26_steps.ipynb #e56b74ad
+# %% ../nbs/26_steps.ipynb #298ea4a7
 def _largest(x, q, sign, low, high):
     "In each kernel the largest error of the given sign whose code can go a step back, and where; not above 0 if there is none."
     delta, back = (q-x)*sign, q-sign
@@ -33,7 +33,7 @@ def flip(
     rank = torch.zeros_like(own).scatter_(1, own.argsort(dim=1, descending=True), torch.arange(own.shape[1], dtype=own.dtype, device=own.device).expand_as(own))
     return q.scatter_add_(2, at, torch.where((best > 0) & (rank[..., None] < total.abs().round()), -total.sign(), 0.).expand_as(best))
 
-# %% ../nbs/26_steps.ipynb #20d89957
+# %% ../nbs/26_steps.ipynb #68cb6153
 def round_flips(
     x, # `Patch` of what the layer reads; not needed here
     W:torch.Tensor, # (O, …)
@@ -47,7 +47,7 @@ def round_flips(
     points = rows/one(torch.where(q.scale > 0, q.scale, 1.))+one(q.zero)
     return q._replace(codes=flip(points, q.codes.to(points.dtype).reshape(points.shape), *code_range(recipe.grid, bits)).reshape(W.shape).to(q.codes.dtype))
 
-# %% ../nbs/26_steps.ipynb #42d3d49a
+# %% ../nbs/26_steps.ipynb #76c12515
 ROUNDS = 2 # of scale and sweep; more gains below one percent
 
 def best_scale(
@@ -87,7 +87,7 @@ def sweep(
         slope += H[:, :, part]@(scale*(codes[:, part]-old))
     return codes.transpose(1, 2)
 
-# %% ../nbs/26_steps.ipynb #e30edad5
+# %% ../nbs/26_steps.ipynb #b93e33d8
 def round_descent(x, W, bits, recipe):
     "Second-order rounding, then scales and sweeps in the same metric. Raises `BitsError`, `NonFiniteError`."
     q = round_second_order(x, W, bits, recipe)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Site', 'Graph', 'call_order', 'is_under', 'find_sites', 'verdict']
 
-# %% ../nbs/12_graph.ipynb #32af57e4
+# %% ../nbs/12_graph.ipynb #6eb24b22
 import html
 from dataclasses import dataclass
 import torch, torch.nn as nn
@@ -13,10 +13,10 @@ from torch import fx
 from fastcore.basics import patch
 from .errors import TraceError
 from .trace import trace, add_shapes, check_names, layer_names, LAYERS
-from .channels import *
-from .channels import Follower
+from .bookkeeping import *
+import udfc_nb.channels # its rules
 
-# %% ../nbs/12_graph.ipynb #e8f8e774
+# %% ../nbs/12_graph.ipynb #fc0d230e
 @dataclass
 class Site:
     "A place where channels can be removed."
@@ -31,6 +31,7 @@ class Site:
     @property
     def consumers(self): return self.space.role('in')
 
+# %% ../nbs/12_graph.ipynb #3b3b2aa8
 @dataclass
 class Graph:
     "A traced network: its sites in the order of the forward, and a reason for every layer."
@@ -41,7 +42,7 @@ class Graph:
     def gm(self): return self.follower.gm
     def site(self, name): return next((s for s in self.sites if s.name == name), None)
 
-# %% ../nbs/12_graph.ipynb #ac9b5323
+# %% ../nbs/12_graph.ipynb #95d6e597
 def call_order(
     gm:fx.GraphModule,
 )->list: # of layer names
@@ -49,6 +50,7 @@ def call_order(
     mods, calls = dict(gm.named_modules()), [n.target for n in gm.graph.nodes if n.op == 'call_module']
     return [n for n in dict.fromkeys(calls) if isinstance(mods[n], LAYERS)]
 
+# %% ../nbs/12_graph.ipynb #05e814b9
 def _sites(f, order):
     "The spaces that nothing holds, as sites; the others get their reason."
     sites, at = [], {n: i for i, n in enumerate(order)}
@@ -61,11 +63,12 @@ def _sites(f, order):
         if s.reason is None: sites.append(Site(s.role('out')[0].module, s))
     return sorted(sites, key=lambda s: at[s.name])
 
-# %% ../nbs/12_graph.ipynb #85559e79
+# %% ../nbs/12_graph.ipynb #adfe87d1
 def _reasons(model, f, order, ignored):
     "One reason per layer."
     called = {n.target for n in f.gm.graph.nodes if n.op == 'call_module'}
-    reasons = {n: KIND if is_under(n, called) else UNREACHED for n in layer_names(model)}
+    opened = {n.target.rpartition('.')[0] for n in f.gm.graph.nodes if n.op == 'get_attr'} # modules whose tensors the record reads itself
+    reasons = {n: KIND if is_under(n, called) or n in opened else UNREACHED for n in layer_names(model)}
     for i, s in enumerate(f.spaces):
         if f.root(i) == i: reasons.update({u.module: s.reason or PRUNED for u in s.role('out')+s.role('depthwise')})
     return {n: IGNORED if is_under(n, ignored) else r for n, r in reasons.items()}
@@ -77,6 +80,7 @@ def is_under(
     "Is the module one of these, or inside one of these?"
     return any(name == i or name.startswith(f'{i}.') for i in names)
 
+# %% ../nbs/12_graph.ipynb #81e63d54
 def _widest_trace(model, opaque):
     "The record of the forward; that of training mode if it reaches more layers (auxiliary heads read channels too)."
     gm = trace(model, opaque)
@@ -88,6 +92,7 @@ def _widest_trace(model, opaque):
         for m, t in modes: m.training = t
     return wide if len(call_order(wide)) > len(call_order(gm)) else gm
 
+# %% ../nbs/12_graph.ipynb #753ec182
 def find_sites(
     model:nn.Module, # is not changed
     example_inputs, # tensor, tuple or dict that the forward takes
@@ -101,7 +106,7 @@ def find_sites(
     order = call_order(gm)
     return Graph(_sites(f, order), _reasons(model, f, order, ignored_layers), f)
 
-# %% ../nbs/12_graph.ipynb #ceb4002b
+# %% ../nbs/12_graph.ipynb #5daccc78
 def verdict(
     graph:Graph,
     name:str, # of a layer
@@ -118,6 +123,7 @@ def _lines(g):
         s = g.site(name)
         yield name, str(s.size if s else len(g.follower.mods[name].weight)), ', '.join(dict.fromkeys(u.module for u in s.consumers)) if s else '', verdict(g, name)
 
+# %% ../nbs/12_graph.ipynb #3dee83d9
 @patch
 def __str__(self:Graph):
     rows = [('layer', 'channels', 'read by', ''), *_lines(self)]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JOBS', 'unwrap', 'check_finite', 'WorkingCopy', 'floating', 'fresh_norms', 'Job']
 
-# %% ../nbs/16_job.ipynb #147a6436
+# %% ../nbs/16_job.ipynb #6881ef52
 import copy
 import torch, torch.nn as nn
 from torch import fx
@@ -20,7 +20,7 @@ from .graph import find_sites, call_order
 from .surgery import matrix, norm_affine, keep_rows, keep_columns, keep_depthwise, keep_norm, keep_entries, merge_into, scale_into, kept_entries
 from .recipe import Channels, PROJECTIONS
 
-# %% ../nbs/16_job.ipynb #dfafa0e6
+# %% ../nbs/16_job.ipynb #1ecb2724
 def unwrap(
     model:nn.Module,
 )->nn.Module:
@@ -43,7 +43,7 @@ def check_finite(
         if not t.is_floating_point() or torch.isfinite(t).all(): continue
         raise NonFiniteError(f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} values are not finite', layer=name, hint='repair the checkpoint before compressing it')
 
-# %% ../nbs/16_job.ipynb #b0f51d5f
+# %% ../nbs/16_job.ipynb #f01453f6
 class WorkingCopy:
     "A float32 copy (float64 if there are such weights) in eval mode that can be given back as the original came."
     def __init__(self, model, device=None):
@@ -58,7 +58,7 @@ class WorkingCopy:
         for n, t in _state(self.net): t.data = t.data.to(self.home, self.dtypes[n])
         return self.net
 
-# %% ../nbs/16_job.ipynb #64ff0285
+# %% ../nbs/16_job.ipynb #03bfbeae
 def floating(
     tree, # a tensor, or tuples, lists and dicts of tensors
     device, dtype,
@@ -66,7 +66,7 @@ def floating(
     "Inputs on a device, the floating ones in a dtype."
     return fx.node.map_aggregate(tree, lambda t: (t.to(device, dtype) if t.is_floating_point() else t.to(device)) if isinstance(t, torch.Tensor) else t)
 
-# %% ../nbs/16_job.ipynb #884c7345
+# %% ../nbs/16_job.ipynb #a2c9f719
 def fresh_norms(
     net:nn.Module,
 )->list: # names
@@ -74,7 +74,7 @@ def fresh_norms(
     stats = lambda m: (getattr(m, 'running_mean', None), getattr(m, 'running_var', None))
     return [n for n, m in net.named_modules() if None not in stats(m) and not stats(m)[0].any() and (stats(m)[1] == 1).all()]
 
-# %% ../nbs/16_job.ipynb #d2e84133
+# %% ../nbs/16_job.ipynb #996e1477
 class Job:
     "One run of a recipe on a working copy."
     def __init__(self,
@@ -94,6 +94,7 @@ class Job:
         self.inputs, self.bounds = {}, {} # layer → the grid that it reads through, and between what its input lies (notebook 28)
     def tick(self, layer=''): self.progress(self.done, self.total, layer); self.done += 1
 
+# %% ../nbs/16_job.ipynb #a22b9a4e
 @patch
 def vectors(self:Job, layer, path):
     "A layer's output channels, behind the steps of `path`."
@@ -109,7 +110,7 @@ def tensor(self:Job, name):
     owner, _, field = name.rpartition('.')
     return getattr(self.mods[owner], field).detach().flatten()
 
-# %% ../nbs/16_job.ipynb #a312997f
+# %% ../nbs/16_job.ipynb #8fe26095
 @patch
 def through(self:Job, v, s):
     "The channels behind one step."
@@ -126,6 +127,7 @@ def through(self:Job, v, s):
 @patch
 def origin(self:Job, space): return self.graph.follower.origin[space]
 
+# %% ../nbs/16_job.ipynb #d29698d0
 @patch
 def gate(self:Job, space, path):
     "A gate's channels before its last activations, and those activations' value and slope at the constant part."
@@ -146,7 +148,7 @@ def apply(self:Job, s, x):
     args = [x if isinstance(a, fx.Node) else a for a in n.args]
     return getattr(x, n.target)(*args[1:], **n.kwargs) if n.op == 'call_method' else n.target(*args, **n.kwargs)
 
-# %% ../nbs/16_job.ipynb #3e045016
+# %% ../nbs/16_job.ipynb #5c984fd0
 @patch
 def select(
     self:Job,
@@ -160,7 +162,7 @@ def select(
         n = site.groups*n_kept(site.size//site.groups, check_ratio(layer_ratios.get(name, ratio), name))
         if n < site.size: self.kept[name] = split_channels(score(self.mods[name].weight.detach()), n, site.groups)
 
-# %% ../nbs/16_job.ipynb #8d63a4e7
+# %% ../nbs/16_job.ipynb #80f2dfb7
 @patch
 def channels(self:Job, site, path):
     "What a projection sees of a site along a path."
@@ -172,6 +174,7 @@ def channels(self:Job, site, path):
         stats = fill(n.weight, mu, 1.), fill(n.bias, mu, 0.), mu, n.running_var[cut]
     return Channels(matrix(self.mods[site.name]), self.vectors(site.name, path), stats, site.groups)
 
+# %% ../nbs/16_job.ipynb #0b71bf63
 @patch
 def prune(self:Job, name):
     "Hands the pruned channels' load to the kept ones, in every consumer."
@@ -186,7 +189,7 @@ def prune(self:Job, name):
         lost, total = lost+pruning_error(G, T, kept, pruned).sum().item(), total+G.diagonal()[pruned].sum().item()
     self.errors[name] = lost/total if total > 0 else 0.
 
-# %% ../nbs/16_job.ipynb #8d87d4fa
+# %% ../nbs/16_job.ipynb #32e59da9
 @patch
 def uses(self:Job):
     "Module → role → (use, kept, channels) of every pruned space."
@@ -195,6 +198,7 @@ def uses(self:Job):
         for u in self.sites[name].space.uses: out.setdefault(u.module, {}).setdefault(u.role, []).append((u, kept, self.sites[name].size))
     return out
 
+# %% ../nbs/16_job.ipynb #1c4bbfaf
 @patch
 def cut(self:Job, name, roles):
     "Slices one module, or one parameter, to what is kept of it."
@@ -207,7 +211,7 @@ def cut(self:Job, name, roles):
     for role, f in dict(norm=keep_norm, depthwise=keep_depthwise, out=keep_rows, **{'in': keep_columns}).items():
         if role in roles: f(m, kept_entries(roles[role], total[role](), roles[role][0][1].device))
 
-# %% ../nbs/16_job.ipynb #67efb8ae
+# %% ../nbs/16_job.ipynb #50eae4dc
 @patch
 def affine_of(self:Job, site, m):
     "c and b right behind a site's producer."
@@ -221,6 +225,7 @@ def alive(self:Job, site):
     "Indices of the channels that a site keeps."
     return self.kept[site.name][0] if site.name in self.kept else torch.arange(site.size, device=self.mods[site.name].weight.device)
 
+# %% ../nbs/16_job.ipynb #b7661423
 @patch
 def round(self:Job, name, bits):
     "Rounds a layer's weights; if the recipe says so, the next layer corrects their length (eq. 9)."
@@ -234,7 +239,7 @@ def round(self:Job, name, bits):
     s = torch.ones(site.size, dtype=torch.float64, device=old.device).index_copy(0, kept, solve_scale(old, matrix(m), c, b, r.lam2))
     for u in site.consumers: scale_into(self.mods[u.module], u, s)
 
-# %% ../nbs/16_job.ipynb #8c29e2e4
+# %% ../nbs/16_job.ipynb #c8b5d119
 @patch
 def run(
     self:Job,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'layer_macs', 'eval_mode', 'count', 'Report', 'report_from_json']
 
-# %% ../nbs/15_report.ipynb #b6cf6b9f
+# %% ../nbs/15_report.ipynb #08f4840d
 import csv, html, io, json, math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ import torch, torch.nn as nn
 from fastcore.basics import patch
 from .trace import LAYERS, call_args
 
-# %% ../nbs/15_report.ipynb #a8007b33
+# %% ../nbs/15_report.ipynb #2e303596
 def layer_macs(
     layer:nn.Module, # convolution or linear
     inp:tuple, # shape of its input
@@ -23,7 +23,7 @@ def layer_macs(
     entries = inp if 'Transpose' in type(layer).__name__ else out
     return math.prod(entries)*layer.weight[0].numel()
 
-# %% ../nbs/15_report.ipynb #9a99f829
+# %% ../nbs/15_report.ipynb #5ff5c91d
 @contextmanager
 def eval_mode(model):
     "The network in eval mode, and afterwards every module in the mode it was in."
@@ -42,7 +42,7 @@ def _watching(model, calls):
     finally:
         for h in hooks: h.remove()
 
-# %% ../nbs/15_report.ipynb #a3ae1b11
+# %% ../nbs/15_report.ipynb #3e373cb7
 def count(
     model:nn.Module, # is not changed
     example_inputs, # tensor, tuple or dict that the forward takes
@@ -54,7 +54,7 @@ def count(
     return {n: dict(params=sum(p.numel() for p in m.parameters()), macs=sum(layer_macs(m, *c) for c in calls.get(n, ()))//max(batch, 1))
         for n, m in model.named_modules() if isinstance(m, LAYERS)}
 
-# %% ../nbs/15_report.ipynb #f8da6fe2
+# %% ../nbs/15_report.ipynb #5862b238
 COLUMNS = 'layer kind out out_before in in_before reason bits activation_bits error params params_before macs macs_before'.split()
 
 @dataclass
@@ -68,7 +68,7 @@ class Report:
     notes:list=field(default_factory=list) # what a reader should know: where a model had to guess
     def to_json(self): return json.dumps(dict(rows=self.rows, totals=self.totals, recipe=self.recipe, version=self.version, settings=self.settings, notes=self.notes))
 
-# %% ../nbs/15_report.ipynb #445bc949
+# %% ../nbs/15_report.ipynb #3b96990a
 def _share(now, before): return f'{now:,} of {before:,} ({100*now/max(before, 1):.0f} %)'
 
 @patch
@@ -84,7 +84,7 @@ def cells(self:Report):
     fmt = lambda r: (r['layer'], f"{r['out']}/{r['out_before']}", f"{r['in']}/{r['in_before']}", f"{r['bits']:g}", '' if r['error'] is None else f"{r['error']:.3f}", r['reason'])
     return [('layer', 'out', 'in', 'bits', 'error', 'channels'), *map(fmt, self.rows)]
 
-# %% ../nbs/15_report.ipynb #cdf1e434
+# %% ../nbs/15_report.ipynb #313a019e
 @patch
 def __str__(self:Report):
     table = self.cells()
@@ -109,7 +109,7 @@ def to_csv(self:Report):
     out = io.StringIO(); w = csv.DictWriter(out, COLUMNS, lineterminator='\n'); w.writeheader(); w.writerows(self.rows)
     return out.getvalue()
 
-# %% ../nbs/15_report.ipynb #168fef4d
+# %% ../nbs/15_report.ipynb #8ce7920d
 def report_from_json(
     text:str, # what `Report.to_json` wrote
 )->Report:

@@ -6,12 +6,12 @@
 __all__ = ['CLIPS', 'PIECE', 'DAMPING', 'BLOCK', 'ROUNDINGS', 'code_range', 'best_clip', 'dense_grid', 'second_order',
            'round_nearest', 'round_second_order']
 
-# %% ../nbs/26_rounding.ipynb #0ee4dfa2
+# %% ../nbs/26_rounding.ipynb #78e3560b
 import torch
 from .quantizer import GRIDS
 from .refit import factor
 
-# %% ../nbs/26_rounding.ipynb #669aa106
+# %% ../nbs/26_rounding.ipynb #ca1d4e6c
 CLIPS = torch.linspace(.3, 1, 36) # shares of max|w| that are tried as the end of the grid
 PIECE = 1 << 15 # weights looked at together
 
@@ -37,14 +37,14 @@ def best_clip(
         out.append(CLIPS.to(W)[torch.stack(errors).argmin(0)])
     return torch.cat(out).reshape([-1]+[1]*(W.dim()-1))
 
-# %% ../nbs/26_rounding.ipynb #33f575bb
+# %% ../nbs/26_rounding.ipynb #585a3999
 def dense_grid(W, bits, per_channel=True, clip=1.):
     "All 2ᵏ levels where integers of 4 bits can hold them (2 and 3 bits), else symmetric integers. Raises `BitsError`, `NonFiniteError`."
     return GRIDS['paper' if bits <= 3 else 'symmetric'](W, bits, per_channel, clip)
 
 GRIDS['dense'] = dense_grid
 
-# %% ../nbs/26_rounding.ipynb #153526c0
+# %% ../nbs/26_rounding.ipynb #c5ea179d
 DAMPING = .1 # of the mean diagonal
 BLOCK = 128 # columns between two products of matrices
 
@@ -71,7 +71,7 @@ def second_order(
             D[:, j, None] = W[:, j, None]-scale*(q-zero)
     return codes[g, order.argsort(1)].transpose(1, 2)
 
-# %% ../nbs/26_rounding.ipynb #38deee66
+# %% ../nbs/26_rounding.ipynb #c2b4b11a
 def round_nearest(
     x, # `Patch` of what the layer reads; not needed here
     W:torch.Tensor, # (O, …)

@@ -6,12 +6,12 @@
 __all__ = ['matrix', 'norm_affine', 'keep_rows', 'keep_columns', 'keep_depthwise', 'keep_norm', 'keep_entries', 'merge_into',
            'scale_into', 'kept_entries']
 
-# %% ../nbs/13_surgery.ipynb #2d4afa60
+# %% ../nbs/13_surgery.ipynb #6697e5be
 import torch, torch.nn as nn
 from .notation import affine
 from .reconstruction import merge_columns, scale_columns
 
-# %% ../nbs/13_surgery.ipynb #8e123605
+# %% ../nbs/13_surgery.ipynb #273b3825
 def matrix(
     layer:nn.Module, # convolution or linear
 )->torch.Tensor: # (out, in/groups · taps)
@@ -28,7 +28,7 @@ def norm_affine(
     get = lambda t: None if t is None else t.detach()[part].double()
     return affine(get(norm.weight), get(norm.bias), get(norm.running_mean), get(norm.running_var), norm.eps)
 
-# %% ../nbs/13_surgery.ipynb #49229493
+# %% ../nbs/13_surgery.ipynb #40612ca2
 def _set(m, name, value):
     "A new tensor in a parameter's or buffer's place, as what it was."
     old = getattr(m, name)
@@ -46,7 +46,7 @@ def keep_rows(
         if getattr(layer, name) is not None: _set(layer, name, getattr(layer, name)[kept])
     setattr(layer, 'out_features' if isinstance(layer, nn.Linear) else 'out_channels', len(kept))
 
-# %% ../nbs/13_surgery.ipynb #87207e26
+# %% ../nbs/13_surgery.ipynb #0ffa0dd8
 def keep_columns(
     layer:nn.Module, # convolution or linear; is changed
     kept:torch.Tensor, # indices of input channels (linear: input features)
@@ -60,7 +60,7 @@ def keep_columns(
     _set(layer, 'weight', W)
     setattr(layer, 'in_features' if isinstance(layer, nn.Linear) else 'in_channels', len(kept))
 
-# %% ../nbs/13_surgery.ipynb #2a73f96c
+# %% ../nbs/13_surgery.ipynb #9f5bf8ed
 def keep_depthwise(
     layer:nn.Module, # depthwise convolution; is changed
     kept:torch.Tensor, # indices of channels
@@ -78,7 +78,7 @@ def keep_norm(
         if getattr(norm, name, None) is not None: _set(norm, name, getattr(norm, name)[kept])
     if hasattr(norm, 'num_features'): norm.num_features = len(kept)
 
-# %% ../nbs/13_surgery.ipynb #ac2151ea
+# %% ../nbs/13_surgery.ipynb #2ce7a902
 def keep_entries(
     owner:nn.Module, # holds the tensor; is changed
     name:str, # of a parameter or buffer with one entry per channel
@@ -89,7 +89,7 @@ def keep_entries(
     _set(owner, name, t.index_select(max(range(t.dim()), key=lambda k: t.shape[k]), kept))
     if isinstance(owner, nn.PReLU): owner.num_parameters = len(kept)
 
-# %% ../nbs/13_surgery.ipynb #cf1dde1f
+# %% ../nbs/13_surgery.ipynb #7637227a
 def _columns(layer, use, size):
     "The weight's columns that belong to a space, as views, one per group: (weights, first channel)."
     g = getattr(layer, 'groups', 1)
@@ -111,7 +111,7 @@ def merge_into(
         K, P = ((i >= at) & (i < at+n) for i in (kept, pruned))
         w.copy_(merge_columns(w, T[P][:, K], kept[K]-at, pruned[P]-at, n))
 
-# %% ../nbs/13_surgery.ipynb #70567f42
+# %% ../nbs/13_surgery.ipynb #1e2a61ff
 @torch.no_grad()
 def scale_into(
     layer:nn.Module, # the consumer; is changed
@@ -122,7 +122,7 @@ def scale_into(
     parts = _columns(layer, use, len(scale))
     for w, at in parts: w.copy_(scale_columns(w, scale[at:at+len(scale)//len(parts)]))
 
-# %% ../nbs/13_surgery.ipynb #008f0ec6
+# %% ../nbs/13_surgery.ipynb #a984dc67
 def kept_entries(
     uses:list, # of (use, kept indices, channels), all of one module and role
     total:int, # entries that the module has

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['CONVS', 'LAYERS', 'NORMS', 'is_norm', 'is_stock', 'layer_names', 'trace', 'call_args', 'add_shapes', 'check_names']
 
-# %% ../nbs/10_trace.ipynb #c478011f
-import difflib, inspect, traceback
+# %% ../nbs/10_trace.ipynb #e76f7b30
+import difflib, inspect, os, traceback
 from contextlib import contextmanager
 import torch, torch.nn as nn
 from torch import fx
 from torch.nn.utils import parametrize
 from .errors import TraceError, ExampleInputError, LayerNameError
 
-# %% ../nbs/10_trace.ipynb #e0c4ddb1
+# %% ../nbs/10_trace.ipynb #8f3aa623
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAYERS = (nn.Linear, *CONVS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -37,7 +37,7 @@ def layer_names(
     "Names of all convolution and linear layers."
     return [n for n, m in model.named_modules() if isinstance(m, LAYERS)]
 
-# %% ../nbs/10_trace.ipynb #785fd5fd
+# %% ../nbs/10_trace.ipynb #43872697
 class _Tracer(fx.Tracer):
     def __init__(self, opaque=()): super().__init__(); self.opaque = set(opaque)
     def is_leaf_module(self, m, name):
@@ -46,7 +46,7 @@ class _Tracer(fx.Tracer):
         origin = next((k for k in getattr(m, 'stock', type(m)).__mro__ if 'forward' in k.__dict__), nn.Module)
         return origin.__module__.startswith('torch.nn') and origin is not nn.Module
 
-# %% ../nbs/10_trace.ipynb #76cdf42d
+# %% ../nbs/10_trace.ipynb #0ea4f908
 @contextmanager
 def _open_norms(model):
     "Norms with a forward of their own use their running statistics, and do not look at the number of axes, while the context lasts."
@@ -64,11 +64,11 @@ def _with_norms(gm, model):
         if o and isinstance(mods.get(o), NORMS): gm.set_submodule(o, mods[o])
     return gm
 
-# %% ../nbs/10_trace.ipynb #7cac112a
+# %% ../nbs/10_trace.ipynb #506a944a
 def _culprit(e):
     "The last line of the network's own code in a traceback: 'file:line: code'."
     frames = traceback.extract_tb(e.__traceback__)
-    own = [f for f in frames if not any(s in f.filename for s in ('/torch/fx/', '/torch/nn/', 'udfc_nb/trace'))]
+    own = [f for f in frames if not f.filename.startswith(os.path.dirname(torch.__file__)+os.sep) and 'udfc_nb/trace' not in f.filename]
     f = (own or frames)[-1]
     return f'{f.filename}:{f.lineno}: {f.line}'
 
@@ -86,7 +86,7 @@ def trace(
     finally: # fx stores tensors that the forward makes as attributes of the network
         for k in [k for k in vars(model) if k not in before]: delattr(model, k)
 
-# %% ../nbs/10_trace.ipynb #7a712730
+# %% ../nbs/10_trace.ipynb #71750df7
 def call_args(
     model:nn.Module,
     example_inputs, # tensor, tuple of arguments, or dict (of arguments by name, or itself the one argument)
@@ -99,7 +99,7 @@ def call_args(
         return ((), dict(example_inputs)) if named else ((example_inputs,), {})
     raise ExampleInputError(f'`example_inputs` is a {type(example_inputs).__name__}', hint='pass a tensor, a tuple or a dict of tensors')
 
-# %% ../nbs/10_trace.ipynb #5f6acf5f
+# %% ../nbs/10_trace.ipynb #2df2865b
 class _Shapes(fx.Interpreter):
     "Runs the record once and keeps every tensor's shape; an error names the layer at which it happened."
     def __init__(self, gm): super().__init__(gm); self.extra_traceback = False
@@ -112,7 +112,7 @@ class _Shapes(fx.Interpreter):
         n.meta['shape'] = tuple(out.shape) if n.meta['tensor'] else None
         return out
 
-# %% ../nbs/10_trace.ipynb #f5f81e62
+# %% ../nbs/10_trace.ipynb #a2b2ccdb
 def _arguments(gm, args, kwargs):
     "The inputs in the order of the record's placeholders."
     nodes = [n for n in gm.graph.nodes if n.op == 'placeholder']
@@ -137,7 +137,7 @@ def add_shapes(
         for m, t in modes: m.training = t
     return gm
 
-# %% ../nbs/10_trace.ipynb #c98a7d6a
+# %% ../nbs/10_trace.ipynb #2a54a8ca
 def check_names(
     model:nn.Module,
     names, # module names that the caller gave
