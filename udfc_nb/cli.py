@@ -9,7 +9,7 @@ __all__ = ['COMMANDS', 'CommandError', 'build_network', 'read_weights', 'load_we
            'compress_parser', 'file_text', 'add_source_arguments', 'compressed_network', 'run_export', 'export_parser',
            'run_bench', 'bench_parser', 'run_demo', 'demo_parser', 'make_parser', 'main']
 
-# %% ../nbs/52_cli.ipynb #aceace01
+# %% ../nbs/52_cli.ipynb #76a0fe52
 import argparse, difflib, importlib, io, json, os, pickle, sys, time, traceback
 from collections import Counter
 from pathlib import Path
@@ -29,10 +29,10 @@ from .graph import find_sites, verdict
 from .recipe import RECIPES, get_recipe, recipe_from_json
 from .report import count
 
-# %% ../nbs/52_cli.ipynb #52d4ed3e
+# %% ../nbs/52_cli.ipynb #45776645
 class CommandError(UDFCError, ValueError): "A command line that cannot be carried out."
 
-# %% ../nbs/52_cli.ipynb #7f03bce9
+# %% ../nbs/52_cli.ipynb #f1f837b9
 def _from_module(spec):
     "The network that `package.module:function` builds."
     module, _, name = spec.partition(':')
@@ -46,7 +46,7 @@ def _from_module(spec):
         raise CommandError(f'the network cannot be built: {type(e).__name__}: {e}\n  at {at.filename}:{at.lineno}', layer=spec,
             hint='name a function that takes no arguments and returns the network, as package.module:function') from e
 
-# %% ../nbs/52_cli.ipynb #21038d3a
+# %% ../nbs/52_cli.ipynb #b0f4a232
 def _from_torchvision(
     name, # e.g. 'resnet18'
     pretrained=False, # fetch torchvision's best weights
@@ -67,7 +67,7 @@ def _from_torchvision(
         raise CommandError(f'torchvision cannot build it: {e}', layer=name,
             hint='--pretrained needs the internet; a checkpoint that you have goes into --weights' if pretrained else None) from e
 
-# %% ../nbs/52_cli.ipynb #ddc051f6
+# %% ../nbs/52_cli.ipynb #2d4abc9c
 def build_network(
     spec:str, # torchvision name, or package.module:function
     pretrained:bool=False, num_classes:int=None, # for torchvision's
@@ -80,7 +80,7 @@ def build_network(
     if not isinstance(net, nn.Module): raise CommandError(f'a {type(net).__name__} came back, not an nn.Module', layer=spec)
     return net.eval()
 
-# %% ../nbs/52_cli.ipynb #f2dbcf62
+# %% ../nbs/52_cli.ipynb #8b7ab017
 _NESTED = 'state_dict', 'model_state_dict', 'model', 'net', 'weights'
 _PREFIXES = 'module.', '_orig_mod.'
 
@@ -97,7 +97,7 @@ def _plain(state):
         if all(k.startswith(p) for k in state): state = {k.removeprefix(p): v for k, v in state.items()}
     return state
 
-# %% ../nbs/52_cli.ipynb #07fea56a
+# %% ../nbs/52_cli.ipynb #3afd7b5b
 def read_weights(
     path, # .safetensors, or a checkpoint that torch.load reads with weights_only=True
 )->dict: # name → tensor
@@ -115,7 +115,7 @@ def read_weights(
     if state is None: raise FileError(f'{path} holds no weights', hint='save model.state_dict()')
     return _plain(state)
 
-# %% ../nbs/52_cli.ipynb #6641605a
+# %% ../nbs/52_cli.ipynb #3cef550d
 def load_weights_(
     net:nn.Module, # is changed
     path, # see `read_weights`
@@ -130,7 +130,7 @@ def load_weights_(
         raise FileError(f"{path} does not fit the network: {'; '.join(parts)}", hint='build the network that these weights were trained in')
     net.load_state_dict(state, strict=False)
 
-# %% ../nbs/52_cli.ipynb #fa0bfaac
+# %% ../nbs/52_cli.ipynb #6dd070a4
 def write_file(
     path, # where; its folder must exist
     data, # bytes or text
@@ -139,7 +139,7 @@ def write_file(
     try: write_atomic(path, data.encode() if isinstance(data, str) else data)
     except OSError as e: raise FileError(f'{path} cannot be written: {e.strerror}', hint='choose another folder') from e
 
-# %% ../nbs/52_cli.ipynb #4dc11cb2
+# %% ../nbs/52_cli.ipynb #72bfa801
 def check_output(
     path, # of a file to be written, or None
     endings:tuple, # that it may have
@@ -152,7 +152,7 @@ def check_output(
     if path.is_dir(): raise CommandError(f'{path} is a folder', layer=option, hint='name a file in it')
     if not os.access(path.parent, os.W_OK): raise CommandError(f'the folder {path.parent} does not exist or cannot be written to', layer=option, hint='make it first')
 
-# %% ../nbs/52_cli.ipynb #d510e86e
+# %% ../nbs/52_cli.ipynb #98059223
 _REPORTS = {'.csv': 'to_csv', '.json': 'to_json', '.md': 'to_markdown'}
 
 def write_report(
@@ -163,7 +163,7 @@ def write_report(
     text = getattr(report, _REPORTS[Path(path).suffix])()
     write_file(path, text if text.endswith('\n') else text+'\n')
 
-# %% ../nbs/52_cli.ipynb #f65b17c4
+# %% ../nbs/52_cli.ipynb #cc51a450
 def shape(
     text:str, # '1,3,224,224'
 )->tuple:
@@ -181,7 +181,7 @@ def _assignment(text):
 
 def _whole(x): return int(x) if x is not None and x == int(x) else x
 
-# %% ../nbs/52_cli.ipynb #cea840be
+# %% ../nbs/52_cli.ipynb #3dfc543f
 def add_network_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
@@ -194,7 +194,7 @@ def add_network_arguments(
     p.add_argument('--ignore', action='append', default=[], metavar='LAYER', help='a layer, or a module that holds layers, to leave as it is; may be repeated')
     p.add_argument('--device', default='cpu', help='where to compute: cpu (default), cuda, ...')
 
-# %% ../nbs/52_cli.ipynb #32aa1f0c
+# %% ../nbs/52_cli.ipynb #23ee3cac
 def _device(name):
     "The device of that name, if it is there."
     try: device = torch.empty(0, device=name).device
@@ -211,7 +211,7 @@ def read_network(
     inputs = tuple(torch.zeros(s, device=device) for s in args.input_shape or [(1, 3, 224, 224)])
     return net.to(device), inputs, device
 
-# %% ../nbs/52_cli.ipynb #cae02977
+# %% ../nbs/52_cli.ipynb #b66a1c5c
 def info_rows(
     model:nn.Module, # in eval mode; is not changed
     example_inputs, # what its forward takes
@@ -223,7 +223,7 @@ def info_rows(
     return [dict(layer=n, kind=type(mods[n]).__name__, channels=mods[n].weight.shape[0], consumers=readers.get(n, []), reason=graph.reasons[n],
                  verdict=verdict(graph, n), **c) for n, c in count(model, example_inputs).items()]
 
-# %% ../nbs/52_cli.ipynb #d344e178
+# %% ../nbs/52_cli.ipynb #a6ba457f
 def info_text(
     rows:list[dict], # from `info_rows`
     params:int, # of the whole network
@@ -240,7 +240,7 @@ def info_text(
 def _readers(names, shown=3):
     return ', '.join(names[:shown])+(f' and {len(names)-shown} more' if len(names) > shown else '') or '-'
 
-# %% ../nbs/52_cli.ipynb #7d25fce5
+# %% ../nbs/52_cli.ipynb #4b41fdb0
 def run_info(args):
     "Carry out `udfc info`."
     if args.network.endswith('.safetensors'): return print(file_text(args.network))
@@ -265,14 +265,14 @@ def info_parser(commands):
     p.add_argument('--curves', action='store_true', help='also print what the model of the recipe best expects removal to cost, site by site (takes as long as half a compression)')
     p.set_defaults(run=run_info)
 
-# %% ../nbs/52_cli.ipynb #a8c71a3b
+# %% ../nbs/52_cli.ipynb #442107db
 def _recipe(name):
     "A recipe by name, or from a JSON file that `Recipe.to_json` wrote."
     if not name.endswith('.json'): return get_recipe(name)
     try: return recipe_from_json(Path(name).read_text())
     except (OSError, UnicodeDecodeError, TypeError) as e: raise FileError(f'{name} holds no recipe: {e}', hint='write one with Recipe.to_json') from e
 
-# %% ../nbs/52_cli.ipynb #0ba3567d
+# %% ../nbs/52_cli.ipynb #de7d50c8
 def add_compression_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
@@ -289,7 +289,7 @@ def compression_arguments(args):
     return dict(pruning_ratio=args.ratio, weight_bits=_whole(args.bits), activation_bits=args.activation_bits, recipe=_recipe(args.recipe), ignored_layers=tuple(args.ignore),
         layer_ratios=dict(args.layer_ratio), layer_bits={n: _whole(b) for n, b in args.layer_bits})
 
-# %% ../nbs/52_cli.ipynb #73f1568e
+# %% ../nbs/52_cli.ipynb #0787e5c9
 def run_compress(args):
     "Carry out `udfc compress`."
     check_output(args.output, ('.safetensors',), '--output'); check_output(args.report, tuple(_REPORTS), '--report')
@@ -307,7 +307,7 @@ def run_compress(args):
     if args.output: print(f'read it with udfc_nb.load({args.output!r}, network), where network is the one that was compressed')
     else: print('no --output was given: the compressed network is not kept')
 
-# %% ../nbs/52_cli.ipynb #821ce2e2
+# %% ../nbs/52_cli.ipynb #615c636c
 def compress_parser(commands):
     "Declare `udfc compress`."
     p = commands.add_parser('compress', help='prune and quantize a network without data',
@@ -319,7 +319,7 @@ def compress_parser(commands):
     p.add_argument('--quiet', action='store_true', help='no progress bar and no table')
     p.set_defaults(run=run_compress)
 
-# %% ../nbs/52_cli.ipynb #2573920b
+# %% ../nbs/52_cli.ipynb #1b7e3199
 def file_text(
     path, # a file that `udfc compress` wrote
 )->str:
@@ -331,7 +331,7 @@ def file_text(
     return (text_table(['tensor', 'shape', 'bits', 'stored as', 'bytes'], body, left=2)+'\n'+', '.join(f'{k} {v:,}' for k, v in parts.items() if k != 'file')
         +f"; together {parts['file']:,} bytes\nrecipe {name}, format {meta['version']}, written by udfc_nb {meta.get('written_by', '?')}")
 
-# %% ../nbs/52_cli.ipynb #bc6b1580
+# %% ../nbs/52_cli.ipynb #975a41d3
 def add_source_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
@@ -347,14 +347,14 @@ def compressed_network(
     if args.compressed: return net, inputs, Compressed(load(args.compressed, net), None, read_codes(args.compressed), example=inputs)
     return net, inputs, compress(net, inputs, device=device, **compression_arguments(args))
 
-# %% ../nbs/52_cli.ipynb #e2a4834b
+# %% ../nbs/52_cli.ipynb #b96c786b
 def run_export(args):
     "Carry out `udfc export`."
     output = args.output if args.format is None or Path(args.output).suffix else f'{args.output}.{args.format}'
     if args.format and Path(output).suffix != f'.{args.format}': raise CommandError(f'{output} does not end in .{args.format}', layer='--output', hint='leave --format away, or give both the same ending')
     check_output(output, tuple(FORMATS), '--output')
     _, inputs, out = compressed_network(args)
-    kw = dict(reduce_range=args.reduce_range) if output.endswith('.onnx') else {}
+    kw = dict(reduce_range=args.reduce_range, integer_outputs=args.integer_outputs) if output.endswith('.onnx') else {}
     try: size = out.export(output, inputs, 'float' if args.float else 'quantized', **kw)
     except OSError as e: raise FileError(f'{output} cannot be written: {e.strerror}', hint='choose another folder') from e
     print(f'written: {output} ({size:,} bytes)')
@@ -371,9 +371,10 @@ def export_parser(commands):
     p.add_argument('--format', choices=[o.removeprefix('.') for o in FORMATS], help='if the ending of --output is to be added')
     p.add_argument('--float', action='store_true', help='rounded weights as floats')
     p.add_argument('--reduce-range', action='store_true', help='7 bits for weights of 8, for processors without VNNI (ONNX)')
+    p.add_argument('--integer-outputs', action='store_true', help='with activations of 8 bits, round what residual sums and means read as well: faster, but a rounding more than the network has (ONNX)')
     p.set_defaults(run=run_export)
 
-# %% ../nbs/52_cli.ipynb #670d0cce
+# %% ../nbs/52_cli.ipynb #5853d931
 def run_bench(args):
     "Carry out `udfc bench`."
     check_output(args.output, ('.csv',), '--output')
@@ -401,7 +402,7 @@ def bench_parser(commands):
     p.add_argument('--output', metavar='FILE', help='the rows as .csv')
     p.set_defaults(run=run_bench)
 
-# %% ../nbs/52_cli.ipynb #dc38c983
+# %% ../nbs/52_cli.ipynb #122f0888
 def run_demo(args):
     "Carry out `udfc demo`."
     start, folder = time.perf_counter(), Path(args.output)
@@ -423,7 +424,7 @@ def demo_parser(commands):
     p.add_argument('--quiet', action='store_true', help='no progress bar')
     p.set_defaults(run=run_demo)
 
-# %% ../nbs/52_cli.ipynb #5abe4bfb
+# %% ../nbs/52_cli.ipynb #38c917bc
 COMMANDS = demo_parser, compress_parser, info_parser, export_parser, bench_parser
 
 def make_parser()->argparse.ArgumentParser:
@@ -434,7 +435,7 @@ def make_parser()->argparse.ArgumentParser:
     for declare in COMMANDS: declare(commands)
     return p
 
-# %% ../nbs/52_cli.ipynb #0d2b54d6
+# %% ../nbs/52_cli.ipynb #c03748b4
 def main(
     argv:list[str]=None, # without the program's name; None: the process's own
 )->int: # exit code: 0, 2 for bad input, 130 when interrupted
@@ -450,5 +451,5 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
-# %% ../nbs/52_cli.ipynb #4333db84
+# %% ../nbs/52_cli.ipynb #267e4619
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
