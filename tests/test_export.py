@@ -268,7 +268,8 @@ def test_real_images(name, bits, data_dir, tmp_path):
     both = compress(net, x[:1], pruning_ratio=.3, weight_bits=bits, activation_bits=8, input_range=input_range(info.mean, info.std))
     both.export(tmp_path/'wa.onnx'); both.export(tmp_path/'fast.onnx', integer_outputs=True)
     ran = kernels(tmp_path/'fast.onnx')
-    assert not {'Conv', 'FusedConv'} & set(ran) and ran['QLinearConv'] == sum(isinstance(m, nn.Conv2d) for m in net.modules())
+    floats = 3 if name == 'kar14c100' else 0 # sums that several activations and sums read
+    assert ran.get('Conv', 0)+ran.get('FusedConv', 0) == floats and ran['QLinearConv'] == sum(isinstance(m, nn.Conv2d) for m in net.modules())-floats
     simulated, faithful, fast = classes(lambda b: run(both.model, b)), *(classes(lambda b: onnx_run(tmp_path/f, b)) for f in ('wa.onnx', 'fast.onnx'))
     right = lambda c: (c == y).float().mean().item()
     print(f'{name} W{bits}, {len(y)} images: {weights:.2%} differ; A8: simulated {right(simulated):.2%}, faithful {right(faithful):.2%} ({differ(faithful, simulated):.2%} differ), fast {right(fast):.2%} ({differ(fast, simulated):.2%} differ)')
