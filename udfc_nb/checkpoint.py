@@ -6,7 +6,7 @@
 __all__ = ['VERSION', 'MAX_TEXT', 'MAX_BITS', 'CHUNK', 'encode', 'decode', 'contents', 'write_atomic', 'read_file', 'load',
            'read_codes', 'itemise', 'file_rows']
 
-# %% ../nbs/40_checkpoint.ipynb #5ac78c99
+# %% ../nbs/40_checkpoint.ipynb #047ed517
 import copy, hashlib, json, math, os, tempfile, zlib
 from pathlib import Path
 import torch, torch.nn as nn
@@ -18,7 +18,7 @@ from .quantizer import pack, unpack, Quantized, GRIDS
 from .trace import CONVS, LAYERS, NORMS
 from .compress import Compressed
 
-# %% ../nbs/40_checkpoint.ipynb #d81ea63c
+# %% ../nbs/40_checkpoint.ipynb #984aae16
 VERSION = 1
 MAX_TEXT = 1 << 23 # bytes of a file's text; a reader refuses more, because parsing takes some thirty times as much memory
 MAX_BITS = 16 # wider codes are stored as the floats that they stand for
@@ -44,7 +44,7 @@ def encode(
     if deflated: packed = torch.frombuffer(bytearray(small), dtype=torch.uint8)
     return packed, dict(bits=q.bits, shape=list(q.codes.shape), low=low, deflated=deflated)
 
-# %% ../nbs/40_checkpoint.ipynb #19905fc7
+# %% ../nbs/40_checkpoint.ipynb #9c3afaaf
 def decode(
     packed:torch.Tensor, # uint8
     info:dict, # the description
@@ -63,7 +63,7 @@ def decode(
         flat = torch.cat([unpack(p, bits, min(CHUNK, n-i*CHUNK)).to(torch.int32) for i, p in enumerate(packed.split(CHUNK*bits//8))]) if n else torch.zeros(0, dtype=torch.int32)
     return flat.reshape(info['shape'])+info['low']
 
-# %% ../nbs/40_checkpoint.ipynb #83dd8dc9
+# %% ../nbs/40_checkpoint.ipynb #bdf69c6d
 def _checksum(tensors, meta):
     "SHA-256 over the text and every tensor's name, type, shape and bytes."
     h = hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != 'sha256'}, sort_keys=True).encode())
@@ -72,7 +72,7 @@ def _checksum(tensors, meta):
         h.update(f'{n}|{t.dtype}|{list(t.shape)}|'.encode()); h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
-# %% ../nbs/40_checkpoint.ipynb #e61b9f4c
+# %% ../nbs/40_checkpoint.ipynb #d95c0a1f
 def _check_current(name, q, weight):
     "Refuses codes that are no longer the weights."
     if not torch.equal(q.dequantize().to(weight.dtype).reshape(weight.shape), weight.detach().cpu()):
@@ -98,14 +98,14 @@ def contents(
     tensors |= {n: (t.to(dtype) if t.dtype == torch.float32 else t).clone().contiguous() for n, t in rest.items()}
     return tensors, json.dumps(coded, separators=(',', ':'))
 
-# %% ../nbs/40_checkpoint.ipynb #a8be657a
+# %% ../nbs/40_checkpoint.ipynb #abfbbeb7
 def _inputs(model):
     "The grids through which layers read, as text; '' if there are none."
     found = {n: getattr(m, 'input_quantizer', None) for n, m in model.named_modules()}
     grids = {n: dict(scale=float(q.scale), zero_point=int(q.zero_point), bits=int(q.bits), signed=bool(q.signed)) for n, q in found.items() if q is not None}
     return json.dumps(grids, separators=(',', ':')) if grids else ''
 
-# %% ../nbs/40_checkpoint.ipynb #9e640678
+# %% ../nbs/40_checkpoint.ipynb #bb1f5e95
 def _flush_folder(folder):
     "The new name reaches the disk too, on systems where folders can be flushed."
     if not hasattr(os, 'O_DIRECTORY'): return
@@ -144,7 +144,7 @@ def save(self:Compressed,
     write_atomic(path, data)
     return len(data)
 
-# %% ../nbs/40_checkpoint.ipynb #79607241
+# %% ../nbs/40_checkpoint.ipynb #09fad46e
 def _fail(path, why, hint='the file is damaged, or not one that this package wrote'): raise FileError(why, layer=str(path), hint=hint)
 
 def _read(path):
@@ -167,7 +167,7 @@ def _check_coded(info):
         and isinstance(info['shape'], list) and len(info['shape']) <= 8 and all(_whole(s, 0, 2**31) for s in info['shape']) and isinstance(info['deflated'], bool)
         and isinstance(info['zero'], list) and all(type(z) is float and math.isfinite(z) for z in info['zero']))
 
-# %% ../nbs/40_checkpoint.ipynb #2eb02c32
+# %% ../nbs/40_checkpoint.ipynb #c1a84836
 def read_file(
     path, # a file that `save` wrote
 )->tuple: # (tensors, description, metadata)
@@ -186,7 +186,7 @@ def read_file(
         if not _check_coded(c) or f'{n}.weight' in tensors or not {f'{n}.weight.codes', f'{n}.weight.scale'} <= set(tensors): _fail(path, f'the description of {n} is not valid')
     return tensors, info, meta
 
-# %% ../nbs/40_checkpoint.ipynb #ed3db8df
+# %% ../nbs/40_checkpoint.ipynb #1d2b3204
 def _shapes(tensors, info):
     "The shapes of the state dict that a file stands for, before anything is decoded."
     plain = {n: (tuple(t.shape), t.is_floating_point()) for n, t in tensors.items() if not n.endswith(('.weight.codes', '.weight.scale'))}
@@ -199,7 +199,7 @@ def _fits(module, name, new, old):
     free = (0, 1) if isinstance(module, LAYERS) else long if len(long) == 1 else () # a layer's rows and columns, or the one axis of a vector over channels
     return len(new) == len(old) and all(a == b or i in free and 1 <= a < b for i, (a, b) in enumerate(zip(new, old)))
 
-# %% ../nbs/40_checkpoint.ipynb #060e95b6
+# %% ../nbs/40_checkpoint.ipynb #db02e357
 def _check_shapes(path, mods, old, new):
     "Refuses what the architecture could not have become. `old`, `new`: name → (shape, is it floating)."
     way = 'pass the architecture that was compressed'
@@ -213,7 +213,7 @@ def _check_shapes(path, mods, old, new):
 
 def _depthwise(m): return isinstance(m, CONVS) and m.groups > 1 and m.groups == m.in_channels == m.out_channels
 
-# %% ../nbs/40_checkpoint.ipynb #125ef0b6
+# %% ../nbs/40_checkpoint.ipynb #1e1564e1
 def _decoded(path, name, packed, scale, c):
     "One rounded layer's weights."
     rows = c['shape'][0] if c['shape'] else 1
@@ -232,7 +232,7 @@ def _resize(m):
     elif isinstance(m, NORMS) and m.running_mean is not None: m.num_features = len(m.running_mean)
     elif isinstance(m, nn.PReLU): m.num_parameters = len(m.weight)
 
-# %% ../nbs/40_checkpoint.ipynb #51a8590b
+# %% ../nbs/40_checkpoint.ipynb #972d8f19
 def _good_grid(g):
     "Is it what `_inputs` writes?"
     if not isinstance(g, dict) or set(g) != {'scale', 'zero_point', 'bits', 'signed'} or type(g['signed']) is not bool or not _whole(g['bits'], 2, 16): return False
@@ -254,7 +254,7 @@ def _set_grids(mods, grids):
     from udfc_nb.activations import InputQuantizer, quantize_input_
     for n, g in grids.items(): quantize_input_(mods[n], InputQuantizer(**g))
 
-# %% ../nbs/40_checkpoint.ipynb #57afee2c
+# %% ../nbs/40_checkpoint.ipynb #8bbf2096
 def load(
     path, # a file that `Compressed.save` wrote
     model, # the original architecture: a network (not changed, its weights do not matter) or a function that builds it
@@ -275,7 +275,7 @@ def load(
     _set_grids(mods, grids)
     return net
 
-# %% ../nbs/40_checkpoint.ipynb #db28f885
+# %% ../nbs/40_checkpoint.ipynb #99aaec8f
 def read_codes(
     path, # a file that `Compressed.save` wrote
 )->dict: # layer name → `Quantized`
@@ -289,7 +289,7 @@ def read_codes(
         out[n] = Quantized(decode(tensors[f'{n}.weight.codes'], c), scale.reshape(one), torch.tensor(c['zero'], dtype=scale.dtype).reshape(one), c['bits'])
     return out
 
-# %% ../nbs/40_checkpoint.ipynb #49498340
+# %% ../nbs/40_checkpoint.ipynb #6e8ec2e3
 def itemise(
     path, # a packed file
 )->dict: # part → bytes
@@ -302,7 +302,7 @@ def itemise(
     parts = dict(codes=size(codes), scales=size(scales), rest=size(rest))
     return parts | dict(description=whole-sum(parts.values()), file=whole)
 
-# %% ../nbs/40_checkpoint.ipynb #22038738
+# %% ../nbs/40_checkpoint.ipynb #ee352a0e
 def file_rows(
     path, # a packed file
 )->list: # of dict(tensor, shape, bits, stored, bytes)

@@ -350,14 +350,14 @@ def compressed_network(
     if args.compressed: return net, inputs, Compressed(load(args.compressed, net), None, read_codes(args.compressed), example=inputs)
     return net, inputs, compress(net, inputs, device=device, **compression_arguments(args))
 
-# %% ../nbs/52_cli.ipynb #37c83fc4
+# %% ../nbs/52_cli.ipynb #b96c786b
 def run_export(args):
     "Carry out `udfc export`."
     output = args.output if args.format is None or Path(args.output).suffix else f'{args.output}.{args.format}'
     if args.format and Path(output).suffix != f'.{args.format}': raise CommandError(f'{output} does not end in .{args.format}', layer='--output', hint='leave --format away, or give both the same ending')
     check_output(output, tuple(FORMATS), '--output')
     _, inputs, out = compressed_network(args)
-    kw = dict(reduce_range=args.reduce_range) if output.endswith('.onnx') else {}
+    kw = dict(reduce_range=args.reduce_range, integer_outputs=args.integer_outputs) if output.endswith('.onnx') else {}
     try: size = out.export(output, inputs, 'float' if args.float else 'quantized', **kw)
     except OSError as e: raise FileError(f'{output} cannot be written: {e.strerror}', hint='choose another folder') from e
     print(f'written: {output} ({size:,} bytes)')
@@ -374,6 +374,7 @@ def export_parser(commands):
     p.add_argument('--format', choices=[o.removeprefix('.') for o in FORMATS], help='if the ending of --output is to be added')
     p.add_argument('--float', action='store_true', help='rounded weights as floats')
     p.add_argument('--reduce-range', action='store_true', help='7 bits for weights of 8, for processors without VNNI (ONNX)')
+    p.add_argument('--integer-outputs', action='store_true', help='with activations of 8 bits, round what residual sums and means read as well: faster, but a rounding more than the network has (ONNX)')
     p.set_defaults(run=run_export)
 
 # %% ../nbs/52_cli.ipynb #7ce2b701
