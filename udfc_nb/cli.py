@@ -9,7 +9,7 @@ __all__ = ['COMMANDS', 'CommandError', 'build_network', 'read_weights', 'load_we
            'compress_parser', 'file_text', 'add_source_arguments', 'compressed_network', 'run_export', 'export_parser',
            'run_bench', 'bench_parser', 'run_eval', 'eval_parser', 'run_demo', 'demo_parser', 'make_parser', 'main']
 
-# %% ../nbs/52_cli.ipynb #c56b744d
+# %% ../nbs/52_cli.ipynb #95c106c6
 import argparse, difflib, importlib, io, json, os, pickle, sys, time, traceback
 from collections import Counter
 from pathlib import Path
@@ -31,10 +31,10 @@ from .graph import find_sites, verdict
 from .recipe import RECIPES, get_recipe, recipe_from_json
 from .report import count
 
-# %% ../nbs/52_cli.ipynb #9ed7bd8e
+# %% ../nbs/52_cli.ipynb #e31c753c
 class CommandError(UDFCError, ValueError): "A command line that cannot be carried out."
 
-# %% ../nbs/52_cli.ipynb #9dafa2e7
+# %% ../nbs/52_cli.ipynb #b76435e6
 def _from_module(spec):
     "The network that `package.module:function` builds."
     module, _, name = spec.partition(':')
@@ -48,7 +48,7 @@ def _from_module(spec):
         raise CommandError(f'the network cannot be built: {type(e).__name__}: {e}\n  at {at.filename}:{at.lineno}', layer=spec,
             hint='name a function that takes no arguments and returns the network, as package.module:function') from e
 
-# %% ../nbs/52_cli.ipynb #0a31481f
+# %% ../nbs/52_cli.ipynb #be828a2b
 def _from_torchvision(
     name, # e.g. 'resnet18'
     pretrained=False, # fetch torchvision's best weights
@@ -69,7 +69,7 @@ def _from_torchvision(
         raise CommandError(f'torchvision cannot build it: {e}', layer=name,
             hint='--pretrained needs the internet; a checkpoint that you have goes into --weights' if pretrained else None) from e
 
-# %% ../nbs/52_cli.ipynb #87a9bc22
+# %% ../nbs/52_cli.ipynb #7b116704
 def build_network(
     spec:str, # torchvision name, or package.module:function
     pretrained:bool=False, num_classes:int=None, # for torchvision's
@@ -82,7 +82,7 @@ def build_network(
     if not isinstance(net, nn.Module): raise CommandError(f'a {type(net).__name__} came back, not an nn.Module', layer=spec)
     return net.eval()
 
-# %% ../nbs/52_cli.ipynb #4b3a58c5
+# %% ../nbs/52_cli.ipynb #c0f1ce8e
 _NESTED = 'state_dict', 'model_state_dict', 'model', 'net', 'weights'
 _PREFIXES = 'module.', '_orig_mod.'
 
@@ -99,7 +99,7 @@ def _plain(state):
         if all(k.startswith(p) for k in state): state = {k.removeprefix(p): v for k, v in state.items()}
     return state
 
-# %% ../nbs/52_cli.ipynb #1b66b372
+# %% ../nbs/52_cli.ipynb #9733582e
 def read_weights(
     path, # .safetensors, or a checkpoint that torch.load reads with weights_only=True
 )->dict: # name → tensor
@@ -117,7 +117,7 @@ def read_weights(
     if state is None: raise FileError(f'{path} holds no weights', hint='save model.state_dict()')
     return _plain(state)
 
-# %% ../nbs/52_cli.ipynb #b814ed40
+# %% ../nbs/52_cli.ipynb #5e051bd7
 def load_weights_(
     net:nn.Module, # is changed
     path, # see `read_weights`
@@ -132,7 +132,7 @@ def load_weights_(
         raise FileError(f"{path} does not fit the network: {'; '.join(parts)}", hint='build the network that these weights were trained in')
     net.load_state_dict(state, strict=False)
 
-# %% ../nbs/52_cli.ipynb #9729df96
+# %% ../nbs/52_cli.ipynb #b70f4f34
 def write_file(
     path, # where; its folder must exist
     data, # bytes or text
@@ -141,7 +141,7 @@ def write_file(
     try: write_atomic(path, data.encode() if isinstance(data, str) else data)
     except OSError as e: raise FileError(f'{path} cannot be written: {e.strerror}', hint='choose another folder') from e
 
-# %% ../nbs/52_cli.ipynb #68acb7a3
+# %% ../nbs/52_cli.ipynb #163dd7f2
 def check_output(
     path, # of a file to be written, or None
     endings:tuple, # that it may have
@@ -154,7 +154,7 @@ def check_output(
     if path.is_dir(): raise CommandError(f'{path} is a folder', layer=option, hint='name a file in it')
     if not os.access(path.parent, os.W_OK): raise CommandError(f'the folder {path.parent} does not exist or cannot be written to', layer=option, hint='make it first')
 
-# %% ../nbs/52_cli.ipynb #3ac7f1dd
+# %% ../nbs/52_cli.ipynb #332b27fd
 _REPORTS = {'.csv': 'to_csv', '.json': 'to_json', '.md': 'to_markdown'}
 
 def write_report(
@@ -165,7 +165,7 @@ def write_report(
     text = getattr(report, _REPORTS[Path(path).suffix])()
     write_file(path, text if text.endswith('\n') else text+'\n')
 
-# %% ../nbs/52_cli.ipynb #f43814c6
+# %% ../nbs/52_cli.ipynb #d1702965
 def shape(
     text:str, # '1,3,224,224'
 )->tuple:
@@ -183,7 +183,7 @@ def _assignment(text):
 
 def _whole(x): return int(x) if x is not None and x == int(x) else x
 
-# %% ../nbs/52_cli.ipynb #e646d3aa
+# %% ../nbs/52_cli.ipynb #87fa6782
 def add_network_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
@@ -196,7 +196,7 @@ def add_network_arguments(
     p.add_argument('--ignore', action='append', default=[], metavar='LAYER', help='a layer, or a module that holds layers, to leave as it is; may be repeated')
     p.add_argument('--device', default='cpu', help='where to compute: cpu (default), cuda, ...')
 
-# %% ../nbs/52_cli.ipynb #7ddbc5d2
+# %% ../nbs/52_cli.ipynb #06ce749e
 def _device(name):
     "The device of that name, if it is there."
     try: device = torch.empty(0, device=name).device
@@ -213,7 +213,7 @@ def read_network(
     inputs = tuple(torch.zeros(s, device=device) for s in args.input_shape or [(1, 3, 224, 224)])
     return net.to(device), inputs, device
 
-# %% ../nbs/52_cli.ipynb #39b99422
+# %% ../nbs/52_cli.ipynb #e1c26e20
 def info_rows(
     model:nn.Module, # in eval mode; is not changed
     example_inputs, # what its forward takes
@@ -225,7 +225,7 @@ def info_rows(
     return [dict(layer=n, kind=type(mods[n]).__name__, channels=mods[n].weight.shape[0], consumers=readers.get(n, []), reason=graph.reasons[n],
                  verdict=verdict(graph, n), **c) for n, c in count(model, example_inputs).items()]
 
-# %% ../nbs/52_cli.ipynb #21d42670
+# %% ../nbs/52_cli.ipynb #1eda7b77
 def info_text(
     rows:list[dict], # from `info_rows`
     params:int, # of the whole network
@@ -242,7 +242,7 @@ def info_text(
 def _readers(names, shown=3):
     return ', '.join(names[:shown])+(f' and {len(names)-shown} more' if len(names) > shown else '') or '-'
 
-# %% ../nbs/52_cli.ipynb #d6735b28
+# %% ../nbs/52_cli.ipynb #ddd9fcfd
 def run_info(args):
     "Carry out `udfc info`."
     if args.network.endswith('.safetensors'): return print(file_text(args.network))
@@ -267,14 +267,14 @@ def info_parser(commands):
     p.add_argument('--curves', action='store_true', help='also print what the model of the recipe best expects removal to cost, site by site (takes as long as half a compression)')
     p.set_defaults(run=run_info)
 
-# %% ../nbs/52_cli.ipynb #339a67d1
+# %% ../nbs/52_cli.ipynb #6b2e9d3d
 def _recipe(name):
     "A recipe by name, or from a JSON file that `Recipe.to_json` wrote."
     if not name.endswith('.json'): return get_recipe(name)
     try: return recipe_from_json(Path(name).read_text())
     except (OSError, UnicodeDecodeError, TypeError) as e: raise FileError(f'{name} holds no recipe: {e}', hint='write one with Recipe.to_json') from e
 
-# %% ../nbs/52_cli.ipynb #1d0661ac
+# %% ../nbs/52_cli.ipynb #971d277f
 def add_compression_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
@@ -292,7 +292,7 @@ def compression_arguments(args):
     return dict(pruning_ratio=args.ratio, weight_bits=_whole(args.bits), activation_bits=args.activation_bits, size_budget=args.size_budget, recipe=_recipe(args.recipe), ignored_layers=tuple(args.ignore),
         layer_ratios=dict(args.layer_ratio), layer_bits={n: _whole(b) for n, b in args.layer_bits})
 
-# %% ../nbs/52_cli.ipynb #d5f3cf9b
+# %% ../nbs/52_cli.ipynb #8caf38da
 def run_compress(args):
     "Carry out `udfc compress`."
     check_output(args.output, ('.safetensors',), '--output'); check_output(args.report, tuple(_REPORTS), '--report')
@@ -310,7 +310,7 @@ def run_compress(args):
     if args.output: print(f'read it with udfc_nb.load({args.output!r}, network), where network is the one that was compressed')
     else: print('no --output was given: the compressed network is not kept')
 
-# %% ../nbs/52_cli.ipynb #aaa0e841
+# %% ../nbs/52_cli.ipynb #9070b37e
 def compress_parser(commands):
     "Declare `udfc compress`."
     p = commands.add_parser('compress', help='prune and quantize a network without data',
@@ -322,7 +322,7 @@ def compress_parser(commands):
     p.add_argument('--quiet', action='store_true', help='no progress bar and no table')
     p.set_defaults(run=run_compress)
 
-# %% ../nbs/52_cli.ipynb #4898ca43
+# %% ../nbs/52_cli.ipynb #aa541c33
 def file_text(
     path, # a file that `udfc compress` wrote
 )->str:
@@ -334,7 +334,7 @@ def file_text(
     return (text_table(['tensor', 'shape', 'bits', 'stored as', 'bytes'], body, left=2)+'\n'+', '.join(f'{k} {v:,}' for k, v in parts.items() if k != 'file')
         +f"; together {parts['file']:,} bytes\nrecipe {name}, format {meta['version']}, written by udfc_nb {meta.get('written_by', '?')}")
 
-# %% ../nbs/52_cli.ipynb #7a974774
+# %% ../nbs/52_cli.ipynb #3d9a7804
 def add_source_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
@@ -350,7 +350,7 @@ def compressed_network(
     if args.compressed: return net, inputs, Compressed(load(args.compressed, net), None, read_codes(args.compressed), example=inputs)
     return net, inputs, compress(net, inputs, device=device, **compression_arguments(args))
 
-# %% ../nbs/52_cli.ipynb #b96c786b
+# %% ../nbs/52_cli.ipynb #8b0717f4
 def run_export(args):
     "Carry out `udfc export`."
     output = args.output if args.format is None or Path(args.output).suffix else f'{args.output}.{args.format}'
@@ -377,7 +377,7 @@ def export_parser(commands):
     p.add_argument('--integer-outputs', action='store_true', help='with activations of 8 bits, round what residual sums and means read as well: faster, but a rounding more than the network has (ONNX)')
     p.set_defaults(run=run_export)
 
-# %% ../nbs/52_cli.ipynb #7ce2b701
+# %% ../nbs/52_cli.ipynb #2c03560c
 def run_bench(args):
     "Carry out `udfc bench`."
     check_output(args.output, ('.csv',), '--output')
@@ -405,7 +405,7 @@ def bench_parser(commands):
     p.add_argument('--output', metavar='FILE', help='the rows as .csv')
     p.set_defaults(run=run_bench)
 
-# %% ../nbs/52_cli.ipynb #d97d3604
+# %% ../nbs/52_cli.ipynb #83fcaf39
 def _preparation(args, shape):
     "How images are prepared, and between what values they lie then: as torchvision's trained weights want it, or in the usual way."
     if args.pretrained:
@@ -439,7 +439,7 @@ def eval_parser(commands):
     p.add_argument('--workers', type=int, default=0, metavar='N', help='processes that read images (default 0: this one)')
     p.set_defaults(run=run_eval)
 
-# %% ../nbs/52_cli.ipynb #9f6d153f
+# %% ../nbs/52_cli.ipynb #717cc7ff
 def run_demo(args):
     "Carry out `udfc demo`."
     start, folder = time.perf_counter(), Path(args.output)
@@ -461,7 +461,7 @@ def demo_parser(commands):
     p.add_argument('--quiet', action='store_true', help='no progress bar')
     p.set_defaults(run=run_demo)
 
-# %% ../nbs/52_cli.ipynb #df15c9ce
+# %% ../nbs/52_cli.ipynb #14415e66
 COMMANDS = demo_parser, compress_parser, info_parser, export_parser, bench_parser, eval_parser
 
 def make_parser()->argparse.ArgumentParser:
@@ -472,7 +472,7 @@ def make_parser()->argparse.ArgumentParser:
     for declare in COMMANDS: declare(commands)
     return p
 
-# %% ../nbs/52_cli.ipynb #d4df7ecb
+# %% ../nbs/52_cli.ipynb #293c7d6e
 def main(
     argv:list[str]=None, # without the program's name; None: the process's own
 )->int: # exit code: 0, 2 for bad input, 130 when interrupted
@@ -488,5 +488,5 @@ def main(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
-# %% ../nbs/52_cli.ipynb #07dc0bd3
+# %% ../nbs/52_cli.ipynb #5424de21
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -6,7 +6,7 @@
 __all__ = ['PROJECTIONS', 'METRICS', 'ROUNDINGS', 'BUDGETS', 'RANGES', 'PREPARATIONS', 'SCALES', 'RECIPES', 'Channels',
            'no_projection', 'least_squares', 'Recipe', 'recipe_from_json', 'get_recipe']
 
-# %% ../nbs/14_recipe.ipynb #deb6c1b9
+# %% ../nbs/14_recipe.ipynb #30f862e5
 import json
 from dataclasses import dataclass, asdict, fields, replace
 import torch
@@ -16,7 +16,7 @@ from .assumption import CRITERIA
 from .paths import Vectors
 from .solution import project, copies
 
-# %% ../nbs/14_recipe.ipynb #0826c9db
+# %% ../nbs/14_recipe.ipynb #a3e6383d
 @dataclass
 class Channels:
     "A site's channels as one consumer sees them."
@@ -25,7 +25,7 @@ class Channels:
     norm:tuple=None # (γ, β, μ, variance) of the first batch norm behind the filters, each (C,); None without one
     groups:int=1 # a channel can be carried only by channels of its own run
 
-# %% ../nbs/14_recipe.ipynb #d6e1bd03
+# %% ../nbs/14_recipe.ipynb #c8f12d1f
 def no_projection(ch, kept, pruned, recipe):
     "Pruned channels are dropped: T = 0."
     return torch.zeros(len(pruned), len(kept), dtype=torch.float64, device=ch.W.device)
@@ -40,9 +40,9 @@ PROJECTIONS = {'none': no_projection, 'least-squares': least_squares}
 METRICS, ROUNDINGS, BUDGETS = {'filters'}, {'nearest'}, {'uniform'} # the notebooks beyond the paper add to these
 RANGES = {'six-sigma', 'expected-error'} # of activations; notebook 28 says what they are
 PREPARATIONS = {} # name → function(job) that changes the network before the run; notebook 31 adds some
-SCALES = {'none': 's̃ is not used', 'next': 'the next layer’s columns (eq. 9)'}
+SCALES = {'none': 's̃ is not used', 'next': 'the next layer’s columns (eq. 9)', 'own': 'the step of the layer’s own grid'}
 
-# %% ../nbs/14_recipe.ipynb #bb6cbb73
+# %% ../nbs/14_recipe.ipynb #a1dc75c5
 def _choose(value, known, what, recipe):
     if value not in known: raise RecipeError(f'{what}={value!r}', layer=f'recipe {recipe!r}', hint=f'choose from {", ".join(sorted(known))}')
 
@@ -75,7 +75,7 @@ class Recipe:
     def but(self, **changes): return replace(self, **changes)
     def to_json(self): return json.dumps(asdict(self))
 
-# %% ../nbs/14_recipe.ipynb #269f9cfa
+# %% ../nbs/14_recipe.ipynb #f4869dd7
 def recipe_from_json(
     text:str, # what `Recipe.to_json` wrote
 )->Recipe:
@@ -86,7 +86,7 @@ def recipe_from_json(
     if unknown: raise RecipeError(f'unknown fields {sorted(unknown)}', hint='the recipe was saved by another version')
     return Recipe(**d)
 
-# %% ../nbs/14_recipe.ipynb #f4efd13d
+# %% ../nbs/14_recipe.ipynb #410a2a15
 RECIPES = {r.name: r for r in (Recipe('paper'), Recipe('prune', projection='none', scale='none'))}
 
 def get_recipe(
