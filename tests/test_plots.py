@@ -1,5 +1,6 @@
 "Figures are functions of values: no value is too odd for them, and a control that is moved changes its picture."
-import builtins, copy, math
+import ast, base64, builtins, copy, json, math
+from pathlib import Path
 import matplotlib, pytest, torch
 import matplotlib.pyplot as plt
 from udfc_nb import UDFCError
@@ -97,6 +98,7 @@ def test_touch_survives_a_value_that_cannot_be_drawn():
     assert box.image.value == svg(message_figure('ZeroDivisionError: division by zero'))
     box.controls['n'].value = 2
     assert box.image.value == svg(bar(.5))
+    with pytest.raises(ZeroDivisionError): touch(lambda n: bar(1/n), n=[0]) # broken from the start
 
 
 def test_touch_refuses_what_is_no_range():
@@ -136,3 +138,67 @@ def test_directions_of_dead_filters():
     with torch.no_grad(): layer.weight[1] = 0
     (d,) = filter_directions(layer, 1)
     assert torch.allclose(d['weight'].flatten(1).norm(dim=1), layer.weight.detach().flatten(1).norm(dim=1)) and not d['bias'].any()
+
+
+# What a control calls is called long after its cell: when the notebook has run to its end, every name must still mean what it meant.
+
+PAGES = sorted(p for p in (Path(__file__).resolve().parents[1]/'nbs').glob('*.ipynb') if 'touch(' in p.read_text() and p.stem != '50_plots')
+
+
+def names_of(node):
+    "Names that are read below a node, without those that it binds itself."
+    read = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    own = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {a.arg for n in ast.walk(node) if isinstance(n, ast.arguments) for a in n.args+n.kwonlyargs}
+    return read-own
+
+
+def bound(node):
+    "Names that a statement of a cell gives a meaning."
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return {node.name}
+    inside = {m for n in ast.walk(node) if isinstance(n, (ast.Lambda, ast.ListComp, ast.DictComp, ast.SetComp, ast.GeneratorExp)) for m in ast.walk(n)}
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and n not in inside}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+def test_later_cells_leave_a_figure_its_names(page):
+    code = [''.join(c['source']) for c in json.loads(page.read_text())['cells'] if c['cell_type'] == 'code']
+    cells = [ast.parse('\n'.join(l for l in c.splitlines() if l[:1] not in '%!')).body for c in code]
+    touched = [(i, n.args[0].id) for i, cell in enumerate(cells) for s in cell for n in ast.walk(s)
+               if isinstance(n, ast.Call) and getattr(n.func, 'id', '') == 'touch' and isinstance(n.args[0], ast.Name)]
+    assert touched, 'no figure that answers'
+    for at, name in touched:
+        meaning = {n: s for cell in cells[:at+1] for s in cell for n in bound(s)}
+        needed, todo = set(), [name]
+        while todo:
+            if (n := todo.pop()) in needed or n not in meaning: continue
+            needed.add(n)
+            s = meaning[n]
+            if isinstance(s, ast.FunctionDef) or isinstance(getattr(s, 'value', None), ast.Lambda): todo += names_of(s)
+        again = {n for cell in cells[at+1:] for s in cell for n in bound(s)}
+        assert not needed & again, f'{name} needs {sorted(needed & again)}, which a later cell binds anew'
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.stem)
+def test_a_saved_picture_stands_behind_every_control(page):
+    "The view is saved with its state, and within two cells a figure that needs no kernel."
+    nb = json.loads(page.read_text())
+    state = nb['metadata'].get('widgets', {}).get('application/vnd.jupyter.widget-state+json', {}).get('state', {})
+    cells = [c for c in nb['cells'] if c['cell_type'] == 'code']
+    data = [[o.get('data', {}) for o in c['outputs']] for c in cells]
+    for i, c in enumerate(cells):
+        if 'touch(' not in ''.join(c['source']): continue
+        views = [d['application/vnd.jupyter.widget-view+json']['model_id'] for d in data[i] if 'application/vnd.jupyter.widget-view+json' in d]
+        assert views and all(v in state for v in views), 'the widget is not saved'
+        images = [m for m in state.values() if m['model_name'] == 'ImageModel']
+        saved = [base64.b64decode(b['data']) for m in images for b in m.get('buffers', []) if b['path'] == ['value']]
+        assert saved and len(saved) == len(images) and all(saved)
+        assert not any(b'height="115.2pt"' in p for p in saved), 'a message was saved in the place of the picture'
+        assert any(k.startswith('image/') for later in data[i+1:i+3] for d in later for k in d), 'no picture stands behind it'
+
+
+def test_style_of_a_notebook():
+    from udfc_nb.plots import use_style
+    with matplotlib.rc_context():
+        use_style() # outside of a notebook: the style alone
+        assert not matplotlib.rcParams['axes.spines.top']
+        assert matplotlib.rcParams['axes.grid'] == matplotlib.rcParamsDefault['axes.grid'] # images keep no lines across
