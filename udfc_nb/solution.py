@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['RCOND', 'pinv_psd', 'project', 'copies', 'solve_scale']
 
-# %% ../nbs/05_solution.ipynb #9f0f5b4e
+# %% ../nbs/05_solution.ipynb #a3af83cf
 import torch
 
-# %% ../nbs/05_solution.ipynb #f1e7d68c
+# %% ../nbs/05_solution.ipynb #90e106e3
 RCOND = 1e-10 # directions with less than this share of the largest eigenvalue count as absent
 
 def pinv_psd(
@@ -20,7 +20,7 @@ def pinv_psd(
     present = (e > rcond*e[-1]) & (e > 0)
     return (U*torch.where(present, 1/torch.where(present, e, 1.), 0.))@U.T
 
-# %% ../nbs/05_solution.ipynb #ee9f88fb
+# %% ../nbs/05_solution.ipynb #110a1334
 def _inverse(A, rcond):
     "A⁻¹ if every eigenvalue of A is certain to lie above the cut-off, else None."
     L, info = torch.linalg.cholesky_ex(A)
@@ -28,7 +28,7 @@ def _inverse(A, rcond):
     inv = torch.cholesky_inverse(L)
     return inv if 1 > rcond*A.norm()*inv.norm() else None
 
-# %% ../nbs/05_solution.ipynb #706f36a6
+# %% ../nbs/05_solution.ipynb #05830e40
 def project(
     G:torch.Tensor, # Gram matrix of all channels, (C, C)
     kept:torch.Tensor, # K, indices
@@ -45,7 +45,7 @@ def project(
     inv = _inverse(KK, rcond)
     return ((pinv_psd(KK, rcond) if inv is None else inv)@KP).T
 
-# %% ../nbs/05_solution.ipynb #e3cf443f
+# %% ../nbs/05_solution.ipynb #1b0f7f62
 def copies(
     V:torch.Tensor, # (C, C) Gram matrix of the augmented vectors
     kept:torch.Tensor, # K
@@ -61,7 +61,7 @@ def copies(
     fits = (dp-2*t*KP+t*t*dk <= tol**2*dp) & (t > 0) & (dp > 0)
     return torch.where(fits & (fits.cumsum(1) == 1), t, 0.)
 
-# %% ../nbs/05_solution.ipynb #3e803892
+# %% ../nbs/05_solution.ipynb #0ef7475a
 def solve_scale(
     W:torch.Tensor, # filters, (C, d)
     W_hat:torch.Tensor, # rounded filters, (C, d)
