@@ -7,7 +7,7 @@ __all__ = ['LINES', 'MAP', 'STYLE', 'style', 'styled', 'new_figure', 'svg', 'use
            'offset', 'offset_figure', 'filter_directions', 'loss_landscape', 'landscape_figure', 'map_figure',
            'layer_errors', 'residual_figure', 'tradeoff_figure']
 
-# %% ../nbs/50_plots.ipynb #5bb3216b
+# %% ../nbs/50_plots.ipynb #c5f2d73b
 import functools, inspect, io, math
 import matplotlib, torch
 from cycler import cycler
@@ -17,7 +17,7 @@ from torch.func import functional_call
 from .errors import UnsupportedError
 from .report import eval_mode
 
-# %% ../nbs/50_plots.ipynb #b1f57ebf
+# %% ../nbs/50_plots.ipynb #2b0812e7
 LINES = [dict(color=c, linestyle=s, marker=m) for c, s, m in (('#000000', '-', 'o'), ('#d55e00', '--', 's'), ('#0072b2', '-.', '^'),
     ('#e69f00', ':', 'D'), ('#009e73', '-', 'v'), ('#56b4e9', '--', 'P'))] # colour, dash and mark of the first, second, … line
 MAP = 'cividis' # of values on a plane
@@ -26,7 +26,7 @@ STYLE = {'figure.facecolor': 'white', 'figure.dpi': 96, 'font.size': 9, 'axes.ti
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'axes.axisbelow': True, 'grid.color': '0.9', 'grid.linewidth': .7, 'image.cmap': MAP,
     'svg.hashsalt': 'udfc'} # so that the same figure is the same file
 
-# %% ../nbs/50_plots.ipynb #f6b03a89
+# %% ../nbs/50_plots.ipynb #4e5fcf0d
 def style():
     "A context in which figures look like the others of this book."
     return matplotlib.rc_context(STYLE)
@@ -40,7 +40,7 @@ def styled(
         with style(): return f(*args, **kwargs)
     return in_style
 
-# %% ../nbs/50_plots.ipynb #b1649a7d
+# %% ../nbs/50_plots.ipynb #959d9ed7
 def new_figure(
     cols:int=1, # axes side by side
     width:float=4.2, # inches, of all together
@@ -54,7 +54,7 @@ def new_figure(
         axs = fig.subplots(rows, cols, squeeze=False, **kwargs).flatten()
     return fig, axs[0] if len(axs) == 1 else axs
 
-# %% ../nbs/50_plots.ipynb #b8920b5a
+# %% ../nbs/50_plots.ipynb #9f700337
 def svg(
     fig, # matplotlib Figure
 )->bytes:
@@ -71,13 +71,13 @@ def use_svg():
     matplotlib.rcParams['svg.hashsalt'] = STYLE['svg.hashsalt']
     set_matplotlib_formats('svg', metadata={'Date': None})
 
-# %% ../nbs/50_plots.ipynb #324d01b6
+# %% ../nbs/50_plots.ipynb #5c66a611
 def use_style():
     "The `pyplot` figures of this notebook look like the others of this book, and are shown as SVG."
     matplotlib.rcParams.update({k: v for k, v in STYLE.items() if 'grid' not in k})
     use_svg()
 
-# %% ../nbs/50_plots.ipynb #411b05f3
+# %% ../nbs/50_plots.ipynb #a0c23679
 @styled
 def message_figure(
     text:str, # what to say
@@ -87,7 +87,7 @@ def message_figure(
     ax.text(0, .5, text, wrap=True, va='center', family='monospace', parse_math=False)
     return fig
 
-# %% ../nbs/50_plots.ipynb #67009dee
+# %% ../nbs/50_plots.ipynb #2f2389e6
 def _control(w, name, abbreviation, default):
     made = w.interactive.widget_from_abbrev(abbreviation, default)
     if made is None: raise UnsupportedError(f'no control can be made of {abbreviation!r}', layer=name, hint='give (low, high), (low, high, step), a list of choices, True, False, or a widget')
@@ -118,7 +118,7 @@ def touch(
     box.controls, box.image = made, image
     return box
 
-# %% ../nbs/50_plots.ipynb #10778ed4
+# %% ../nbs/50_plots.ipynb #c299d631
 def offset(
     before:torch.Tensor, # W, any shape
     after:torch.Tensor, # W′, the same shape
@@ -127,7 +127,7 @@ def offset(
     moved, size = (after-before).double().norm().item(), before.double().norm().item()
     return moved/size if size else 0. if not moved else math.inf
 
-# %% ../nbs/50_plots.ipynb #bd0960a9
+# %% ../nbs/50_plots.ipynb #8c1026b3
 @styled
 def offset_figure(
     pairs:dict, # layer → (W, W′), of one shape
@@ -145,7 +145,7 @@ def offset_figure(
     axs[1].set(xlabel='offset ‖W′ − W‖ / ‖W‖'); axs[1].grid(False, axis='y')
     return fig
 
-# %% ../nbs/50_plots.ipynb #66025986
+# %% ../nbs/50_plots.ipynb #8510448d
 def filter_directions(
     model, # nn.Module
     n:int=2, # how many
@@ -160,7 +160,7 @@ def filter_directions(
         return d/length(d)*length(p)
     with torch.no_grad(): return [{k: draw(p) for k, p in model.named_parameters()} for _ in range(n)]
 
-# %% ../nbs/50_plots.ipynb #867805f3
+# %% ../nbs/50_plots.ipynb #954cbc21
 @torch.no_grad()
 def loss_landscape(
     model, # classifier; is not changed
@@ -180,7 +180,7 @@ def loss_landscape(
                 out[i, j] = torch.nn.functional.cross_entropy(logits.float(), labels)
     return out
 
-# %% ../nbs/50_plots.ipynb #0178c8a6
+# %% ../nbs/50_plots.ipynb #52591a8e
 @styled
 def landscape_figure(
     surfaces:dict, # title → (points, points) losses, from `loss_landscape`
@@ -200,7 +200,7 @@ def landscape_figure(
     fig.colorbar(filled, ax=axs, label='cross-entropy in nats', ticks=levels[::3], format=FuncFormatter(lambda v, _: f'{v:.3g}' if v >= 1 else f'{v:.2g}'))
     return fig
 
-# %% ../nbs/50_plots.ipynb #d96a54fd
+# %% ../nbs/50_plots.ipynb #17f749ec
 @styled
 def map_figure(
     rows:list, # of dicts with `ratio`, `bits` and the value
@@ -222,7 +222,7 @@ def map_figure(
     ax.set(xlabel='pruning ratio (share of channels)', ylabel='bits per weight', title=title); fig.colorbar(image, ax=ax, label=label)
     return fig
 
-# %% ../nbs/50_plots.ipynb #7e595e90
+# %% ../nbs/50_plots.ipynb #af9c5040
 def layer_errors(
     x, # a `Report`, or a dict: layer → number
 )->dict: # layer → number
@@ -248,7 +248,7 @@ def residual_figure(
     axs[1].set(xlabel=f'{labels[0]}: {unit}', ylabel=f'{labels[1]}: {unit}', xlim=(0, top), ylim=(0, top), aspect='equal')
     return fig
 
-# %% ../nbs/50_plots.ipynb #426bf7fa
+# %% ../nbs/50_plots.ipynb #e53c0d6c
 @styled
 def tradeoff_figure(
     rows:list, # of dicts with `label`, `bytes` and `accuracy` in percent
