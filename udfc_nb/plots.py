@@ -87,7 +87,7 @@ def message_figure(
     ax.text(0, .5, text, wrap=True, va='center', family='monospace', parse_math=False)
     return fig
 
-# %% ../nbs/50_plots.ipynb #2f2389e6
+# %% ../nbs/50_plots.ipynb #65d74f90
 def _control(w, name, abbreviation, default):
     made = w.interactive.widget_from_abbrev(abbreviation, default)
     if made is None: raise UnsupportedError(f'no control can be made of {abbreviation!r}', layer=name, hint='give (low, high), (low, high, step), a list of choices, True, False, or a widget')
@@ -102,7 +102,7 @@ def touch(
 ): # a VBox with `.controls`, a dict of widgets, and `.image`
     "A figure under the controls of its parameters. Raises `UnsupportedError` where there are no widgets."
     try: import ipywidgets as w
-    except ImportError as e: raise UnsupportedError(f'{e.name} is not installed', hint='pip install ipywidgets') from e
+    except ImportError as e: raise UnsupportedError(f'{e.name} is not installed', hint="pip install 'udfc_nb[widgets]'") from e
     known = inspect.signature(figure_function).parameters
     made = {n: _control(w, n, c, known[n].default if n in known else inspect.Parameter.empty) for n, c in controls.items()}
     image = w.Image(format='svg+xml', layout=w.Layout(max_width='100%', object_fit='contain', align_self='flex-start'))
