@@ -3,7 +3,7 @@ import copy
 import pytest, torch, torch.nn as nn, torch.nn.functional as F
 from udfc_nb import compress, load, RECIPES
 from udfc_nb.activations import InputQuantizer, best_range, bounds, grid_of, image, quantize_input_
-from udfc_nb.digits import digits_net
+from udfc_nb.digits import accuracy, digits, digits_net
 from udfc_nb.errors import BitsError, RecipeError, UDFCError
 from udfc_nb.flips import flip
 from udfc_nb.graph import find_sites
@@ -182,3 +182,10 @@ def test_duplicates_are_restored(name):
         x = torch.randn(8, 1, 8, 8)
         assert set(range(16))-set(out.kept['layer1.1.conv1'].tolist()) <= {2, 9}
         assert torch.allclose(out.model(x), net(x), atol=1e-3)
+
+
+@pytest.mark.parametrize('recipe', ['fast', 'best', 'squant', 'paper'])
+def test_four_bits_cost_the_digits_nothing(recipe):
+    "An edge filter in front of the first norm is the hard case of a metric that knows nothing of places."
+    x, y = digits('train')
+    assert accuracy(compress(digits_net(), blank, weight_bits=4, recipe=recipe).model, x, y) > 99

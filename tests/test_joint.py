@@ -35,7 +35,7 @@ def mixed(): torch.manual_seed(0); return roughen(Mixed()).eval()
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.data())
+@given(data=st.data())
 def test_size_is_foretold(data, mixed, tmp_path_factory):
     "The bytes that are promised are those of the file, for any choice of channels and bits."
     job = FieldJob(WorkingCopy(mixed).net, find_sites(mixed, blank), RECIPES['best'])
@@ -93,7 +93,7 @@ def test_progress_ends():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.data())
+@given(data=st.data())
 def test_moves_meet_the_target(data):
     "Any curves: the target is met, and no single move taken back would still fit."
     names = 'ab'

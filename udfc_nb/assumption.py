@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CRITERIA', 'check_ratio', 'n_kept', 'filter_norms', 'split_channels']
 
-# %% ../nbs/02_assumption.ipynb #a85277d9
+# %% ../nbs/02_assumption.ipynb #17e31546
 import math, torch
 from .errors import RatioError
 
-# %% ../nbs/02_assumption.ipynb #7a5eb5a6
+# %% ../nbs/02_assumption.ipynb #a8baeae8
 def check_ratio(
     ratio, # a number in [0, 1)
     layer:str=None, # name for the message
@@ -19,7 +19,7 @@ def check_ratio(
     if not ok: raise RatioError(f'a pruning ratio of {ratio!r}', layer=layer, hint='take a number in [0, 1): the share of channels to remove')
     return ratio
 
-# %% ../nbs/02_assumption.ipynb #8ec3f70a
+# %% ../nbs/02_assumption.ipynb #64b99e7b
 def n_kept(
     channels:int, # C
     ratio:float, # share of channels to remove, in [0, 1)
@@ -27,7 +27,7 @@ def n_kept(
     "max(1, ⌊C·(1−r) + 1e-9⌋). Raises `RatioError`."
     return max(1, math.floor(channels*(1-check_ratio(ratio))+1e-9))
 
-# %% ../nbs/02_assumption.ipynb #9de692f6
+# %% ../nbs/02_assumption.ipynb #12ee4501
 def filter_norms(
     W:torch.Tensor, # filters, (C, …)
     p:float=2, # 1 or 2
@@ -37,7 +37,7 @@ def filter_norms(
 
 CRITERIA = {'l1': lambda W: filter_norms(W, 1), 'l2': lambda W: filter_norms(W, 2)}
 
-# %% ../nbs/02_assumption.ipynb #84d18c7b
+# %% ../nbs/02_assumption.ipynb #fa562f4a
 def split_channels(
     scores:torch.Tensor, # (C,), larger is kept
     n:int, # how many to keep

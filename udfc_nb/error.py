@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['augmented_gram', 'pruning_error', 'rounding_error']
 
-# %% ../nbs/04_error.ipynb #0f8234f7
+# %% ../nbs/04_error.ipynb #509829bf
 import torch
 
-# %% ../nbs/04_error.ipynb #d9c3fd8c
+# %% ../nbs/04_error.ipynb #3b53c9ed
 def augmented_gram(
     W:torch.Tensor, # filters, (C, d)
     c:torch.Tensor=None, # slope of the batch norm, (C,); None for a layer without one
@@ -20,7 +20,7 @@ def augmented_gram(
     G = V@V.T
     return G if b is None else G+lam*torch.outer(b.double(), b.double())
 
-# %% ../nbs/04_error.ipynb #8c797ec2
+# %% ../nbs/04_error.ipynb #9cda2b01
 def pruning_error(
     G:torch.Tensor, # Gram matrix of all channels, (C, C)
     T:torch.Tensor, # coefficients, (|P|, |K|)
@@ -31,7 +31,7 @@ def pruning_error(
     cross = (T*G[pruned][:, kept]).sum(1)
     return (G.diagonal()[pruned]-2*cross+((T@G[kept][:, kept])*T).sum(1)).clamp(min=0)
 
-# %% ../nbs/04_error.ipynb #fa623c52
+# %% ../nbs/04_error.ipynb #a149fc5c
 def rounding_error(
     W:torch.Tensor, # filters, (C, d)
     W_hat:torch.Tensor, # rounded filters, (C, d)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['worked_tensors', 'affine', 'Inner', 'inner_layers']
 
-# %% ../nbs/00_notation.ipynb #9926196c
+# %% ../nbs/00_notation.ipynb #80d499f2
 import os
 from importlib import resources
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from .errors import FileError
 
-# %% ../nbs/00_notation.ipynb #43e37bdb
+# %% ../nbs/00_notation.ipynb #60c6d46e
 def worked_tensors(
     name:str='digits', # 'digits', or the stem of a file in `shared/data/weights` such as 'nm56'
     data_dir=None, # folder that holds `weights/`; None: `$UDFC_DATA`, else the first `shared/data` above this one
@@ -29,7 +29,7 @@ def worked_tensors(
     if path: return load_file(path)
     raise FileError(f'no weights called {name!r}', hint="take 'digits', or set UDFC_DATA to the folder that holds weights/")
 
-# %% ../nbs/00_notation.ipynb #757789ae
+# %% ../nbs/00_notation.ipynb #91883f8d
 def affine(
     weight:torch.Tensor, # γ, (C,), or None for ones
     bias:torch.Tensor, # β, (C,), or None for zeros
@@ -42,7 +42,7 @@ def affine(
     c = 1/sigma if weight is None else weight/sigma
     return c, (0. if bias is None else bias)-c*running_mean
 
-# %% ../nbs/00_notation.ipynb #ac815103
+# %% ../nbs/00_notation.ipynb #516f4c4a
 class Inner(NamedTuple):
     "The inner channels of a residual block, as tensors."
     W:torch.Tensor # filters of conv1, (C, in, k, k)

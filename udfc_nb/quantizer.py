@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['GRIDS', 'check_bits', 'Quantized', 'max_abs', 'paper_grid', 'symmetric_grid', 'asymmetric_grid', 'pack', 'unpack']
 
-# %% ../nbs/01_quantizer.ipynb #f1948e3b
+# %% ../nbs/01_quantizer.ipynb #4472ddfe
 from typing import NamedTuple
 import torch
 from .errors import BitsError, NonFiniteError
 
-# %% ../nbs/01_quantizer.ipynb #007266b1
+# %% ../nbs/01_quantizer.ipynb #3af756ce
 def check_bits(
     bits, # bit-width, a number in [1, 32]
     layer:str=None, # name for the message
@@ -25,7 +25,7 @@ def _whole(bits):
     if check_bits(bits) == int(bits): return int(bits)
     raise BitsError(f'a grid of {bits!r} bits', hint='one grid has a whole number of bits; take a number from 1 to 32')
 
-# %% ../nbs/01_quantizer.ipynb #6a80b1a4
+# %% ../nbs/01_quantizer.ipynb #a1d4f115
 class Quantized(NamedTuple):
     "A tensor on a uniform grid: integer `codes`, and W ≈ scale·(codes − zero)."
     codes:torch.Tensor # integers, the shape of W
@@ -34,7 +34,7 @@ class Quantized(NamedTuple):
     bits:int # width of a code
     def dequantize(self): return self.scale*(self.codes.to(self.scale.dtype)-self.zero)
 
-# %% ../nbs/01_quantizer.ipynb #74bd3f4f
+# %% ../nbs/01_quantizer.ipynb #dd994d20
 def _extent(W, per_channel):
     "The axes over which one scale is shared."
     return tuple(range(1, W.dim())) if per_channel and W.dim() > 1 else tuple(range(W.dim()))
@@ -48,14 +48,14 @@ def max_abs(
     if M.isfinite().all(): return M
     raise NonFiniteError('weights that are not finite cannot be rounded', hint='repair the checkpoint')
 
-# %% ../nbs/01_quantizer.ipynb #fa4341a1
+# %% ../nbs/01_quantizer.ipynb #e4b5892d
 def _codes(W, scale, zero, low, high):
     "round(W/scale + zero), within [low, high]."
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
     wide = W.detach().double() if high-low >= 2**16-1 else W.detach()
     return torch.round(wide/safe+zero).clamp(low, high).to(torch.int64 if high >= 2**31 else torch.int32)
 
-# %% ../nbs/01_quantizer.ipynb #54155674
+# %% ../nbs/01_quantizer.ipynb #a007c51a
 def paper_grid(
     W:torch.Tensor, # weights, output channels first
     bits:int, # 1 to 32
@@ -68,7 +68,7 @@ def paper_grid(
     scale, zero = 2*M/n, torch.full_like(M, n/2)
     return Quantized(_codes(W, scale, zero, 0, n), scale, zero, int(bits))
 
-# %% ../nbs/01_quantizer.ipynb #dcab321e
+# %% ../nbs/01_quantizer.ipynb #35403b9f
 def symmetric_grid(
     W:torch.Tensor, # weights, output channels first
     bits:int, # 2 to 32
@@ -81,7 +81,7 @@ def symmetric_grid(
     scale = max_abs(W, per_channel)*clip/n
     return Quantized(_codes(W, scale, torch.zeros_like(scale), -n, n), scale, torch.zeros_like(scale), int(bits))
 
-# %% ../nbs/01_quantizer.ipynb #4ef205c5
+# %% ../nbs/01_quantizer.ipynb #e38d80b8
 def asymmetric_grid(
     W:torch.Tensor, # weights (output channels first) or activations
     bits:int, # 1 to 32
@@ -96,10 +96,10 @@ def asymmetric_grid(
     zero = torch.round(-low/torch.where(scale > 0, scale, torch.ones_like(scale)))
     return Quantized(_codes(W, scale, zero, 0, n), scale, zero, int(bits))
 
-# %% ../nbs/01_quantizer.ipynb #cadf0ede
+# %% ../nbs/01_quantizer.ipynb #e62dd161
 GRIDS = {'paper': paper_grid, 'symmetric': symmetric_grid, 'asymmetric': asymmetric_grid}
 
-# %% ../nbs/01_quantizer.ipynb #5d6b6d40
+# %% ../nbs/01_quantizer.ipynb #30539dd1
 def pack(
     codes:torch.Tensor, # integers in [0, 2**bits), any shape
     bits:int, # 1 to 32
@@ -113,7 +113,7 @@ def pack(
     for p in range(8*k): out[:, p//8] |= (((rows[:, p//k] >> p%k) & 1) << p%8).to(torch.uint8)
     return out.reshape(-1)[:-(-len(flat)*k//8)]
 
-# %% ../nbs/01_quantizer.ipynb #5ad1f3da
+# %% ../nbs/01_quantizer.ipynb #3677b5ed
 def unpack(
     packed:torch.Tensor, # uint8
     bits:int, # 1 to 32

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['merge_columns', 'scale_columns']
 
-# %% ../nbs/03_reconstruction.ipynb #cefd542f
+# %% ../nbs/03_reconstruction.ipynb #429442eb
 import torch
 
-# %% ../nbs/03_reconstruction.ipynb #ff9580ed
+# %% ../nbs/03_reconstruction.ipynb #30b4b93b
 def merge_columns(
     W:torch.Tensor, # the next layer's weights, (out, C·repeat, …)
     T:torch.Tensor, # (|P|, |K|): pruned channel j ≈ Σᵢ T[j, i]·(kept channel i)
@@ -25,7 +25,7 @@ def merge_columns(
     flat[:, pruned] = 0
     return flat.reshape(W.shape)
 
-# %% ../nbs/03_reconstruction.ipynb #f66b0cb8
+# %% ../nbs/03_reconstruction.ipynb #2c9f87b4
 def scale_columns(
     W:torch.Tensor, # the next layer's weights, (out, C·repeat, …)
     scale:torch.Tensor, # s̃, one factor per channel, (C,)
