@@ -6,7 +6,7 @@
 __all__ = ['NETWORKS', 'SHOWN', 'FORMATS', 'CSS', 'need_ipywidgets', 'devices', 'network_fields', 'setting_fields',
            'action_fields', 'layer_fields', 'arrange', 'Workbench', 'close']
 
-# %% ../nbs/51_widgets.ipynb #9ea255a8
+# %% ../nbs/51_widgets.ipynb #fa58449d
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,19 +16,19 @@ from .errors import BitsError, ExampleInputError, FileError, UDFCError, Unsuppor
 from .recipe import RECIPES
 from .runs import Background, Subject, digits_subject, headline, layer_figure, layer_rows, message, open_network, png, read_number, read_overrides, tradeoff_figure, trials_table, try_settings
 
-# %% ../nbs/51_widgets.ipynb #c4ad23f8
+# %% ../nbs/51_widgets.ipynb #6fae30eb
 def need_ipywidgets():
     "The module. Raises `UnsupportedError`."
     try: import ipywidgets
     except ImportError as e: raise UnsupportedError('ipywidgets is not installed', layer='workbench', hint="pip install 'udfc_nb[widgets]'") from e
     return ipywidgets
 
-# %% ../nbs/51_widgets.ipynb #50f4366e
+# %% ../nbs/51_widgets.ipynb #f7fa57c9
 def devices()->list[str]:
     "Where a compression can run: the CPU and every CUDA device."
     return ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
 
-# %% ../nbs/51_widgets.ipynb #c4761156
+# %% ../nbs/51_widgets.ipynb #3c5d7b3f
 NETWORKS = {'digits': 'digits, ships with the package', 'torchvision': 'torchvision, by name', 'file': 'your own, with a file', 'given': 'the model that was passed'}
 SHOWN = {'torchvision': ('name', 'shape', 'pretrained', 'open'), 'file': ('name', 'weights', 'shape', 'open')} # the fields that belong to a choice
 
@@ -46,7 +46,7 @@ def network_fields(
         shape=w.Text(value='1,3,224,224', description='input shape', **look),
         pretrained=w.Checkbox(description='fetch its trained weights', indent=False, **look), open=w.Button(description='Open', icon='folder-open'))
 
-# %% ../nbs/51_widgets.ipynb #e4e611e8
+# %% ../nbs/51_widgets.ipynb #966339e5
 def setting_fields(w)->dict: # name → widget
     "The widgets that say what is to be done."
     look = dict(style={'description_width': '6em'}, layout={'width': 'auto'})
@@ -55,7 +55,7 @@ def setting_fields(w)->dict: # name → widget
         ratio=w.FloatSlider(value=.3, max=.95, step=.05, description='ratio', **look),
         bits=w.Text(value='4', placeholder='float', description='weight bits', **look))
 
-# %% ../nbs/51_widgets.ipynb #63b1379b
+# %% ../nbs/51_widgets.ipynb #474bc204
 FORMATS = {'packed file': '.safetensors', 'ONNX': '.onnx', 'torch.export': '.pt2'}
 
 def action_fields(w)->dict: # name → widget
@@ -66,7 +66,7 @@ def action_fields(w)->dict: # name → widget
         format=w.Dropdown(options=list(FORMATS.items()), description='save as', **look), path=w.Text(value='small.safetensors', description='file', **look),
         save=w.Button(description='Save', icon='download', layout=narrow))
 
-# %% ../nbs/51_widgets.ipynb #863a3e45
+# %% ../nbs/51_widgets.ipynb #da32736a
 def layer_fields(
     w,
     rows:list, # of `layer_rows`
@@ -79,7 +79,7 @@ def layer_fields(
     lines = [w.HBox([w.HTML(text(r), layout=wide), *fields[r['layer']]], layout=line) for r in rows]
     return fields, w.VBox(lines, layout=w.Layout(max_height='24em', overflow='auto', display='block'))
 
-# %% ../nbs/51_widgets.ipynb #0041141b
+# %% ../nbs/51_widgets.ipynb #c04d0b46
 CSS = '''<style>
 .udfc table { border-collapse: collapse; font-variant-numeric: tabular-nums; line-height: 1.4; }
 .udfc td, .udfc th { padding: .15em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid rgba(128, 128, 128, .35); }
@@ -89,6 +89,7 @@ CSS = '''<style>
 .udfc .widget-readout { min-width: 4em; }
 </style>'''
 
+# %% ../nbs/51_widgets.ipynb #4cf1e985
 def arrange(
     w,
     c:SimpleNamespace, # the widgets; gets `layers`, `result` and what stands in it
@@ -107,7 +108,7 @@ def arrange(
     form.add_class('udfc')
     return form
 
-# %% ../nbs/51_widgets.ipynb #ea89e126
+# %% ../nbs/51_widgets.ipynb #6f0ccf37
 class Workbench:
     "A form that compresses a network. Raises `UnsupportedError` without ipywidgets, and `ExampleInputError`; later errors are shown in the form."
     def __init__(self,
@@ -126,7 +127,7 @@ class Workbench:
     def wait(self, timeout=None): return self.back.wait(timeout) # seconds; True if nothing runs any more
     def _repr_mimebundle_(self, **kw): return self.widget._repr_mimebundle_(**kw)
 
-# %% ../nbs/51_widgets.ipynb #fa762ab0
+# %% ../nbs/51_widgets.ipynb #f1a22fb9
 @patch
 def connect(self:Workbench):
     "Lets every button and choice call its method."
@@ -154,7 +155,7 @@ def work(self:Workbench, task):
         finally: self.lock(False)
     self.say(''); self.lock(True); self.back.start(guarded)
 
-# %% ../nbs/51_widgets.ipynb #be4a82c2
+# %% ../nbs/51_widgets.ipynb #0f316c70
 @patch
 def choose(self:Workbench):
     "Shows the fields of the chosen kind of network."
@@ -177,7 +178,7 @@ def open(self:Workbench):
         if subject.note: self.say(subject.note)
     self.work(task)
 
-# %% ../nbs/51_widgets.ipynb #906f744b
+# %% ../nbs/51_widgets.ipynb #01d947bd
 def close(
     box, # a widget
 ):
@@ -185,7 +186,7 @@ def close(
     for child in getattr(box, 'children', ()): close(child)
     box.close()
 
-# %% ../nbs/51_widgets.ipynb #37c6ba1e
+# %% ../nbs/51_widgets.ipynb #cf2af9cf
 @patch
 def put(self:Workbench, subject, rows):
     "A network on the bench, or none; trials of another one are let go."
@@ -207,7 +208,7 @@ def show(self:Workbench):
         c.headline.value, c.table.value, c.report.value = headline(last), trials_table(self.trials), last.report._repr_html_()
     c.result.layout.display = '' if self.trials else 'none'
 
-# %% ../nbs/51_widgets.ipynb #1b14739f
+# %% ../nbs/51_widgets.ipynb #f8fb4b13
 @patch
 def settings(self:Workbench)->dict: # arguments of `compress`
     "What the fields ask for. Raises `BitsError`, `RatioError`, and `UnsupportedError` where no network is open."
@@ -216,6 +217,7 @@ def settings(self:Workbench)->dict: # arguments of `compress`
     bits = read_number(self.c.bits.value, 'weight bits', BitsError)
     return dict(pruning_ratio=self.c.ratio.value, weight_bits=bits, recipe=self.c.recipe.value, **read_overrides(typed))
 
+# %% ../nbs/51_widgets.ipynb #7dac9ac6
 @patch
 def tick(self:Workbench, done, total, what):
     "The progress bar."
@@ -241,7 +243,7 @@ def stop(self:Workbench):
     "Takes effect at the next layer."
     self.c.doing.value = 'stopping'; self.back.stop()
 
-# %% ../nbs/51_widgets.ipynb #2dbee46c
+# %% ../nbs/51_widgets.ipynb #d7e9145f
 @patch
 def reset(self:Workbench):
     "All settings as they were at first, and no trials."
