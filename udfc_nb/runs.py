@@ -8,7 +8,7 @@ __all__ = ['KEPT', 'GONE', 'ERROR', 'LINE', 'MARKERS', 'Subject', 'digits_subjec
            'Trial', 'try_settings', 'layer_figure', 'quality', 'tradeoff_figure', 'png', 'megabytes', 'headline',
            'trials_table', 'message']
 
-# %% ../nbs/51_runs.ipynb #efcc4594
+# %% ../nbs/51_runs.ipynb #8d2fbd8d
 import argparse, contextvars, copy, html, io, math, threading, time, traceback
 from dataclasses import dataclass
 import torch
@@ -25,7 +25,7 @@ from .job import unwrap
 from .report import Report
 from .trace import LAYERS, call_args
 
-# %% ../nbs/51_runs.ipynb #0120ab6b
+# %% ../nbs/51_runs.ipynb #1b72efd4
 @dataclass
 class Subject:
     "A network on the workbench."
@@ -41,7 +41,7 @@ def digits_subject()->Subject:
     x, y = digits('test')
     return Subject('digits', digits_net(), x[:2], lambda model: accuracy(model, x, y))
 
-# %% ../nbs/51_runs.ipynb #831b5d06
+# %% ../nbs/51_runs.ipynb #ce64e6be
 def read_shape(
     text:str, # '1,3,224,224', several of them with semicolons between
 ): # a tensor of zeros, or a tuple of them
@@ -51,7 +51,7 @@ def read_shape(
     except (argparse.ArgumentTypeError, RuntimeError) as e: raise ExampleInputError(str(e), layer='input shape', hint='batch, channels, height, width') from None
     return found if len(found) > 1 else found[0]
 
-# %% ../nbs/51_runs.ipynb #eb891e37
+# %% ../nbs/51_runs.ipynb #2bc131c5
 def _packed(path):
     "Is it a file that `Compressed.save` wrote?"
     try:
@@ -74,7 +74,7 @@ def open_network(
     note = '' if path or pretrained or ':' in name else 'The weights are random: sizes are right, errors mean nothing.'
     return Subject(name.strip(), net, example, evaluate, note)
 
-# %% ../nbs/51_runs.ipynb #9f18850c
+# %% ../nbs/51_runs.ipynb #5c07f77b
 def layer_rows(
     subject:Subject,
 )->list[dict]: # layer, channels, prunable, why
@@ -83,7 +83,7 @@ def layer_rows(
     graph = find_sites(net, subject.example)
     return [dict(layer=n, channels=len(net.get_submodule(n).weight), prunable=graph.site(n) is not None, why=verdict(graph, n)) for n in graph.reasons]
 
-# %% ../nbs/51_runs.ipynb #8eb4620a
+# %% ../nbs/51_runs.ipynb #2b720fc0
 def read_number(
     text, # what was typed
     what:str, # name of the field
@@ -97,7 +97,7 @@ def read_number(
     if not math.isfinite(value): raise error(f'{text!r} is no number', layer=what, hint='type a number such as 4 or 0.5, or leave the field empty')
     return int(value) if value == int(value) else value
 
-# %% ../nbs/51_runs.ipynb #1ff81229
+# %% ../nbs/51_runs.ipynb #6ba4f00b
 def read_overrides(
     typed:dict, # layer → (ratio, bits) as text
 )->dict: # layer_ratios, layer_bits
@@ -107,7 +107,7 @@ def read_overrides(
     floats = {n for n, (_, b) in typed.items() if str(b).strip() == 'float'} # to say None is not to say nothing
     return dict(layer_ratios={n: r for n, r in ratios.items() if r is not None}, layer_bits={n: b for n, b in bits.items() if b is not None or n in floats})
 
-# %% ../nbs/51_runs.ipynb #d8ce3437
+# %% ../nbs/51_runs.ipynb #a9fb2e21
 class Background:
     "One piece of work at a time, in a thread, that can be asked to stop."
     def __init__(self): self.thread, self.asked = None, threading.Event()
@@ -126,7 +126,7 @@ class Background:
         if self.thread is not None: self.thread.join(timeout)
         return not self.busy
 
-# %% ../nbs/51_runs.ipynb #76efc8ae
+# %% ../nbs/51_runs.ipynb #3d4ba72d
 def stoppable(
     model:nn.Module, # is copied
     check, # called before each layer; may raise
@@ -138,7 +138,7 @@ def stoppable(
         if isinstance(m, LAYERS): m.register_forward_pre_hook(lambda *_: check())
     return net
 
-# %% ../nbs/51_runs.ipynb #64a956c1
+# %% ../nbs/51_runs.ipynb #fa8bacda
 def noise(
     tree, # tensors, tuples, dicts
     device=None,
@@ -161,7 +161,7 @@ def heard_outputs(
     end = model(*args, **kwargs)
     return out | ({'': end.float()} if isinstance(end, torch.Tensor) else {})
 
-# %% ../nbs/51_runs.ipynb #82b5a198
+# %% ../nbs/51_runs.ipynb #7d4dbb79
 def output_errors(
     subject:Subject,
     out:Compressed, # of `compress`
@@ -177,7 +177,7 @@ def output_errors(
         if x.shape == y.shape: errors[n] = ((y-x).norm()/x.norm().clamp(min=1e-12)).item()
     return errors
 
-# %% ../nbs/51_runs.ipynb #3fd40730
+# %% ../nbs/51_runs.ipynb #9fc9104a
 @dataclass
 class Trial:
     "One compression and what it came to."
@@ -195,7 +195,7 @@ class Trial:
         bits = 'float' if s['weight_bits'] is None else f"{s['weight_bits']:g} bit"
         return f"{self.report.recipe['name']}, {s['pruning_ratio']:g}, {bits}{', layers of their own' if s.get('layer_ratios') or s.get('layer_bits') else ''}"
 
-# %% ../nbs/51_runs.ipynb #c31420de
+# %% ../nbs/51_runs.ipynb #e94040ee
 def try_settings(
     subject:Subject, # its network is not changed
     settings:dict, # arguments of `compress`
@@ -214,12 +214,14 @@ def try_settings(
     errors = output_errors(subject, out, check, device)
     return Trial(settings, out.report, out, subject.before, after, errors, file_bytes(out), out.report.totals['seconds'])
 
-# %% ../nbs/51_runs.ipynb #2a5bcbb0
+# %% ../nbs/51_runs.ipynb #ff1316ec
 KEPT, GONE, ERROR, LINE = '#0072B2', '#d9d9d9', '#D55E00', '#444444' # blue and vermilion differ in grey too
 
 def _figure(width, height):
     from matplotlib.figure import Figure
-    return Figure(figsize=(width, height), dpi=100, layout='constrained', facecolor='white')
+    fig = Figure(figsize=(width, height), dpi=100, layout='constrained', facecolor='white')
+    fig.get_layout_engine().set(w_pad=.1, h_pad=.08)
+    return fig
 
 def layer_figure(
     trial:Trial,
@@ -235,7 +237,7 @@ def layer_figure(
     right.set(xlabel='error of its outputs on noise, percent'); right.grid(axis='x', alpha=.3); right.set_axisbelow(True)
     return fig
 
-# %% ../nbs/51_runs.ipynb #31537925
+# %% ../nbs/51_runs.ipynb #0b85a45f
 MARKERS = 'o', 's', '^', 'D', 'v', 'P', 'X'
 
 def quality(
@@ -257,10 +259,12 @@ def tradeoff_figure(
     before = trials[0].before
     if before is not None: ax.axhline(before, color=LINE, linestyle=(0, (4, 3)), linewidth=1, label='uncompressed')
     ax.set(xlabel='packed file in kB', ylabel='accuracy in percent' if before is not None else 'error of the outputs on noise, percent')
-    ax.margins(.12, .15); ax.grid(alpha=.3); ax.set_axisbelow(True); ax.legend(fontsize=8)
+    ax.margins(.12, .15)
+    if before is not None: ax.set_ylim(top=min(ax.get_ylim()[1], 101)) # no accuracy above 100
+    ax.grid(alpha=.3); ax.set_axisbelow(True); ax.legend(fontsize=8)
     return fig
 
-# %% ../nbs/51_runs.ipynb #cb5b06b1
+# %% ../nbs/51_runs.ipynb #0d1d1248
 def png(
     fig, # a matplotlib Figure
 )->bytes:
@@ -268,7 +272,7 @@ def png(
     out = io.BytesIO(); fig.savefig(out, format='png')
     return out.getvalue()
 
-# %% ../nbs/51_runs.ipynb #a91fec93
+# %% ../nbs/51_runs.ipynb #9a2e447f
 def megabytes(n): return f'{n/1e6:.2f} MB' if n >= 1e6 else f'{n/1e3:.1f} kB'
 
 def headline(
@@ -281,7 +285,7 @@ def headline(
     return (f"<div><b>{html.escape(trial.label)}</b>: {quality}; packed file <b>{megabytes(trial.bytes)}</b>, {100*trial.bytes/full:.0f} % of {megabytes(full)} as floats; "
         f"parameters {100*t['params']/t['params_before']:.0f} %, multiplications {100*t['macs']/max(t['macs_before'], 1):.0f} %; {trial.seconds:.2f} s</div>")
 
-# %% ../nbs/51_runs.ipynb #1a753f95
+# %% ../nbs/51_runs.ipynb #3b55cd09
 def _row(tag, cells): return '<tr>'+''.join(f'<{tag}>{html.escape(str(c))}</{tag}>' for c in cells)+'</tr>'
 
 def trials_table(
@@ -292,7 +296,7 @@ def trials_table(
     cells = lambda i, t: (i+1, t.label, '' if t.after is None else f'{t.after:.1f}', f"{100*t.errors.get('', math.nan):.1f}", megabytes(t.bytes), f"{t.report.totals['params']:,}", f'{t.seconds:.2f}')
     return '<table>'+_row('th', head)+''.join(_row('td', cells(i, t)) for i, t in enumerate(trials))+'</table>'
 
-# %% ../nbs/51_runs.ipynb #e4125ab2
+# %% ../nbs/51_runs.ipynb #1d7209bb
 def message(
     what, # an exception, or a text
     good:bool=False, # a success?

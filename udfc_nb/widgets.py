@@ -6,7 +6,7 @@
 __all__ = ['NETWORKS', 'SHOWN', 'FORMATS', 'CSS', 'need_ipywidgets', 'devices', 'home', 'network_fields', 'setting_fields',
            'action_fields', 'layer_fields', 'arrange', 'Workbench', 'close']
 
-# %% ../nbs/51_widgets.ipynb #15a9450a
+# %% ../nbs/51_widgets.ipynb #d0e1a71b
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,26 +16,26 @@ from .errors import BitsError, ExampleInputError, FileError, UDFCError, Unsuppor
 from .recipe import RECIPES
 from .runs import Background, Subject, digits_subject, headline, layer_figure, layer_rows, message, open_network, png, read_number, read_overrides, tradeoff_figure, trials_table, try_settings
 
-# %% ../nbs/51_widgets.ipynb #3b7c41da
+# %% ../nbs/51_widgets.ipynb #e79fce96
 def need_ipywidgets():
     "The module. Raises `UnsupportedError`."
     try: import ipywidgets
     except ImportError as e: raise UnsupportedError('ipywidgets is not installed', layer='workbench', hint="pip install 'udfc_nb[widgets]'") from e
     return ipywidgets
 
-# %% ../nbs/51_widgets.ipynb #040fb688
+# %% ../nbs/51_widgets.ipynb #39283539
 def devices()->list[str]:
     "Where a compression can run: the CPU and every CUDA device."
     return ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
 
-# %% ../nbs/51_widgets.ipynb #4e1d0c11
+# %% ../nbs/51_widgets.ipynb #e6acf16b
 def home(model):
     "The device of a model, as `devices` writes it; the CPU where it cannot be chosen."
     d = next((p.device for p in model.parameters()), torch.device('cpu'))
     name = f'{d.type}:{d.index or 0}' if d.type == 'cuda' else d.type
     return name if name in devices() else 'cpu'
 
-# %% ../nbs/51_widgets.ipynb #a51d8daa
+# %% ../nbs/51_widgets.ipynb #6f4df359
 NETWORKS = {'digits': 'digits, ships with the package', 'torchvision': 'torchvision, by name', 'file': 'your own, with a file', 'given': 'the model that was passed'}
 SHOWN = {'torchvision': ('name', 'shape', 'pretrained', 'open'), 'file': ('name', 'weights', 'shape', 'open')} # the fields that belong to a choice
 
@@ -53,7 +53,7 @@ def network_fields(
         shape=w.Text(value='1,3,224,224', description='input shape', **look),
         pretrained=w.Checkbox(description='fetch its trained weights', indent=False, **look), open=w.Button(description='Open', icon='folder-open'))
 
-# %% ../nbs/51_widgets.ipynb #e49ffc09
+# %% ../nbs/51_widgets.ipynb #712ef8bf
 def setting_fields(w)->dict: # name → widget
     "The widgets that say what is to be done."
     look = dict(style={'description_width': '6em'}, layout={'width': 'auto'})
@@ -62,7 +62,7 @@ def setting_fields(w)->dict: # name → widget
         ratio=w.FloatSlider(value=.3, max=.95, step=.05, description='ratio', **look),
         bits=w.Text(value='4', placeholder='float', description='weight bits', **look))
 
-# %% ../nbs/51_widgets.ipynb #a7e1f4bc
+# %% ../nbs/51_widgets.ipynb #82548d89
 FORMATS = {'packed file': '.safetensors', 'ONNX': '.onnx', 'torch.export': '.pt2'}
 
 def action_fields(w)->dict: # name → widget
@@ -73,7 +73,7 @@ def action_fields(w)->dict: # name → widget
         format=w.Dropdown(options=list(FORMATS.items()), description='save as', **look), path=w.Text(value='small.safetensors', description='file', **look),
         save=w.Button(description='Save', icon='download', layout=narrow))
 
-# %% ../nbs/51_widgets.ipynb #f8ab92ed
+# %% ../nbs/51_widgets.ipynb #2ce7973e
 def layer_fields(
     w,
     rows:list, # of `layer_rows`
@@ -86,7 +86,7 @@ def layer_fields(
     lines = [w.HBox([w.HTML(text(r), layout=wide), *fields[r['layer']]], layout=line) for r in rows]
     return fields, w.VBox(lines, layout=w.Layout(max_height='24em', overflow='auto', display='block'))
 
-# %% ../nbs/51_widgets.ipynb #068a6eff
+# %% ../nbs/51_widgets.ipynb #176b5920
 CSS = '''<style>
 .udfc table { border-collapse: collapse; font-variant-numeric: tabular-nums; line-height: 1.4; }
 .udfc td, .udfc th { padding: .15em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid rgba(128, 128, 128, .35); }
@@ -96,7 +96,7 @@ CSS = '''<style>
 .udfc .widget-readout { min-width: 4em; }
 </style>'''
 
-# %% ../nbs/51_widgets.ipynb #622506eb
+# %% ../nbs/51_widgets.ipynb #5134bec9
 def arrange(
     w,
     c:SimpleNamespace, # the widgets; gets `layers`, `result` and what stands in it
@@ -115,7 +115,7 @@ def arrange(
     form.add_class('udfc')
     return form
 
-# %% ../nbs/51_widgets.ipynb #c19ee119
+# %% ../nbs/51_widgets.ipynb #394313ca
 class Workbench:
     "A form that compresses a network. Raises `UnsupportedError` without ipywidgets, and `ExampleInputError`; later errors are shown in the form."
     def __init__(self,
@@ -135,7 +135,7 @@ class Workbench:
     def wait(self, timeout=None): return self.back.wait(timeout) # seconds; True if nothing runs any more
     def _repr_mimebundle_(self, **kw): return self.widget._repr_mimebundle_(**kw)
 
-# %% ../nbs/51_widgets.ipynb #f735e310
+# %% ../nbs/51_widgets.ipynb #578bbad2
 @patch
 def connect(self:Workbench):
     "Lets every button and choice call its method."
@@ -163,7 +163,7 @@ def work(self:Workbench, task):
         finally: self.lock(False)
     self.say(''); self.lock(True); self.back.start(guarded)
 
-# %% ../nbs/51_widgets.ipynb #2242438b
+# %% ../nbs/51_widgets.ipynb #ad53849d
 @patch
 def choose(self:Workbench):
     "Shows the fields of the chosen kind of network."
@@ -186,7 +186,7 @@ def open(self:Workbench):
         if subject.note: self.say(subject.note)
     self.work(task)
 
-# %% ../nbs/51_widgets.ipynb #90fe019f
+# %% ../nbs/51_widgets.ipynb #852107cb
 def close(
     box, # a widget
 ):
@@ -194,7 +194,7 @@ def close(
     for child in getattr(box, 'children', ()): close(child)
     box.close()
 
-# %% ../nbs/51_widgets.ipynb #9762cf62
+# %% ../nbs/51_widgets.ipynb #b86e59c8
 @patch
 def put(self:Workbench, subject, rows):
     "A network on the bench, or none; trials of another one are let go."
@@ -216,7 +216,7 @@ def show(self:Workbench):
         c.headline.value, c.table.value, c.report.value = headline(last), trials_table(self.trials), last.report._repr_html_()
     c.result.layout.display = '' if self.trials else 'none'
 
-# %% ../nbs/51_widgets.ipynb #6c44608c
+# %% ../nbs/51_widgets.ipynb #16f1e164
 @patch
 def settings(self:Workbench)->dict: # arguments of `compress`
     "What the fields ask for. Raises `BitsError`, `RatioError`, and `UnsupportedError` where no network is open."
@@ -225,7 +225,7 @@ def settings(self:Workbench)->dict: # arguments of `compress`
     bits = read_number(self.c.bits.value, 'weight bits', BitsError)
     return dict(pruning_ratio=self.c.ratio.value, weight_bits=bits, recipe=self.c.recipe.value, **read_overrides(typed))
 
-# %% ../nbs/51_widgets.ipynb #e5a36a51
+# %% ../nbs/51_widgets.ipynb #bdab65ac
 @patch
 def tick(self:Workbench, done, total, what):
     "The progress bar."
@@ -251,7 +251,7 @@ def stop(self:Workbench):
     "Takes effect at the next layer."
     self.c.doing.value = 'stopping'; self.back.stop()
 
-# %% ../nbs/51_widgets.ipynb #d75ded8a
+# %% ../nbs/51_widgets.ipynb #707f7102
 @patch
 def reset(self:Workbench):
     "All settings as they were at first, and no trials."
