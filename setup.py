@@ -41,8 +41,9 @@ setup(
     python_requires='>=' + cfg['min_python'],
     install_requires=words('requirements'),
     extras_require={
-        'dev': words('dev_requirements') + words('onnx_requirements'),
+        'dev': words('dev_requirements') + words('onnx_requirements') + words('widgets_requirements'),
         'onnx': words('onnx_requirements'),
+        'widgets': words('widgets_requirements'),
     },
     entry_points={
         'console_scripts': words('console_scripts'),

@@ -38,7 +38,7 @@ def test_version(cfg):
 def test_typed(): assert (TOP/'udfc_nb'/'py.typed').exists()
 
 
-@pytest.mark.parametrize('key', ['requirements', 'dev_requirements', 'onnx_requirements'])
+@pytest.mark.parametrize('key', ['requirements', 'dev_requirements', 'onnx_requirements', 'widgets_requirements'])
 def test_constraints_fix_every_requirement(cfg, key):
     lines = [o for o in (TOP/'constraints.txt').read_text().splitlines() if o and o[0] != '#']
     pins = dict(line.split('==') for line in lines)
