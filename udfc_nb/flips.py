@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ROUNDS', 'flip', 'round_flips', 'best_scale', 'sweep', 'round_descent']
 
-# %% ../nbs/26_steps.ipynb #e044b327
+# %% ../nbs/26_steps.ipynb #63d2a5c9
 import torch
 from .quantizer import GRIDS
-from .rounding import BLOCK, DAMPING, ROUNDINGS, code_range, round_nearest, round_second_order, second_order
+from .rounding import BLOCK, DAMPING, PIECE, ROUNDINGS, code_range, round_nearest, round_second_order, second_order
 from .recipe import ROUNDINGS as ROUNDING_NAMES
 
 # %% ../nbs/26_steps.ipynb #298ea4a7
@@ -33,7 +33,7 @@ def flip(
     rank = torch.zeros_like(own).scatter_(1, own.argsort(dim=1, descending=True), torch.arange(own.shape[1], dtype=own.dtype, device=own.device).expand_as(own))
     return q.scatter_add_(2, at, torch.where((best > 0) & (rank[..., None] < total.abs().round()), -total.sign(), 0.).expand_as(best))
 
-# %% ../nbs/26_steps.ipynb #68cb6153
+# %% ../nbs/26_steps.ipynb #5a11b3a6
 def round_flips(
     x, # `Patch` of what the layer reads; not needed here
     W:torch.Tensor, # (O, …)
@@ -45,7 +45,9 @@ def round_flips(
     rows = W.detach().reshape(len(W), W.shape[1] if W.dim() > 1 else 1, -1)
     one = lambda t: t.reshape(-1, 1, 1)
     points = rows/one(torch.where(q.scale > 0, q.scale, 1.))+one(q.zero)
-    return q._replace(codes=flip(points, q.codes.to(points.dtype).reshape(points.shape), *code_range(recipe.grid, bits)).reshape(W.shape).to(q.codes.dtype))
+    few = [t.split(max(PIECE//max(points[:1].numel(), 1), 1)) for t in (points, q.codes.to(points.dtype).reshape(points.shape))] # filters at a time, for the processor's cache
+    codes = torch.cat([flip(*t, *code_range(recipe.grid, bits)) for t in zip(*few)])
+    return q._replace(codes=codes.reshape(W.shape).to(q.codes.dtype))
 
 # %% ../nbs/26_steps.ipynb #76c12515
 ROUNDS = 2 # of scale and sweep; more gains below one percent

@@ -11,9 +11,9 @@ import torch
 from .quantizer import GRIDS
 from .refit import factor
 
-# %% ../nbs/26_rounding.ipynb #ca1d4e6c
+# %% ../nbs/26_rounding.ipynb #2d2ae7eb
 CLIPS = torch.linspace(.3, 1, 36) # shares of max|w| that are tried as the end of the grid
-PIECE = 1 << 15 # weights looked at together
+PIECE = 1 << 17 # weights looked at together: half a megabyte
 
 def code_range(grid, bits):
     "The smallest and the largest code of a grid."
