@@ -8,7 +8,7 @@ __all__ = ['READERS', 'MOST', 'EVERYTHING', 'INPUT_RANGE', 'INPUT_BITS', 'RANGES
            'folded_pairs', 'tails', 'positive', 'best_ends', 'best_range', 'before_relu', 'below', 'image', 'bounds',
            'input_range', 'six_sigma', 'range_of']
 
-# %% ../nbs/28_activations.ipynb #dbf54d94
+# %% ../nbs/28_activations.ipynb #358b6ef3
 import math
 from dataclasses import dataclass
 import torch, torch.nn as nn
@@ -23,7 +23,7 @@ from .walk import Walk, recorded
 from .job import Job
 from .best import still_read
 
-# %% ../nbs/28_activations.ipynb #d46438eb
+# %% ../nbs/28_activations.ipynb #89a71654
 @dataclass(frozen=True)
 class InputQuantizer:
     "A grid for a tensor, with the meaning of ONNX's QuantizeLinear and DequantizeLinear."
@@ -41,7 +41,7 @@ class InputQuantizer:
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
         return ((self.codes(wide)-self.zero_point)*wide.new_tensor(self.scale)).to(x.dtype)
 
-# %% ../nbs/28_activations.ipynb #ed83841c
+# %% ../nbs/28_activations.ipynb #180b79c5
 def check_activation_bits(
     bits, # width of the codes, 2 to 16
     layer:str=None, # name for the message
@@ -59,7 +59,7 @@ def grid_of(
     scale = torch.tensor((high-low)/(2**bits-1), dtype=torch.float32).clamp(min=1e-30).item()
     return InputQuantizer(scale, round(-low/scale)-2**(bits-1) if signed else 0, bits, signed)
 
-# %% ../nbs/28_activations.ipynb #3d0ed068
+# %% ../nbs/28_activations.ipynb #026f22bc
 class _Reads:
     "A layer that reads its input through `input_quantizer`."
     def forward(self, x, *args): return super().forward(self.input_quantizer(x), *args)
@@ -82,7 +82,7 @@ def quantize_input_(
     layer.input_quantizer = quantizer
     return layer
 
-# %% ../nbs/28_activations.ipynb #a80da1eb
+# %% ../nbs/28_activations.ipynb #cd1cebca
 MOST = 2**30 # steps, so that sum and bias fit into 32 bits
 
 def on_steps(
@@ -93,7 +93,7 @@ def on_steps(
     shift, n = shift.double(), shift.double()/step.double()
     return torch.where(n.abs() < MOST, torch.round(n)*step.double(), shift)
 
-# %% ../nbs/28_activations.ipynb #b81b5da4
+# %% ../nbs/28_activations.ipynb #ed54a480
 def folded_pairs(
     model:nn.Module, # in eval mode
 )->list: # of (name of a convolution, name of the batch norm that alone reads it)
@@ -118,7 +118,7 @@ def set_biases(self:Job):
         shift = b+c*(0. if m.bias is None else m.bias.double())
         owner.bias.add_((on_steps(shift, abs(c)*code.scale.flatten().double()*q.scale)-shift).to(owner.bias.dtype))
 
-# %% ../nbs/28_activations.ipynb #f713e663
+# %% ../nbs/28_activations.ipynb #5e82629e
 def tails(
     c:torch.Tensor, # where the tail begins, broadcastable to the rest
     mean:torch.Tensor, # μ
@@ -129,7 +129,7 @@ def tails(
     e = torch.exp(-d.abs()/b)
     return torch.where(d < 0, b/2*e-d, b/2*e), torch.where(d < 0, d*d+2*b*b-b*b*e, b*b*e)
 
-# %% ../nbs/28_activations.ipynb #8e5d858e
+# %% ../nbs/28_activations.ipynb #64d94f36
 def positive(mean, std):
     "P(z > 0)."
     e = torch.exp(-mean.abs()*math.sqrt(2)/std.clamp(min=1e-12))/2
@@ -151,7 +151,7 @@ def best_ends(
         low, high = torch.where(wide, low, mid), torch.where(wide, mid, high)
     return (0*mean if rectified else mean-high), centre+high
 
-# %% ../nbs/28_activations.ipynb #d71523b2
+# %% ../nbs/28_activations.ipynb #48fd9d25
 def best_range(
     mean:torch.Tensor, # μ of every channel, before a ReLU
     std:torch.Tensor, # σ
@@ -163,7 +163,7 @@ def best_range(
     bottom, top = best_ends(mean, std, bits, low >= 0)
     return max(low, min(bottom.min().item(), 0.)), min(high, max(top.max().item(), 0.))
 
-# %% ../nbs/28_activations.ipynb #d22def03
+# %% ../nbs/28_activations.ipynb #7320c0de
 def before_relu(
     mean:torch.Tensor, # E[a], (C,)
     var:torch.Tensor, # Var[a], (C,)
@@ -180,7 +180,7 @@ def before_relu(
     far = low > 7.9 # hardly anything is rectified
     return torch.where(far, m, low*std), torch.where(far, v.sqrt(), std)
 
-# %% ../nbs/28_activations.ipynb #9600ed88
+# %% ../nbs/28_activations.ipynb #1e582114
 def below(x, mean, std):
     "F(x) and M(x) of a Laplace law."
     b = (std.double()/math.sqrt(2)).clamp(min=1e-12)
@@ -212,7 +212,7 @@ def moments(self:InputQuantizer,
     A[0] += under
     return first, second-first**2, (values*P).sum(0), (values**2*P).sum(0), (values*A).sum(0)
 
-# %% ../nbs/28_activations.ipynb #e7dc61e8
+# %% ../nbs/28_activations.ipynb #a2bcb7f7
 @patch
 def through(self:InputQuantizer,
     f, # `Field` of the tensor
@@ -228,7 +228,7 @@ def through(self:InputQuantizer,
     out.cov[0, 0].diagonal().add_(noise.to(f.mean.dtype))
     return out
 
-# %% ../nbs/28_activations.ipynb #76802fbe
+# %% ../nbs/28_activations.ipynb #ceab44d7
 EVERYTHING = (-math.inf, math.inf)
 
 def image(
@@ -242,7 +242,7 @@ def image(
     grows = [any(open_(e, i, s) for e, i in ((low, 0), (high, -1))) for s in (-1, 1)]
     return (-math.inf if grows[0] else y.min().item()), (math.inf if grows[1] else y.max().item())
 
-# %% ../nbs/28_activations.ipynb #ea12bd75
+# %% ../nbs/28_activations.ipynb #0b365211
 def _products(ends): return [0. if 0 in (a, b) else a*b for a in ends[0] for b in ends[1]]
 
 def bounds(
@@ -268,7 +268,7 @@ def bounds(
     if rule is rules.reduce: return (0. if low >= 0 else -math.inf), math.inf
     return EVERYTHING
 
-# %% ../nbs/28_activations.ipynb #900a2003
+# %% ../nbs/28_activations.ipynb #43bede81
 INPUT_RANGE = (-3., 3.) # of normalised images
 INPUT_BITS = 8 # of a pixel: what reads the network's input has no fewer
 
@@ -279,7 +279,7 @@ def input_range(
     "Between what values an image lies that is normalised so."
     return min(-m/s for m, s in zip(mean, std)), max((1-m)/s for m, s in zip(mean, std))
 
-# %% ../nbs/28_activations.ipynb #89215a44
+# %% ../nbs/28_activations.ipynb #1f666cf8
 def six_sigma(mean, std, bits, low=-math.inf, high=math.inf):
     "As `best_range`: six standard deviations of the widest channel (DFQ)."
     return max(low, min((mean-6*std).min().item(), 0.)), min(high, max((mean+6*std).max().item(), 0.))
@@ -297,7 +297,7 @@ def range_of(
     law = before_relu(f.mean, f.var) if low == 0 else (f.mean.double(), f.var.double().clamp(min=0).sqrt())
     return RANGES[rule](*law, bits, low, high)
 
-# %% ../nbs/28_activations.ipynb #fddb28c2
+# %% ../nbs/28_activations.ipynb #b8447f3f
 @patch
 def find_ranges(self:Job,
     bits:dict, # layer name → width of what it reads, or None

@@ -6,7 +6,7 @@
 __all__ = ['RUNTIMES', 'NEEDS', 'processor', 'threads', 'eager', 'compiled', 'session', 'onnx_float', 'rounded', 'on_grids',
            'onnx_quantized', 'onnx_int8', 'time_in_turn', 'quartiles', 'bench', 'bench_table', 'bench_csv']
 
-# %% ../nbs/42_measure.ipynb #3801df5f
+# %% ../nbs/42_measure.ipynb #50c3824e
 import csv, io, math, os, platform, statistics, tempfile, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ from .report import count
 from .trace import call_args
 from .checkpoint import contents
 
-# %% ../nbs/42_measure.ipynb #5a7557e2
+# %% ../nbs/42_measure.ipynb #d626448d
 def processor()->dict: # name, cores, vnni
     "The processor's name, how many cores this process may use, and whether it has VNNI."
     try: text = Path('/proc/cpuinfo').read_text()
@@ -28,7 +28,7 @@ def processor()->dict: # name, cores, vnni
     flags, cores = found('flags').split(), len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return dict(name=found('model name') or platform.processor() or platform.machine(), cores=cores, vnni=any('vnni' in f for f in flags))
 
-# %% ../nbs/42_measure.ipynb #1e256f76
+# %% ../nbs/42_measure.ipynb #a4d0b067
 @contextmanager
 def threads(
     n:int, # threads within an operation
@@ -62,7 +62,7 @@ def compiled(case, example, n):
     run(example)
     return run, _bytes(case)
 
-# %% ../nbs/42_measure.ipynb #96b1377b
+# %% ../nbs/42_measure.ipynb #4a84ab9d
 def session(
     path, # an ONNX file
     n:int=1, # threads
@@ -101,7 +101,7 @@ def onnx_int8(case, example, n):
 RUNTIMES = {'eager': eager, 'compile': compiled, 'onnxruntime': onnx_float, 'onnxruntime-quantized': onnx_quantized, 'onnxruntime-int8': onnx_int8}
 NEEDS = {onnx_quantized: rounded, onnx_int8: on_grids} # what a runtime has nothing to show without
 
-# %% ../nbs/42_measure.ipynb #08efab0c
+# %% ../nbs/42_measure.ipynb #ea6124fe
 def time_in_turn(
     runs:dict, # key → function of no arguments
     repeats:int=20, # counted rounds
@@ -122,7 +122,7 @@ def quartiles(
     s = sorted(seconds)
     return s[0], s[len(s)//4], statistics.median(s), s[-1-len(s)//4]
 
-# %% ../nbs/42_measure.ipynb #2254aad7
+# %% ../nbs/42_measure.ipynb #da96944c
 def _numbers(case, example):
     "What does not depend on the runtime."
     net = _net(case)
@@ -140,7 +140,7 @@ def _right(run, images, labels, size=100):
     "Top-1 in percent."
     return 100*sum((run(x).argmax(1) == y).sum().item() for x, y in zip(images.split(size), labels.split(size)))/len(labels)
 
-# %% ../nbs/42_measure.ipynb #c2fc0fc5
+# %% ../nbs/42_measure.ipynb #781a0f24
 def bench(
     cases:dict, # name → network or `Compressed`; the first is what the others are compared with
     example_inputs:torch.Tensor, # of the shape that the forward takes
@@ -165,7 +165,7 @@ def bench(
             for i, s in seconds.items(): rows[i]['times'][size] = quartiles(s)
     return _table(rows, next(iter(cases)), dict(batches=batches, threads=n_threads, cpu=cpu['name'], vnni=cpu['vnni']))
 
-# %% ../nbs/42_measure.ipynb #ac191001
+# %% ../nbs/42_measure.ipynb #ced5f6c8
 def _prepared(name, case, runtime, x, n_threads, images, labels):
     "A row without its times; none where a runtime has nothing to show for a network."
     row = dict(network=name, runtime=runtime, run=None, bytes=None, note='', accuracy=None, times={}) | _numbers(case, x)
@@ -189,7 +189,7 @@ def _table(rows, first, told):
                 throughput=size/mid, speedup=against/mid, threads=told['threads'], cpu=told['cpu'], vnni=told['vnni'], note=r['note']))
     return out
 
-# %% ../nbs/42_measure.ipynb #87c2aacb
+# %% ../nbs/42_measure.ipynb #00e7e8db
 def bench_table(
     rows:list, # from `bench`
 )->str:

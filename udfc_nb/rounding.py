@@ -6,12 +6,12 @@
 __all__ = ['CLIPS', 'PIECE', 'DAMPING', 'BLOCK', 'ROUNDINGS', 'code_range', 'best_clip', 'dense_grid', 'second_order',
            'round_nearest', 'round_second_order']
 
-# %% ../nbs/26_rounding.ipynb #78e3560b
+# %% ../nbs/26_rounding.ipynb #de59e93b
 import torch
 from .quantizer import GRIDS
 from .refit import factor
 
-# %% ../nbs/26_rounding.ipynb #2d2ae7eb
+# %% ../nbs/26_rounding.ipynb #d4642286
 CLIPS = torch.linspace(.3, 1, 36) # shares of max|w| that are tried as the end of the grid
 PIECE = 1 << 17 # weights looked at together: half a megabyte
 
@@ -37,14 +37,14 @@ def best_clip(
         out.append(CLIPS.to(W)[torch.stack(errors).argmin(0)])
     return torch.cat(out).reshape([-1]+[1]*(W.dim()-1))
 
-# %% ../nbs/26_rounding.ipynb #585a3999
+# %% ../nbs/26_rounding.ipynb #37c2a73b
 def dense_grid(W, bits, per_channel=True, clip=1.):
     "All 2ᵏ levels where integers of 4 bits can hold them (2 and 3 bits), else symmetric integers. Raises `BitsError`, `NonFiniteError`."
     return GRIDS['paper' if bits <= 3 else 'symmetric'](W, bits, per_channel, clip)
 
 GRIDS['dense'] = dense_grid
 
-# %% ../nbs/26_rounding.ipynb #c5ea179d
+# %% ../nbs/26_rounding.ipynb #a3945821
 DAMPING = .1 # of the mean diagonal
 BLOCK = 128 # columns between two products of matrices
 
@@ -71,7 +71,7 @@ def second_order(
             D[:, j, None] = W[:, j, None]-scale*(q-zero)
     return codes[g, order.argsort(1)].transpose(1, 2)
 
-# %% ../nbs/26_rounding.ipynb #c2b4b11a
+# %% ../nbs/26_rounding.ipynb #d393a9c6
 def round_nearest(
     x, # `Patch` of what the layer reads; not needed here
     W:torch.Tensor, # (O, …)

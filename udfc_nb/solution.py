@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['RCOND', 'reach', 'pinv_psd', 'project', 'copies', 'solve_scale']
 
-# %% ../nbs/05_solution.ipynb #ca38adb9
+# %% ../nbs/05_solution.ipynb #891171bf
 import torch
 
-# %% ../nbs/05_solution.ipynb #055acdce
+# %% ../nbs/05_solution.ipynb #ee188dc4
 RCOND = 1e-10 # directions with less than this share of the largest eigenvalue count as absent
 
 def reach(
@@ -27,7 +27,7 @@ def reach(
         if not len(new): return R
         R, left = torch.cat([R, new]), left-new.square().sum(0)
 
-# %% ../nbs/05_solution.ipynb #02d71bd5
+# %% ../nbs/05_solution.ipynb #ea3b584f
 def _spectrum(A, rcond):
     "The eigenvalues above the cut, and their eigenvectors as columns."
     R = reach(A, 1e-3*rcond*A.diagonal().max()) if len(A) > 256 else None
@@ -44,7 +44,7 @@ def pinv_psd(
     e, U = _spectrum(A, rcond)
     return (U/e)@U.T
 
-# %% ../nbs/05_solution.ipynb #c0844243
+# %% ../nbs/05_solution.ipynb #9ce78578
 def _inverse(A, rcond):
     "A⁻¹ if every eigenvalue of A is certain to lie above the cut-off, else None."
     L, info = torch.linalg.cholesky_ex(A)
@@ -52,7 +52,7 @@ def _inverse(A, rcond):
     inv = torch.cholesky_inverse(L)
     return inv if 1 > rcond*A.norm()*inv.norm() else None
 
-# %% ../nbs/05_solution.ipynb #927b5178
+# %% ../nbs/05_solution.ipynb #30d042aa
 def project(
     G:torch.Tensor, # Gram matrix of all channels, (C, C)
     kept:torch.Tensor, # K, indices
@@ -71,7 +71,7 @@ def project(
     e, U = _spectrum(KK, rcond)
     return ((KP.T@U)/e)@U.T
 
-# %% ../nbs/05_solution.ipynb #b12f592e
+# %% ../nbs/05_solution.ipynb #850536a9
 def copies(
     V:torch.Tensor, # (C, C) Gram matrix of the augmented vectors
     kept:torch.Tensor, # K
@@ -87,7 +87,7 @@ def copies(
     fits = (dp-2*t*KP+t*t*dk <= tol**2*dp) & (t > 0) & (dp > 0)
     return torch.where(fits & (fits.cumsum(1) == 1), t, 0.)
 
-# %% ../nbs/05_solution.ipynb #4e615b1a
+# %% ../nbs/05_solution.ipynb #50e2e722
 def solve_scale(
     W:torch.Tensor, # filters, (C, d)
     W_hat:torch.Tensor, # rounded filters, (C, d)
