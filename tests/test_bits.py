@@ -9,6 +9,7 @@ from udfc_nb.flips import flip
 from udfc_nb.graph import find_sites
 from udfc_nb.quantizer import GRIDS
 from udfc_nb.recipe import Recipe, recipe_from_json
+from udfc_nb.rounding import ROUNDINGS
 from nets import assert_unchanged, roughen, snapshot
 
 blank = torch.zeros(1, 1, 8, 8)
@@ -189,3 +190,16 @@ def test_four_bits_cost_the_digits_nothing(recipe):
     "An edge filter in front of the first norm is the hard case of a metric that knows nothing of places."
     x, y = digits('train')
     assert accuracy(compress(digits_net(), blank, weight_bits=4, recipe=recipe).model, x, y) > 99
+
+
+@pytest.mark.parametrize('rounding', ['second-order', 'descent'])
+def test_a_model_with_negative_variances(rounding):
+    "A covariance with a negative eigenvalue (a field of few positions has some) must not let the codes run away."
+    g = torch.Generator().manual_seed(0)
+    A = torch.randn(40, 60, generator=g).double(); C = A@A.T/60; e, U = torch.linalg.eigh(C)
+    class Bent:
+        covariance = (C-(e[0]+2*e.mean())*torch.outer(U[:, 0], U[:, 0]))[None]
+        fold = staticmethod(lambda t: t.double()[None]); unfold = staticmethod(lambda t: t[0])
+    W = torch.randn(12, 40, generator=g)
+    q = ROUNDINGS[rounding](Bent, W, 4, RECIPES['best'])
+    assert (q.dequantize()-W).norm() < .4*W.norm() and q.scale.max() < 2*W.abs().max()/7

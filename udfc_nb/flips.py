@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['ROUNDS', 'flip', 'round_flips', 'best_scale', 'sweep', 'round_descent']
 
-# %% ../nbs/26_steps.ipynb #63d2a5c9
+# %% ../nbs/26_steps.ipynb #b2e2b73f
 import torch
 from .quantizer import GRIDS
+from .refit import factor
 from .rounding import BLOCK, DAMPING, PIECE, ROUNDINGS, code_range, round_nearest, round_second_order, second_order
 from .recipe import ROUNDINGS as ROUNDING_NAMES
 
@@ -89,14 +90,15 @@ def sweep(
         slope += H[:, :, part]@(scale*(codes[:, part]-old))
     return codes.transpose(1, 2)
 
-# %% ../nbs/26_steps.ipynb #b93e33d8
+# %% ../nbs/26_steps.ipynb #b3b99ea8
 def round_descent(x, W, bits, recipe):
     "Second-order rounding, then scales and sweeps in the same metric. Raises `BitsError`, `NonFiniteError`."
     q = round_second_order(x, W, bits, recipe)
     rows, ends = lambda t: x.fold(t.double().expand(W.shape).flatten(1)), code_range(recipe.grid, bits)
     w, codes, H = rows(W), rows(q.codes), x.covariance
-    d = H.diagonal(dim1=1, dim2=2).clamp(min=0).mean(1, keepdim=True)*DAMPING
-    H, scale, zero = H+torch.diag_embed(d.expand(len(H), H.shape[1])), rows(q.scale)[:, :, :1], rows(q.zero)[:, :, :1]
+    d = H.diagonal(dim1=1, dim2=2)
+    _, add = factor(H, (DAMPING*d.clamp(min=0).mean(1, keepdim=True)).expand_as(d)) # what second-order rounding had to add as well
+    H, scale, zero = H+torch.diag_embed(add), rows(q.scale)[:, :, :1], rows(q.zero)[:, :, :1]
     for _ in range(ROUNDS):
         scale = best_scale(x, w, codes-zero, H, scale, recipe.per_channel)
         codes = sweep(w, codes, H, scale, zero, *ends)
