@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['JOBS', 'unwrap', 'check_finite', 'WorkingCopy', 'floating', 'fresh_norms', 'Job', 'own_scale']
 
-# %% ../nbs/16_job.ipynb #0c9133f4
+# %% ../nbs/16_job.ipynb #25194dba
 import copy
 import torch, torch.nn as nn
 from torch import fx
 from fastcore.basics import patch
 from .errors import NonFiniteError, UnsupportedError
+from .trace import NORMS
 from .quantizer import GRIDS
 from .assumption import CRITERIA, check_ratio, n_kept, split_channels
 from .error import pruning_error
@@ -225,18 +226,26 @@ def alive(self:Job, site):
     "Indices of the channels that a site keeps."
     return self.kept[site.name][0] if site.name in self.kept else torch.arange(site.size, device=self.mods[site.name].weight.device)
 
-# %% ../nbs/16_job.ipynb #924f0ac0
+# %% ../nbs/16_job.ipynb #32874d7d
 def own_scale(old, q):
-    "s̃ as a factor of the layer's own step: eq. 21 without the shift, which the layer's own norm keeps; shaped like `q.scale`."
+    "s̃ for the layer's own norm (its γ; β and the statistics stay) or else its own step: eq. 21 without the shift; shaped like `q.scale`."
     new, one = q.dequantize(), torch.ones(len(old) if q.scale.numel() > 1 else 1, device=old.device)
     return solve_scale(old.reshape(len(one), -1), new.reshape(len(one), -1), one, 0*one, 0.).reshape(q.scale.shape)
+
+@patch
+def own_norm(self:Job, name):
+    "The batch norm that reads a layer's outputs, if nothing else does."
+    users = [u for n in self.nodes.values() if n.op == 'call_module' and n.target == name for u in n.users]
+    m = self.mods.get(users[0].target) if len(users) == 1 and users[0].op == 'call_module' else None
+    return m if isinstance(m, NORMS) and m.weight is not None and m.running_mean is not None else None
 
 @patch
 def round(self:Job, name, bits):
     "Rounds a layer's weights; if the recipe says so, the next layer (eq. 9) or its own grid corrects their length."
     m, r, site = self.mods[name], self.recipe, self.sites.get(name)
     old, q = matrix(m).clone(), GRIDS[r.grid](m.weight.detach(), bits, r.per_channel)
-    if r.scale == 'own': q = q._replace(scale=q.scale*own_scale(old, q).to(q.scale))
+    if r.scale == 'own' and (norm := self.own_norm(name)) is not None: norm.weight.data[self.alive(site) if site else slice(None)] *= own_scale(old, q).flatten().to(q.scale)
+    elif r.scale == 'own': q = q._replace(scale=q.scale*own_scale(old, q).to(q.scale))
     self.codes[name] = q
     with torch.no_grad(): m.weight.copy_(q.dequantize())
     if r.scale != 'next' or site is None: return

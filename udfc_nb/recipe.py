@@ -25,7 +25,7 @@ class Channels:
     norm:tuple=None # (γ, β, μ, variance) of the first batch norm behind the filters, each (C,); None without one
     groups:int=1 # a channel can be carried only by channels of its own run
 
-# %% ../nbs/14_recipe.ipynb #c8f12d1f
+# %% ../nbs/14_recipe.ipynb #1f6b5ddb
 def no_projection(ch, kept, pruned, recipe):
     "Pruned channels are dropped: T = 0."
     return torch.zeros(len(pruned), len(kept), dtype=torch.float64, device=ch.W.device)
@@ -40,7 +40,7 @@ PROJECTIONS = {'none': no_projection, 'least-squares': least_squares}
 METRICS, ROUNDINGS, BUDGETS = {'filters'}, {'nearest'}, {'uniform'} # the notebooks beyond the paper add to these
 RANGES = {'six-sigma', 'expected-error'} # of activations; notebook 28 says what they are
 PREPARATIONS = {} # name → function(job) that changes the network before the run; notebook 31 adds some
-SCALES = {'none': 's̃ is not used', 'next': 'the next layer’s columns (eq. 9)', 'own': 'the step of the layer’s own grid'}
+SCALES = {'none': 's̃ is not used', 'next': 'the next layer’s columns (eq. 9)', 'own': 'the γ of the layer’s own batch norm'}
 
 # %% ../nbs/14_recipe.ipynb #a1dc75c5
 def _choose(value, known, what, recipe):
