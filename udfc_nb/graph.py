@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Site', 'Graph', 'call_order', 'is_under', 'find_sites', 'verdict']
 
-# %% ../nbs/12_graph.ipynb #6eb24b22
+# %% ../nbs/12_graph.ipynb #5e5aaba0
 import html
 from dataclasses import dataclass
 import torch, torch.nn as nn
@@ -16,7 +16,7 @@ from .trace import trace, add_shapes, check_names, layer_names, LAYERS
 from .bookkeeping import *
 import udfc_nb.channels # its rules
 
-# %% ../nbs/12_graph.ipynb #fc0d230e
+# %% ../nbs/12_graph.ipynb #e958ebdb
 @dataclass
 class Site:
     "A place where channels can be removed."
@@ -31,7 +31,7 @@ class Site:
     @property
     def consumers(self): return self.space.role('in')
 
-# %% ../nbs/12_graph.ipynb #3b3b2aa8
+# %% ../nbs/12_graph.ipynb #5febe21b
 @dataclass
 class Graph:
     "A traced network: its sites in the order of the forward, and a reason for every layer."
@@ -42,7 +42,7 @@ class Graph:
     def gm(self): return self.follower.gm
     def site(self, name): return next((s for s in self.sites if s.name == name), None)
 
-# %% ../nbs/12_graph.ipynb #95d6e597
+# %% ../nbs/12_graph.ipynb #a32d92d5
 def call_order(
     gm:fx.GraphModule,
 )->list: # of layer names
@@ -50,7 +50,7 @@ def call_order(
     mods, calls = dict(gm.named_modules()), [n.target for n in gm.graph.nodes if n.op == 'call_module']
     return [n for n in dict.fromkeys(calls) if isinstance(mods[n], LAYERS)]
 
-# %% ../nbs/12_graph.ipynb #05e814b9
+# %% ../nbs/12_graph.ipynb #72599731
 def _sites(f, order):
     "The spaces that nothing holds, as sites; the others get their reason."
     sites, at = [], {n: i for i, n in enumerate(order)}
@@ -63,7 +63,7 @@ def _sites(f, order):
         if s.reason is None: sites.append(Site(s.role('out')[0].module, s))
     return sorted(sites, key=lambda s: at[s.name])
 
-# %% ../nbs/12_graph.ipynb #adfe87d1
+# %% ../nbs/12_graph.ipynb #0f622515
 def _reasons(model, f, order, ignored):
     "One reason per layer."
     called = {n.target for n in f.gm.graph.nodes if n.op == 'call_module'}
@@ -80,7 +80,7 @@ def is_under(
     "Is the module one of these, or inside one of these?"
     return any(name == i or name.startswith(f'{i}.') for i in names)
 
-# %% ../nbs/12_graph.ipynb #81e63d54
+# %% ../nbs/12_graph.ipynb #b30a7229
 def _widest_trace(model, opaque):
     "The record of the forward; that of training mode if it reaches more layers (auxiliary heads read channels too)."
     gm = trace(model, opaque)
@@ -92,7 +92,7 @@ def _widest_trace(model, opaque):
         for m, t in modes: m.training = t
     return wide if len(call_order(wide)) > len(call_order(gm)) else gm
 
-# %% ../nbs/12_graph.ipynb #753ec182
+# %% ../nbs/12_graph.ipynb #52453008
 def find_sites(
     model:nn.Module, # is not changed
     example_inputs, # tensor, tuple or dict that the forward takes
@@ -106,7 +106,7 @@ def find_sites(
     order = call_order(gm)
     return Graph(_sites(f, order), _reasons(model, f, order, ignored_layers), f)
 
-# %% ../nbs/12_graph.ipynb #5daccc78
+# %% ../nbs/12_graph.ipynb #2210972b
 def verdict(
     graph:Graph,
     name:str, # of a layer
@@ -123,7 +123,7 @@ def _lines(g):
         s = g.site(name)
         yield name, str(s.size if s else len(g.follower.mods[name].weight)), ', '.join(dict.fromkeys(u.module for u in s.consumers)) if s else '', verdict(g, name)
 
-# %% ../nbs/12_graph.ipynb #3dee83d9
+# %% ../nbs/12_graph.ipynb #94bac1e5
 @patch
 def __str__(self:Graph):
     rows = [('layer', 'channels', 'read by', ''), *_lines(self)]
