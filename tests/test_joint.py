@@ -69,6 +69,14 @@ def test_larger_is_better():
     assert change[0] > 2*change[1] > 4*change[2]
 
 
+def test_nothing_to_do():
+    "What fits as it is stays as it is, bit for bit; a byte less, and it is rounded."
+    net, x = digits_net(), torch.randn(3, 1, 8, 8)
+    whole = compress(net, blank, size_budget=10**7)
+    assert not whole.codes and torch.equal(whole.model(x), net(x))
+    assert compress(net, blank, size_budget=600_000).codes
+
+
 def test_own_choices_stay(tmp_path):
     net = digits_net()
     out = compress(net, blank, size_budget=60_000, layer_bits={'conv1': 8, 'fc': None}, layer_ratios={'layer1.0.conv1': .5, 'layer1.1.conv1': 0.}, ignored_layers=['layer2.1.conv2'], activation_bits=8)
