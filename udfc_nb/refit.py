@@ -6,7 +6,7 @@
 __all__ = ['UNKNOWN', 'MAX_PATCH', 'RIDGE', 'CLAMP', 'group_moments', 'Patch', 'tap_correlation', 'factor', 'refit', 'reestimate',
            'repair_scale']
 
-# %% ../nbs/24_refit.ipynb #92b31246
+# %% ../nbs/24_refit.ipynb #f826ec60
 import copy
 import torch
 from fastcore.basics import patch
@@ -14,7 +14,7 @@ from .errors import NonFiniteError
 from .solution import copies
 from .field import Field, Geometry, inside_share, tap_lags
 
-# %% ../nbs/24_refit.ipynb #5caa59e5
+# %% ../nbs/24_refit.ipynb #d9cf2647
 def group_moments(
     f:Field, # what a layer reads
     geo:Geometry, # its window
@@ -31,7 +31,7 @@ def group_moments(
     n = p[0].numel()
     return p.reshape(g, n), G.permute(6, 4, 0, 1, 5, 2, 3).reshape(g, n, n)
 
-# %% ../nbs/24_refit.ipynb #caf8ead1
+# %% ../nbs/24_refit.ipynb #4713dad8
 UNKNOWN = .5 # correlation of two taps of which nothing is known: halfway between independent (0) and equal (1)
 MAX_PATCH = 6000 # patch entries up to which joint moments are held (300 MB); beyond, the taps of a kernel are refitted apart
 
@@ -59,7 +59,7 @@ def tap_correlation(f:Field, geo:Geometry)->float:
     pairs = own[tap_lags(geo, *own.shape)].sum()
     return ((pairs/own[0, 0].clamp(min=1e-20)-taps)/(taps*(taps-1))).item() if taps > 1 else 1.
 
-# %% ../nbs/24_refit.ipynb #1021704a
+# %% ../nbs/24_refit.ipynb #14e200f8
 @patch
 def fold(self:Patch,
     W:torch.Tensor, # (O, n)
@@ -73,7 +73,7 @@ def unfold(self:Patch, W:torch.Tensor)->torch.Tensor: # (O, n)
     "The inverse of `fold`."
     return (W if self.joint else W.unflatten(1, (-1, self.taps)).transpose(2, 3).flatten(2)).flatten(0, 1)
 
-# %% ../nbs/24_refit.ipynb #a64abfc1
+# %% ../nbs/24_refit.ipynb #bc97a3a2
 @patch
 def index(self:Patch,
     kept:torch.Tensor, # inputs that stay (channels, or a flatten's entries), equally many per group
@@ -99,7 +99,7 @@ def only_groups(self:Patch, groups:torch.Tensor)->Patch:
     out = copy.copy(self); out.p, out.G = self.p[groups], self.G[groups]
     return out
 
-# %% ../nbs/24_refit.ipynb #c05dbff7
+# %% ../nbs/24_refit.ipynb #e571f9ac
 @patch
 def statistics(self:Patch,
     W:torch.Tensor, # (O, n)
@@ -112,7 +112,7 @@ def statistics(self:Patch,
         v = (1-self.kappa)*moments(F)[1].unflatten(1, (-1, self.taps)).sum(2)+self.kappa*v
     return m.flatten(), v.clamp(min=0).flatten()
 
-# %% ../nbs/24_refit.ipynb #d288cd3d
+# %% ../nbs/24_refit.ipynb #22384c7c
 def factor(
     C:torch.Tensor, # (…, n, n)
     add:torch.Tensor, # (…, n), what the diagonal gets; a trace of it is always added
@@ -120,12 +120,12 @@ def factor(
     "Cholesky factor of a covariance and its ridge. Raises `NonFiniteError`."
     d = C.diagonal(dim1=-2, dim2=-1).clamp(min=0)
     add = add+1e-8*d.mean(-1, keepdim=True).clamp(min=1e-30)
-    for more in (0, .01, .1, 1, C.shape[-1]):
-        L, info = torch.linalg.cholesky_ex(C+torch.diag_embed(add+more*d))
-        if not info.any(): return L, add+more*d
+    for more in (*(m*d for m in (0, .01, .1, 1)), 2*C.abs().sum(-1)):
+        L, info = torch.linalg.cholesky_ex(C+torch.diag_embed(add+more))
+        if not info.any(): return L, add+more
     raise NonFiniteError('the moments of what a layer reads are not finite', hint='check weights and running statistics')
 
-# %% ../nbs/24_refit.ipynb #42cfeacd
+# %% ../nbs/24_refit.ipynb #0e30115d
 RIDGE = .2 # in units of each entry's own variance; accuracy is flat from .03 to 1 on the network it was chosen on (nm56)
 
 def refit(
@@ -145,7 +145,7 @@ def refit(
     L, _ = factor(B, ridge*B.diagonal(dim1=1, dim2=2).clamp(min=0))
     return W0+torch.cholesky_solve((W@AK-W0@B).transpose(1, 2), L).transpose(1, 2)
 
-# %% ../nbs/24_refit.ipynb #8bd20ff7
+# %% ../nbs/24_refit.ipynb #8a0b5e03
 CLAMP = (.05, 20.) # a predicted variance ratio outside is not believed
 
 def reestimate(
@@ -157,7 +157,7 @@ def reestimate(
     ratio = torch.where(old[1] > 1e-20, new[1]/old[1].clamp(min=1e-20), 1.).clamp(*CLAMP)
     return running_mean+(new[0]-old[0]).to(running_mean.dtype), running_var*ratio.to(running_var.dtype)
 
-# %% ../nbs/24_refit.ipynb #b230be1f
+# %% ../nbs/24_refit.ipynb #76a9e96a
 def repair_scale(
     old:tuple, # (mean, variance) before
     new:tuple, # after
