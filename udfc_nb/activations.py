@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['READERS', 'MOST', 'EVERYTHING', 'INPUT_RANGE', 'INPUT_BITS', 'RANGES', 'InputQuantizer', 'check_activation_bits',
            'grid_of', 'QuantizedLinear', 'QuantizedConv2d', 'QuantizedConvTranspose2d', 'quantize_input_', 'on_steps',
-           'folded_pairs', 'tails', 'positive', 'best_ends', 'best_range', 'before_relu', 'below', 'image', 'bounds',
-           'input_range', 'six_sigma', 'range_of']
+           'folded_pairs', 'biases_on_steps_', 'tails', 'positive', 'best_ends', 'best_range', 'before_relu', 'below',
+           'image', 'bounds', 'input_range', 'six_sigma', 'range_of']
 
 # %% ../nbs/28_activations.ipynb #358b6ef3
 import math
@@ -93,7 +93,7 @@ def on_steps(
     shift, n = shift.double(), shift.double()/step.double()
     return torch.where(n.abs() < MOST, torch.round(n)*step.double(), shift)
 
-# %% ../nbs/28_activations.ipynb #ed54a480
+# %% ../nbs/28_activations.ipynb #847efea7
 def folded_pairs(
     model:nn.Module, # in eval mode
 )->list: # of (name of a convolution, name of the batch norm that alone reads it)
@@ -105,18 +105,21 @@ def folded_pairs(
     pairs = [(n, next(iter(n.users))) for n in nodes if once(n) and isinstance(mods[n.target], CONVS) and len(n.users) == 1]
     return [(n.target, u.target) for n, u in pairs if once(u) and is_norm(mods[u.target]) and getattr(mods[u.target], 'running_var', None) is not None]
 
-@patch
 @torch.no_grad()
-def set_biases(self:Job):
+def biases_on_steps_(
+    model:nn.Module, # is changed
+    codes:dict, # layer name → `Quantized` weights
+    inputs:dict, # layer name → `InputQuantizer`
+):
     "Moves the biases of layers whose weights and inputs have at most 8 bits to the steps of their sums."
-    pairs = dict(folded_pairs(self.net))
-    for name, q in self.inputs.items():
-        m, norm, code = self.mods[name], self.mods.get(pairs.get(name)), self.codes.get(name)
+    mods, pairs = dict(model.named_modules()), dict(folded_pairs(model))
+    for name, q in inputs.items():
+        m, norm, code = mods[name], mods.get(pairs.get(name)), codes.get(name)
         owner = m if norm is None else norm
         if code is None or max(code.bits, q.bits) > 8 or owner.bias is None or code.scale.numel() not in (1, len(owner.bias)): continue
         c, b = norm_affine(norm) if norm is not None else (1., 0.)
         shift = b+c*(0. if m.bias is None else m.bias.double())
-        owner.bias.add_((on_steps(shift, abs(c)*code.scale.flatten().double()*q.scale)-shift).to(owner.bias.dtype))
+        owner.bias.copy_(owner.bias.double()+on_steps(shift, abs(c)*code.scale.flatten().double()*q.scale)-shift)
 
 # %% ../nbs/28_activations.ipynb #5e82629e
 def tails(
@@ -297,7 +300,7 @@ def range_of(
     law = before_relu(f.mean, f.var) if low == 0 else (f.mean.double(), f.var.double().clamp(min=0).sqrt())
     return RANGES[rule](*law, bits, low, high)
 
-# %% ../nbs/28_activations.ipynb #b8447f3f
+# %% ../nbs/28_activations.ipynb #687439c1
 @patch
 def find_ranges(self:Job,
     bits:dict, # layer name → width of what it reads, or None
@@ -320,5 +323,5 @@ def find_ranges(self:Job,
 @patch
 def set_inputs(self:Job):
     "Gives the layers their grids, and moves their biases to the steps of their sums."
-    self.set_biases()
+    biases_on_steps_(self.net, self.codes, self.inputs)
     for name, q in self.inputs.items(): quantize_input_(self.mods[name], q)
