@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PASSING', 'Sizes', 'FieldJob', 'reads', 'still_read', 'site_curves', 'WhiteJob']
 
-# %% ../nbs/27_best.ipynb #3e9c2b10
+# %% ../nbs/27_best.ipynb #f222f3ed
 import torch, torch.nn as nn
 from fastcore.basics import patch
 from . import channels as rules
@@ -23,7 +23,7 @@ from .refit import MAX_PATCH, Patch, refit, reestimate, repair_scale
 from .rounding import ROUNDINGS
 import udfc_nb.flips # registers its roundings
 
-# %% ../nbs/27_best.ipynb #b0d84b4c
+# %% ../nbs/27_best.ipynb #60df9c12
 class Sizes:
     "Parameters or MACs of a network as a function of the channels that its sites keep."
     def __init__(self, job, macs=None):
@@ -40,7 +40,7 @@ class Sizes:
         return sum(v*self.share(n, 'out', less)*self.share(n, 'in', less)*self.share(n, 'depthwise', less) for n, v in self.per.items())
     def gain(self, site, step): return self({})-self({site: step})
 
-# %% ../nbs/27_best.ipynb #c1936804
+# %% ../nbs/27_best.ipynb #dd4c4206
 class FieldJob(Job):
     "A run in the activation metric."
     walks, most = Walk, MAX_PATCH # the kind of walk, and the patch entries up to which taps are taken together
@@ -72,7 +72,7 @@ def plain(self:FieldJob, name, bits):
     self.cut(name, self.pending.pop(name, {}))
     if bits is not None: self.round(name, bits)
 
-# %% ../nbs/27_best.ipynb #2212cd59
+# %% ../nbs/27_best.ipynb #961730c3
 @patch
 def select(self:FieldJob, ratio, layer_ratios, macs=None):
     "Which channels every site keeps: as many as the budget allots, the best by the criterion."
@@ -98,7 +98,7 @@ def spend(self:FieldJob, less):
         self.kept.pop(n, None)
         if k: self.kept[n] = split_channels(score(self.mods[n].weight.detach()), self.sites[n].size-k*self.sites[n].groups, self.sites[n].groups)
 
-# %% ../nbs/27_best.ipynb #b9a281d6
+# %% ../nbs/27_best.ipynb #166badd9
 @patch
 def curves(self:FieldJob, sites):
     "Cost curves of the sites, in one walk of the field."
@@ -121,7 +121,7 @@ def order_of(self:FieldJob, site):
     score = CRITERIA[self.recipe.criterion](self.mods[site.name].weight.detach())
     return (score.reshape(site.groups, -1).argsort(dim=1, descending=True, stable=True)+torch.arange(site.groups, device=score.device)[:, None]*(site.size//site.groups)).T.flatten()
 
-# %% ../nbs/27_best.ipynb #6257d235
+# %% ../nbs/27_best.ipynb #e37566c5
 @patch
 def curve(self:FieldJob, walk, n, m, f, site, u):
     "What removing a site's channels costs one consumer."
@@ -156,7 +156,7 @@ def stream(self:FieldJob, walk, n, user, norm):
     others = [walk.fields[a].var.double().sum() for a in (add.all_input_nodes if add else ()) if a is not user and walk.fields.get(a) is not None]
     return (own+sum(others)).clamp(min=1e-20).sqrt()
 
-# %% ../nbs/27_best.ipynb #67667745
+# %% ../nbs/27_best.ipynb #1b8ac947
 @patch
 def layer(self:FieldJob, n, m, f, bits):
     "One layer: refitted to the inputs that are left, cut, rounded, and its change of statistics settled."
@@ -179,7 +179,7 @@ def kept_rows(self:FieldJob, m, roles):
     role = next((r for r in ('out', 'depthwise') if r in roles), None)
     return kept_entries(roles[role], len(m.weight), self.device) if role else torch.arange(len(m.weight), device=self.device)
 
-# %% ../nbs/27_best.ipynb #6ab1399e
+# %% ../nbs/27_best.ipynb #a1ae38f4
 @patch
 def reduce(self:FieldJob, name, m, x, W, roles, rows):
     "Cuts a layer, its columns refitted; what is left of the patch."
@@ -196,7 +196,7 @@ def reduce(self:FieldJob, name, m, x, W, roles, rows):
     if 'out' in roles: self.cut(name, {'out': roles['out']})
     return x
 
-# %% ../nbs/27_best.ipynb #491743d5
+# %% ../nbs/27_best.ipynb #9743564d
 @patch
 def heard(self:FieldJob, name, m, f, x, roles):
     "The patch `x`, once the layer's input is on its grid."
@@ -210,7 +210,7 @@ def still_read(m, f, roles):
     each = f.size[0]*f.size[1] if isinstance(m, nn.Linear) else 1
     return slice_channels(f, torch.unique(kept_entries(roles.get('in') or roles['depthwise'], f.channels*each, f.mean.device)//each))
 
-# %% ../nbs/27_best.ipynb #a3aa820e
+# %% ../nbs/27_best.ipynb #edf4bbdc
 @patch
 def find_copies(self:FieldJob, name):
     "What can be handed on exactly is handed on exactly: pruned channels that are multiples of one kept channel."
@@ -228,7 +228,7 @@ def homogeneous(self:FieldJob, s):
     x = torch.linspace(-3, 3, 7, device=self.device)
     return torch.allclose(self.apply(s, 2*x), 2*self.apply(s, x))
 
-# %% ../nbs/27_best.ipynb #09d7464b
+# %% ../nbs/27_best.ipynb #cc512c92
 @patch
 def round_in(self:FieldJob, name, x, bits):
     "Rounds a layer's weights in the metric of what it reads."
@@ -237,7 +237,7 @@ def round_in(self:FieldJob, name, x, bits):
     with torch.no_grad(): m.weight.copy_(q.dequantize())
     self.codes[name] = q
 
-# %% ../nbs/27_best.ipynb #e0ea18fd
+# %% ../nbs/27_best.ipynb #eac8a560
 @patch
 def settle(self:FieldJob, n, m, rows, old, new, total):
     "What changed in a layer's outputs: taken up by the norms behind it, or else by its own scale and bias."
@@ -251,7 +251,7 @@ def settle(self:FieldJob, n, m, rows, old, new, total):
             if n.target in self.codes: q = self.codes[n.target]; self.codes[n.target] = q._replace(scale=q.scale*one); m.weight.copy_(self.codes[n.target].dequantize())
             else: m.weight.mul_(one)
 
-# %% ../nbs/27_best.ipynb #52a4a957
+# %% ../nbs/27_best.ipynb #984ce174
 @patch
 def last(self:FieldJob, n): return all(u.op == 'output' or self.walk.rule.get(u) in PASSING and self.last(u) for u in n.users)
 
@@ -277,12 +277,12 @@ def carry(self:FieldJob, n, rule, m):
         join = (lambda t: torch.cat(t)) if rule is rules.cat else sum
         if f is not None: self.drift[n] = [join([p[0] for p in parts]), join([p[1] for p in parts]), f.var.double()]
 
-# %% ../nbs/27_best.ipynb #93789d1f
+# %% ../nbs/27_best.ipynb #00bb9cd7
 METRICS.add('field'); ROUNDING_NAMES.update(ROUNDINGS); BUDGETS.update(('params', 'macs')); JOBS['field'] = FieldJob
 PROJECTIONS['refit'] = no_projection # the load is taken by the refit of each consumer, not by a T
 RECIPES['best'] = Recipe('best', metric='field', budget='params', projection='refit', grid='dense', rounding='descent', scale='none', repair=True, ranges='expected-error')
 
-# %% ../nbs/27_best.ipynb #d542acf8
+# %% ../nbs/27_best.ipynb #a090dd98
 def site_curves(
     model:nn.Module, # is not changed
     example_inputs, # a tensor, tuple or dict
@@ -295,7 +295,7 @@ def site_curves(
     job = JOBS[recipe.metric](work.net, find_sites(work.net, floating(example_inputs, work.device, work.dtype), tuple(ignored_layers)), recipe)
     return job.curves(job.sites)
 
-# %% ../nbs/27_best.ipynb #817a7194
+# %% ../nbs/27_best.ipynb #f24bd8a4
 class WhiteJob(FieldJob):
     "A run in the activation metric of white inputs, channel by channel."
     walks, most = WhiteWalk, 0

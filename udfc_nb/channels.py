@@ -6,14 +6,14 @@
 __all__ = ['other_layer', 'norm_name', 'norm', 'mixes', 'per_image', 'elementwise', 'same', 'spatial', 'prelu', 'per_channel',
            'add', 'multiply', 'divide', 'cat', 'reshape', 'reduce', 'permute', 'getitem', 'pad', 'split']
 
-# %% ../nbs/11_channels.ipynb #8dc130de
+# %% ../nbs/11_channels.ipynb #8adf45a1
 import math
 import torch.nn as nn
 from torch import fx
 from .trace import NORMS
 from .bookkeeping import *
 
-# %% ../nbs/11_channels.ipynb #fe34d1f2
+# %% ../nbs/11_channels.ipynb #7f43e3e3
 @rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def other_layer(f, n, src): return f.keep(n, KIND)
 
@@ -34,14 +34,14 @@ def norm(f, n, src):
 
 def _read_by(f, target): return sum(len(a.users) for a in f.gm.graph.nodes if a.op == 'get_attr' and a.target == target)
 
-# %% ../nbs/11_channels.ipynb #072d898a
+# %% ../nbs/11_channels.ipynb #c083bada
 @rule(nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, 'layer_norm', 'group_norm', 'local_response_norm', 'softmax', 'log_softmax', 'normalize', nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
 def mixes(f, n, src): f.freeze(src, MIXED); return src
 
 @rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, 'instance_norm')
 def per_image(f, n, src): f.freeze(src, IMAGE); return src
 
-# %% ../nbs/11_channels.ipynb #eb495c0c
+# %% ../nbs/11_channels.ipynb #fa27c022
 @rule(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.ELU, nn.CELU, nn.SELU, nn.Sigmoid, nn.Tanh, nn.Hardtanh,
       nn.Softplus, nn.Mish, nn.Softsign, nn.LogSigmoid, nn.Threshold, *'''relu relu_ relu6 leaky_relu leaky_relu_ hardswish hardsigmoid silu gelu
       elu elu_ celu selu sigmoid sigmoid_ tanh tanh_ hardtanh hardtanh_ softplus mish softsign logsigmoid clamp clamp_ clamp_min threshold _threshold threshold_
@@ -60,13 +60,13 @@ def spatial(f, n, src):
     "On each channel's image by itself."
     return f.step(src, 'spatial', n, n.target if n.op == 'call_module' else None) if src.axis == 1 else f.keep(n, UNKNOWN)
 
-# %% ../nbs/11_channels.ipynb #ce4cbce0
+# %% ../nbs/11_channels.ipynb #2142fa12
 @rule(nn.PReLU)
 def prelu(f, n, src):
     if f.mods[n.target].num_parameters == 1: return elementwise(f, n, src)
     return f.along(n, src, 'slopes', 'entries', f'{n.target}.weight') if src.axis == 1 and all(p.repeat == 1 for p in src.parts) else f.keep(n, UNKNOWN)
 
-# %% ../nbs/11_channels.ipynb #3a1652c2
+# %% ../nbs/11_channels.ipynb #00b7a908
 def _parameter(n):
     "The parameter (or other fixed tensor) that an operation of two tensors reads, if it reads one."
     fixed = [a for a in n.all_input_nodes if a.op == 'get_attr' and a.meta.get('tensor')]
@@ -83,7 +83,7 @@ def per_channel(f, n, src, p, kind):
 
 def _source(f, n, src): return next(a.meta['shape'] for a in n.all_input_nodes if f.layouts.get(a) is src)
 
-# %% ../nbs/11_channels.ipynb #42ddfa5d
+# %% ../nbs/11_channels.ipynb #3b8891e9
 def _matched(f, n):
     "The layouts of an operation's two tensors, the larger tensor first; None if they do not fit."
     tensors = sorted((a for a in n.all_input_nodes if a.meta.get('tensor')), key=lambda a: -math.prod(a.meta['shape']))
@@ -95,7 +95,7 @@ def _matched(f, n):
 def _with_number(n): return sum(bool(a.meta.get('tensor')) for a in n.all_input_nodes) == 1
 def _others(b): return [(p.space, p.path) for p in b.parts]
 
-# %% ../nbs/11_channels.ipynb #de16e2b8
+# %% ../nbs/11_channels.ipynb #31c92ce4
 @rule('add', 'iadd', 'add_', 'sub', 'isub', 'sub_')
 def add(f, n, src):
     if _with_number(n): return elementwise(f, n, src)
@@ -108,7 +108,7 @@ def add(f, n, src):
     for p in tied: f.space(p.space).freeze(TIED)
     return f.step(a, 'sum', n, other=_others(b))
 
-# %% ../nbs/11_channels.ipynb #162c263d
+# %% ../nbs/11_channels.ipynb #fcbc532c
 @rule('mul', 'imul', 'mul_')
 def multiply(f, n, src):
     if _with_number(n): return elementwise(f, n, src)
@@ -126,7 +126,7 @@ def _side_by_side(f, n):
 @rule('truediv', 'div', 'div_', 'itruediv')
 def divide(f, n, src): return elementwise(f, n, src) if _with_number(n) and n.all_input_nodes[0] is n.args[0] else f.keep(n, UNKNOWN)
 
-# %% ../nbs/11_channels.ipynb #a3374b81
+# %% ../nbs/11_channels.ipynb #f63faed8
 @rule('cat', 'concat', 'concatenate')
 def cat(f, n, src):
     tensors = n.args[0] if n.args else n.kwargs['tensors']
@@ -135,7 +135,7 @@ def cat(f, n, src):
     if any(l is None or l.axis != dim for l in lays): return f.keep(n, UNKNOWN)
     return Layout(dim, tuple(p for l in lays for p in l.parts))
 
-# %% ../nbs/11_channels.ipynb #fed394c6
+# %% ../nbs/11_channels.ipynb #df4566a7
 def _numbers(n):
     "The integers written into a call; those computed from a size are operations of their own."
     found = []
@@ -153,7 +153,7 @@ def reshape(f, n, src):
     parts = f.step(src, 'spatial', n).parts
     return Layout(ax, tuple(Part(p.space, p.repeat*math.prod(old[ax+1:]), p.path) for p in parts))
 
-# %% ../nbs/11_channels.ipynb #025ff195
+# %% ../nbs/11_channels.ipynb #5acb9f8c
 @rule('mean', 'amax', 'sum')
 def reduce(f, n, src):
     "Over the image; over the channels it would mix them."
@@ -164,7 +164,7 @@ def reduce(f, n, src):
     gone = 0 if len(n.meta['shape']) == rank else sum(d < src.axis for d in dims)
     return Layout(src.axis-gone, f.step(src, 'spatial', n).parts)
 
-# %% ../nbs/11_channels.ipynb #8b7650e6
+# %% ../nbs/11_channels.ipynb #2fa30ac6
 @rule('permute', 'transpose', 'Permute')
 def permute(f, n, src):
     rank, args = len(n.meta['shape']), n.args[1:] or tuple(n.kwargs.values())
@@ -172,7 +172,7 @@ def permute(f, n, src):
     if 'transpose' in str(n.target): i, j = dims; dims = list(range(rank)); dims[i], dims[j] = j, i
     return Layout(dims.index(src.axis), src.parts)
 
-# %% ../nbs/11_channels.ipynb #bda0b44d
+# %% ../nbs/11_channels.ipynb #5d5f8d29
 def _indices(index, rank):
     "One index per axis and one for each new axis: without `...`, and with what was left out."
     index = index if isinstance(index, tuple) else (index,)
@@ -180,7 +180,7 @@ def _indices(index, rank):
     at = next((k for k, i in enumerate(index) if i is Ellipsis), len(index))
     return [*index[:at], *missing, *index[at+1:]]
 
-# %% ../nbs/11_channels.ipynb #e0405648
+# %% ../nbs/11_channels.ipynb #6af11522
 @rule('getitem')
 def getitem(f, n, src):
     if not n.meta['tensor']: return None
@@ -192,7 +192,7 @@ def getitem(f, n, src):
     new = sum(type(i) is not int for i in index[:old[src.axis]])
     return Layout(new, f.step(src, 'spatial', n).parts)
 
-# %% ../nbs/11_channels.ipynb #f7422cf9
+# %% ../nbs/11_channels.ipynb #b95d6f88
 @rule('pad')
 def pad(f, n, src):
     pads, rank = n.args[1] if len(n.args) > 1 else n.kwargs['pad'], len(n.meta['shape'])

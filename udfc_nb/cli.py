@@ -6,8 +6,9 @@
 __all__ = ['COMMANDS', 'CommandError', 'build_network', 'read_weights', 'load_weights_', 'write_file', 'check_output',
            'write_report', 'shape', 'add_network_arguments', 'read_network', 'info_rows', 'info_text', 'run_info',
            'curves_text', 'info_parser', 'add_compression_arguments', 'compression_arguments', 'run_compress',
-           'compress_parser', 'file_text', 'add_source_arguments', 'compressed_network', 'run_export', 'export_parser',
-           'run_bench', 'bench_parser', 'run_eval', 'eval_parser', 'run_demo', 'demo_parser', 'make_parser', 'main']
+           'compress_parser', 'file_text', 'add_source_arguments', 'source_command', 'compressed_network', 'run_export',
+           'export_parser', 'run_bench', 'bench_parser', 'run_eval', 'eval_parser', 'run_demo', 'demo_parser',
+           'make_parser', 'main']
 
 # %% ../nbs/52_cli.ipynb #95c106c6
 import argparse, difflib, importlib, io, json, os, pickle, sys, time, traceback
@@ -334,13 +335,26 @@ def file_text(
     return (text_table(['tensor', 'shape', 'bits', 'stored as', 'bytes'], body, left=2)+'\n'+', '.join(f'{k} {v:,}' for k, v in parts.items() if k != 'file')
         +f"; together {parts['file']:,} bytes\nrecipe {name}, format {meta['version']}, written by udfc_nb {meta.get('written_by', '?')}")
 
-# %% ../nbs/52_cli.ipynb #3d9a7804
+# %% ../nbs/52_cli.ipynb #d590906b
 def add_source_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
     "The arguments that say where a compressed network comes from."
     add_network_arguments(p); add_compression_arguments(p)
     p.add_argument('--compressed', metavar='FILE', help='a file that udfc compress wrote; without it the network is compressed now')
+
+def source_command(
+    commands, # what `add_subparsers` gave
+    run, # function(args) that carries the command out
+    name:str, # of the command
+    help:str, description:str,
+    **options:dict, # the command's own: name without dashes → what `add_argument` takes
+):
+    "Declare a command about a compressed network: where that comes from, and options of its own."
+    p = commands.add_parser(name, help=help, description=description)
+    add_source_arguments(p)
+    for option, kw in options.items(): p.add_argument(f"--{option.replace('_', '-')}", **kw)
+    p.set_defaults(run=run)
 
 def compressed_network(
     args, # with what `add_source_arguments` declares
@@ -350,7 +364,7 @@ def compressed_network(
     if args.compressed: return net, inputs, Compressed(load(args.compressed, net), None, read_codes(args.compressed), example=inputs)
     return net, inputs, compress(net, inputs, device=device, **compression_arguments(args))
 
-# %% ../nbs/52_cli.ipynb #8b0717f4
+# %% ../nbs/52_cli.ipynb #d23dd8c5
 def run_export(args):
     "Carry out `udfc export`."
     output = args.output if args.format is None or Path(args.output).suffix else f'{args.output}.{args.format}'
@@ -367,17 +381,15 @@ def run_export(args):
 
 def export_parser(commands):
     "Declare `udfc export`."
-    p = commands.add_parser('export', help='write a compressed network as ONNX or as a torch.export program',
-        description='Write a compressed network for use elsewhere: ONNX with integer weights (needs udfc_nb[onnx]), or a torch.export program, which needs neither the architecture nor this package.')
-    add_source_arguments(p)
-    p.add_argument('--output', required=True, metavar='FILE', help='ends in .onnx or .pt2')
-    p.add_argument('--format', choices=[o.removeprefix('.') for o in FORMATS], help='if the ending of --output is to be added')
-    p.add_argument('--float', action='store_true', help='rounded weights as floats')
-    p.add_argument('--reduce-range', action='store_true', help='7 bits for weights of 8, for processors without VNNI (ONNX)')
-    p.add_argument('--integer-outputs', action='store_true', help='with activations of 8 bits, round what residual sums and means read as well: faster, but a rounding more than the network has (ONNX)')
-    p.set_defaults(run=run_export)
+    source_command(commands, run_export, 'export', 'write a compressed network as ONNX or as a torch.export program',
+        'Write a compressed network for use elsewhere: ONNX with integer weights (needs udfc_nb[onnx]), or a torch.export program, which needs neither the architecture nor this package.',
+        output=dict(required=True, metavar='FILE', help='ends in .onnx or .pt2'),
+        format=dict(choices=[o.removeprefix('.') for o in FORMATS], help='if the ending of --output is to be added'),
+        float=dict(action='store_true', help='rounded weights as floats'),
+        reduce_range=dict(action='store_true', help='7 bits for weights of 8, for processors without VNNI (ONNX)'),
+        integer_outputs=dict(action='store_true', help='with activations of 8 bits, round what residual sums and means read as well: faster, but a rounding more than the network has (ONNX)'))
 
-# %% ../nbs/52_cli.ipynb #2c03560c
+# %% ../nbs/52_cli.ipynb #1894c783
 def run_bench(args):
     "Carry out `udfc bench`."
     check_output(args.output, ('.csv',), '--output')
@@ -395,17 +407,15 @@ def _positive(text):
 
 def bench_parser(commands):
     "Declare `udfc bench`."
-    p = commands.add_parser('bench', help='measure size and speed of a compressed network beside the uncompressed one',
-        description='Measure bytes, multiply-accumulates, latency and throughput of a network and its compressed form, in turn, in the same process, on the CPU.')
-    add_source_arguments(p)
-    p.add_argument('--runtime', action='append', choices=list(RUNTIMES), help='may be repeated (default eager)')
-    p.add_argument('--batch', type=_positive, action='append', metavar='N', help='batch size; may be repeated (default 1)')
-    p.add_argument('--threads', type=_positive, default=1, metavar='N', help='threads (default 1)')
-    p.add_argument('--repeats', type=_positive, default=20, metavar='N', help='counted calls (default 20)')
-    p.add_argument('--output', metavar='FILE', help='the rows as .csv')
-    p.set_defaults(run=run_bench)
+    source_command(commands, run_bench, 'bench', 'measure size and speed of a compressed network beside the uncompressed one',
+        'Measure bytes, multiply-accumulates, latency and throughput of a network and its compressed form, in turn, in the same process, on the CPU.',
+        runtime=dict(action='append', choices=list(RUNTIMES), help='may be repeated (default eager)'),
+        batch=dict(type=_positive, action='append', metavar='N', help='batch size; may be repeated (default 1)'),
+        threads=dict(type=_positive, default=1, metavar='N', help='threads (default 1)'),
+        repeats=dict(type=_positive, default=20, metavar='N', help='counted calls (default 20)'),
+        output=dict(metavar='FILE', help='the rows as .csv'))
 
-# %% ../nbs/52_cli.ipynb #83fcaf39
+# %% ../nbs/52_cli.ipynb #348dd933
 def _preparation(args, shape):
     "How images are prepared, and between what values they lie then: as torchvision's trained weights want it, or in the usual way."
     if args.pretrained:
@@ -431,13 +441,10 @@ def run_eval(args):
 
 def eval_parser(commands):
     "Declare `udfc eval`."
-    p = commands.add_parser('eval', help='count the errors of a network before and after, on a folder of images',
-        description='Accuracy of a network and of its compressed form on DIR/val/CLASS/IMAGE, ImageNet\'s layout with one folder per class. The images are not used for compressing.')
-    add_source_arguments(p)
-    p.add_argument('--imagenet', required=True, metavar='DIR', help='folder with val/CLASS/IMAGE or CLASS/IMAGE in it')
-    p.add_argument('--images', type=_positive, metavar='N', help='so many images, drawn at random with a fixed seed (default: all)')
-    p.add_argument('--workers', type=int, default=0, metavar='N', help='processes that read images (default 0: this one)')
-    p.set_defaults(run=run_eval)
+    source_command(commands, run_eval, 'eval', 'count the errors of a network before and after, on a folder of images',
+        'Accuracy of a network and of its compressed form on DIR/val/CLASS/IMAGE, ImageNet\'s layout with one folder per class. The images are not used for compressing.',
+        imagenet=dict(required=True, metavar='DIR', help='folder with val/CLASS/IMAGE or CLASS/IMAGE in it'), images=dict(type=_positive, metavar='N', help='so many images, drawn at random with a fixed seed (default: all)'),
+        workers=dict(type=int, default=0, metavar='N', help='processes that read images (default 0: this one)'))
 
 # %% ../nbs/52_cli.ipynb #717cc7ff
 def run_demo(args):

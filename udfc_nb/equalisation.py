@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROUNDS', 'balance', 'fold_rows', 'equalise', 'absorb', 'MeanJob']
 
-# %% ../nbs/31_equalisation.ipynb #a64e8146
+# %% ../nbs/31_equalisation.ipynb #9533bf49
 import math
 import torch, torch.nn as nn
 from .best import FieldJob
@@ -13,7 +13,7 @@ from .job import JOBS
 from .recipe import Recipe, RECIPES, METRICS, PREPARATIONS
 from .surgery import norm_affine, scale_into
 
-# %% ../nbs/31_equalisation.ipynb #164906cf
+# %% ../nbs/31_equalisation.ipynb #d42908fb
 def balance(
     first:torch.Tensor, # r¹, (C,)
     second:torch.Tensor, # r², (C,)
@@ -22,7 +22,7 @@ def balance(
     fine = (first > 0) & (second > 0)
     return torch.where(fine, (first/torch.where(fine, second, 1.)).sqrt(), 1.)
 
-# %% ../nbs/31_equalisation.ipynb #573709fd
+# %% ../nbs/31_equalisation.ipynb #cd0f7f5d
 @torch.no_grad()
 def fold_rows(
     layer:nn.Module, # convolution or linear whose outputs `norm` reads; is changed
@@ -45,7 +45,7 @@ def fold_rows(
     norm.running_mean.copy_(norm.running_mean.double()*slope); norm.running_var.copy_(v)
     norm.weight.copy_(gamma); norm.bias.copy_(norm.bias.double()/s)
 
-# %% ../nbs/31_equalisation.ipynb #4376510f
+# %% ../nbs/31_equalisation.ipynb #a3b40acc
 ROUNDS = 20 # of the pairs of a chain
 
 def _chain(job, site):
@@ -73,6 +73,7 @@ def _columns(m, use, size):
     part = w[:, use.offset:use.offset+size*use.repeat] if getattr(m, 'groups', 1) == 1 else None
     return part.reshape(len(w), size, -1).amax((0, 2)).double() if part is not None else None
 
+# %% ../nbs/31_equalisation.ipynb #96246998
 @torch.no_grad()
 def equalise(job):
     "Cross-layer equalisation of all sites (DFQ), norms folded; the network's function stays."
@@ -93,7 +94,7 @@ def equalise(job):
                 moved = max(moved, (s-1).abs().max().item())
             if moved < 1e-3: break
 
-# %% ../nbs/31_equalisation.ipynb #4f1bfb38
+# %% ../nbs/31_equalisation.ipynb #80d42a05
 @torch.no_grad()
 def absorb(job):
     "What a channel hardly ever falls below goes into the next layer's constant (DFQ)."
@@ -118,7 +119,7 @@ def _taker(job, name):
     norm = job.mods.get(users[0].target) if len(users) == 1 and users[0].op == 'call_module' else None
     return norm.running_mean if isinstance(norm, nn.modules.batchnorm._BatchNorm) else None
 
-# %% ../nbs/31_equalisation.ipynb #7a011f63
+# %% ../nbs/31_equalisation.ipynb #f632608f
 class MeanJob(FieldJob):
     "A run that corrects means and leaves variances alone (DFQ's bias correction)."
     def settle(self, n, m, rows, old, new, total): super().settle(n, m, rows, old, (new[0], old[1]), total)
@@ -126,7 +127,7 @@ class MeanJob(FieldJob):
 METRICS.add('means'); JOBS['means'] = MeanJob
 PREPARATIONS.update(equalise=equalise, absorb=absorb)
 
-# %% ../nbs/31_equalisation.ipynb #7f875acb
+# %% ../nbs/31_equalisation.ipynb #2c1e830b
 RECIPES.update({r.name: r for r in (
     Recipe('dfq', metric='means', projection='none', grid='asymmetric', per_channel=False, scale='none', repair=True, prepare=('equalise', 'absorb')),
     Recipe('omse', metric='field', projection='none', grid='symmetric', rounding='nearest', scale='none'),

@@ -6,14 +6,14 @@
 __all__ = ['activate_field', 'mutual', 'begin', 'common_lags', 'add_field', 'cat_field', 'pad_channels', 'slice_channels',
            'subsample', 'average_pool', 'global_pool', 'max_pool', 'whole_image']
 
-# %% ../nbs/22_fieldops.ipynb #17b87ffa
+# %% ../nbs/22_fieldops.ipynb #690be8de
 import math, torch
 from dataclasses import replace
 from .paths import symmetric_product
 from .moments import activation_moments, clark_max, series
 from .field import Field, Geometry, by_half, conv_field, decimate, inside_share, kernel_spectrum, rescale, reverse, shrink_field, symmetric, tap_lags
 
-# %% ../nbs/22_fieldops.ipynb #7a4919eb
+# %% ../nbs/22_fieldops.ipynb #7400cec6
 def activate_field(
     f:Field,
     act='relu', # as `activation_moments` takes it
@@ -28,7 +28,7 @@ def activate_field(
     gain = h[0]*inv
     return Field(mean, cov, f.size, {r: c*gain for r, c in f.cross.items()}, {r: a*gain[:, None] for r, a in f.local.items()})
 
-# %% ../nbs/22_fieldops.ipynb #d15749fd
+# %% ../nbs/22_fieldops.ipynb #577cb3ae
 def mutual(a:Field, b:Field, root=None): # (N, M, C_a, C_b), or None if there is no tie
     "Cov(a(p), b(p+d)) by way of a root to which one of the two is tied in place."
     if root in a.local and root in b.cross: return a.local[root]@b.cross[root]
@@ -40,7 +40,7 @@ def begin(f:Field, root)->Field:
     eye = torch.eye(f.channels, dtype=f.cov.dtype, device=f.cov.device)
     return replace(f, cross={**f.cross, root: f.cov}, local={**f.local, root: eye})
 
-# %% ../nbs/22_fieldops.ipynb #f922b74d
+# %% ../nbs/22_fieldops.ipynb #8557bbbe
 def common_lags(fields)->list:
     "The fields with as many lags as the shortest has."
     n, m = (min(f.cov.shape[k] for f in fields) for k in (0, 1))
@@ -55,7 +55,7 @@ def add_field(a:Field, b:Field, root=None)->Field:
     if s is not None: cov = cov+s+reverse(s)
     return Field(a.mean+b.mean, cov, a.size, _merge(a.cross, b.cross, torch.add), _merge(a.local, b.local, torch.add))
 
-# %% ../nbs/22_fieldops.ipynb #2a2079e2
+# %% ../nbs/22_fieldops.ipynb #8024f131
 def cat_field(a:Field, b:Field, root=None)->Field:
     "a and b side by side on the channel axis, with the covariance that a common root gives them."
     a, b = common_lags((a, b))
@@ -65,7 +65,7 @@ def cat_field(a:Field, b:Field, root=None)->Field:
     return Field(torch.cat([a.mean, b.mean]), cov, a.size, _merge(a.cross, b.cross, lambda p, q: torch.cat([p, q], -1)),
                  _merge(a.local, b.local, lambda p, q: torch.cat([p, q])))
 
-# %% ../nbs/22_fieldops.ipynb #4a0b7c35
+# %% ../nbs/22_fieldops.ipynb #a6a2af49
 def pad_channels(f:Field, before:int, after:int)->Field:
     "Zero channels on either side."
     pad = torch.nn.functional.pad
@@ -77,14 +77,14 @@ def slice_channels(f:Field, index)->Field:
     return Field(f.mean[index], f.cov[:, :, index][..., index], f.size,
                  {r: c[..., index] for r, c in f.cross.items()}, {r: a[index] for r, a in f.local.items()})
 
-# %% ../nbs/22_fieldops.ipynb #efefc77f
+# %% ../nbs/22_fieldops.ipynb #b9ac4b46
 def subsample(f:Field, stride:tuple)->Field:
     "x[:, :, ::s, ::t]."
     geo = Geometry((1, 1), stride)
     size = geo.out_size(f.size)
     return Field(f.mean, symmetric(decimate(f.cov, geo, size)), size, {r: decimate(c, geo, size) for r, c in f.cross.items()}, f.local)
 
-# %% ../nbs/22_fieldops.ipynb #73af0428
+# %% ../nbs/22_fieldops.ipynb #a47cda20
 def average_pool(f:Field, geo:Geometry)->Field:
     "Average over windows (zero padding counted)."
     C, k = f.channels, geo.kernel
@@ -100,7 +100,7 @@ def global_pool(f:Field)->Field:
     mean = lambda s: s.mean((0, 1), keepdim=True)
     return Field(f.mean, mean(f.cov), (1, 1), {r: mean(c) for r, c in f.cross.items()}, f.local)
 
-# %% ../nbs/22_fieldops.ipynb #2f6703b8
+# %% ../nbs/22_fieldops.ipynb #ed219446
 def max_pool(f:Field, geo:Geometry)->Field:
     "Maximum over windows: mean and variance by Clark's recursion, lags by two terms of the Hermite series."
     (ky, kx), C = geo.kernel, f.channels
@@ -115,7 +115,7 @@ def max_pool(f:Field, geo:Geometry)->Field:
     r = (q.cov*(inv[:, None]*inv)).clamp(-1, 1)
     return replace(q, cov=series(r, torch.stack([s, (var-s**2).clamp_min(0).sqrt()])))
 
-# %% ../nbs/22_fieldops.ipynb #6ca3bcde
+# %% ../nbs/22_fieldops.ipynb #9df718cf
 def whole_image(
     f:Field,
     w:torch.Tensor, # (O, C, H, W): a kernel as large as the image

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ROUNDS', 'flip', 'round_flips', 'best_scale', 'sweep', 'round_descent']
 
-# %% ../nbs/26_steps.ipynb #d6be525b
+# %% ../nbs/26_steps.ipynb #94fef79e
 import torch
 from .quantizer import GRIDS
 from .refit import factor
 from .rounding import BLOCK, DAMPING, PIECE, ROUNDINGS, code_range, round_nearest, round_second_order, second_order
 from .recipe import ROUNDINGS as ROUNDING_NAMES
 
-# %% ../nbs/26_steps.ipynb #87699c23
+# %% ../nbs/26_steps.ipynb #52dbf6be
 def _largest(x, q, sign, low, high):
     "In each kernel the largest error of the given sign whose code can go a step back, and where; not above 0 if there is none."
     delta, back = (q-x)*sign, q-sign
@@ -34,7 +34,7 @@ def flip(
     rank = torch.zeros_like(own).scatter_(1, own.argsort(dim=1, descending=True), torch.arange(own.shape[1], dtype=own.dtype, device=own.device).expand_as(own))
     return q.scatter_add_(2, at, torch.where((best > 0) & (rank[..., None] < total.abs().round()), -total.sign(), 0.).expand_as(best))
 
-# %% ../nbs/26_steps.ipynb #07ac4215
+# %% ../nbs/26_steps.ipynb #4c63b7bc
 def round_flips(
     x, # `Patch` of what the layer reads; not needed here
     W:torch.Tensor, # (O, …)
@@ -50,7 +50,7 @@ def round_flips(
     codes = torch.cat([flip(*t, *code_range(recipe.grid, bits)) for t in zip(*few)])
     return q._replace(codes=codes.reshape(W.shape).to(q.codes.dtype))
 
-# %% ../nbs/26_steps.ipynb #13f21498
+# %% ../nbs/26_steps.ipynb #378dd28c
 ROUNDS = 2 # of scale and sweep; more gains below one percent
 
 def best_scale(
@@ -90,7 +90,7 @@ def sweep(
         slope += H[:, :, part]@(scale*(codes[:, part]-old))
     return codes.transpose(1, 2)
 
-# %% ../nbs/26_steps.ipynb #e920319d
+# %% ../nbs/26_steps.ipynb #e2cab16d
 def round_descent(x, W, bits, recipe):
     "Second-order rounding, then scales and sweeps in the same metric. Raises `BitsError`, `NonFiniteError`."
     q = round_second_order(x, W, bits, recipe)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JOBS', 'unwrap', 'check_finite', 'WorkingCopy', 'floating', 'fresh_norms', 'Job', 'own_scale']
 
-# %% ../nbs/16_job.ipynb #25194dba
+# %% ../nbs/16_job.ipynb #48f2ae50
 import copy
 import torch, torch.nn as nn
 from torch import fx
@@ -21,7 +21,7 @@ from .graph import find_sites, call_order
 from .surgery import matrix, norm_affine, keep_rows, keep_columns, keep_depthwise, keep_norm, keep_entries, merge_into, scale_into, kept_entries
 from .recipe import Channels, PROJECTIONS
 
-# %% ../nbs/16_job.ipynb #f137a6d8
+# %% ../nbs/16_job.ipynb #d6229fb1
 def unwrap(
     model:nn.Module,
 )->nn.Module:
@@ -44,7 +44,7 @@ def check_finite(
         if not t.is_floating_point() or torch.isfinite(t).all(): continue
         raise NonFiniteError(f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} values are not finite', layer=name, hint='repair the checkpoint before compressing it')
 
-# %% ../nbs/16_job.ipynb #c6b1c99d
+# %% ../nbs/16_job.ipynb #f7ab505c
 class WorkingCopy:
     "A float32 copy (float64 if there are such weights) in eval mode that can be given back as the original came."
     def __init__(self, model, device=None):
@@ -59,7 +59,7 @@ class WorkingCopy:
         for n, t in _state(self.net): t.data = t.data.to(self.home, self.dtypes[n])
         return self.net
 
-# %% ../nbs/16_job.ipynb #dfd49179
+# %% ../nbs/16_job.ipynb #c996b46d
 def floating(
     tree, # a tensor, or tuples, lists and dicts of tensors
     device, dtype,
@@ -67,7 +67,7 @@ def floating(
     "Inputs on a device, the floating ones in a dtype."
     return fx.node.map_aggregate(tree, lambda t: (t.to(device, dtype) if t.is_floating_point() else t.to(device)) if isinstance(t, torch.Tensor) else t)
 
-# %% ../nbs/16_job.ipynb #04faa8d1
+# %% ../nbs/16_job.ipynb #6024ca36
 def fresh_norms(
     net:nn.Module,
 )->list: # names
@@ -75,7 +75,7 @@ def fresh_norms(
     stats = lambda m: (getattr(m, 'running_mean', None), getattr(m, 'running_var', None))
     return [n for n, m in net.named_modules() if None not in stats(m) and not stats(m)[0].any() and (stats(m)[1] == 1).all()]
 
-# %% ../nbs/16_job.ipynb #b05f323c
+# %% ../nbs/16_job.ipynb #3b805902
 class Job:
     "One run of a recipe on a working copy."
     def __init__(self,
@@ -95,7 +95,7 @@ class Job:
         self.inputs, self.bounds = {}, {} # layer → the grid that it reads through, and between what its input lies (notebook 28)
     def tick(self, layer=''): self.progress(self.done, self.total, layer); self.done += 1
 
-# %% ../nbs/16_job.ipynb #9b25db7b
+# %% ../nbs/16_job.ipynb #24d7730b
 @patch
 def vectors(self:Job, layer, path):
     "A layer's output channels, behind the steps of `path`."
@@ -111,7 +111,7 @@ def tensor(self:Job, name):
     owner, _, field = name.rpartition('.')
     return getattr(self.mods[owner], field).detach().flatten()
 
-# %% ../nbs/16_job.ipynb #a6f18e64
+# %% ../nbs/16_job.ipynb #771b81e5
 @patch
 def through(self:Job, v, s):
     "The channels behind one step."
@@ -128,7 +128,7 @@ def through(self:Job, v, s):
 @patch
 def origin(self:Job, space): return self.graph.follower.origin[space]
 
-# %% ../nbs/16_job.ipynb #02ff8bcb
+# %% ../nbs/16_job.ipynb #6e3b18f3
 @patch
 def gate(self:Job, space, path):
     "A gate's channels before its last activations, and those activations' value and slope at the constant part."
@@ -149,7 +149,7 @@ def apply(self:Job, s, x):
     args = [x if isinstance(a, fx.Node) else a for a in n.args]
     return getattr(x, n.target)(*args[1:], **n.kwargs) if n.op == 'call_method' else n.target(*args, **n.kwargs)
 
-# %% ../nbs/16_job.ipynb #bedce9ef
+# %% ../nbs/16_job.ipynb #db33314a
 @patch
 def select(
     self:Job,
@@ -163,7 +163,7 @@ def select(
         n = site.groups*n_kept(site.size//site.groups, check_ratio(layer_ratios.get(name, ratio), name))
         if n < site.size: self.kept[name] = split_channels(score(self.mods[name].weight.detach()), n, site.groups)
 
-# %% ../nbs/16_job.ipynb #b4ce84ec
+# %% ../nbs/16_job.ipynb #3c928ba9
 @patch
 def channels(self:Job, site, path):
     "What a projection sees of a site along a path."
@@ -175,7 +175,7 @@ def channels(self:Job, site, path):
         stats = fill(n.weight, mu, 1.), fill(n.bias, mu, 0.), mu, n.running_var[cut]
     return Channels(matrix(self.mods[site.name]), self.vectors(site.name, path), stats, site.groups)
 
-# %% ../nbs/16_job.ipynb #5a0a8e40
+# %% ../nbs/16_job.ipynb #9e8feaa8
 @patch
 def prune(self:Job, name):
     "Hands the pruned channels' load to the kept ones, in every consumer."
@@ -190,7 +190,7 @@ def prune(self:Job, name):
         lost, total = lost+pruning_error(G, T, kept, pruned).sum().item(), total+G.diagonal()[pruned].sum().item()
     self.errors[name] = lost/total if total > 0 else 0.
 
-# %% ../nbs/16_job.ipynb #78bc2a83
+# %% ../nbs/16_job.ipynb #ad8ac856
 @patch
 def uses(self:Job):
     "Module → role → (use, kept, channels) of every pruned space."
@@ -199,7 +199,7 @@ def uses(self:Job):
         for u in self.sites[name].space.uses: out.setdefault(u.module, {}).setdefault(u.role, []).append((u, kept, self.sites[name].size))
     return out
 
-# %% ../nbs/16_job.ipynb #a8e1ff93
+# %% ../nbs/16_job.ipynb #df170f5c
 @patch
 def cut(self:Job, name, roles):
     "Slices one module, or one parameter, to what is kept of it."
@@ -212,7 +212,7 @@ def cut(self:Job, name, roles):
     for role, f in dict(norm=keep_norm, depthwise=keep_depthwise, out=keep_rows, **{'in': keep_columns}).items():
         if role in roles: f(m, kept_entries(roles[role], total[role](), roles[role][0][1].device))
 
-# %% ../nbs/16_job.ipynb #d7e8aef0
+# %% ../nbs/16_job.ipynb #47fb77f9
 @patch
 def affine_of(self:Job, site, m):
     "c and b right behind a site's producer."
@@ -226,7 +226,7 @@ def alive(self:Job, site):
     "Indices of the channels that a site keeps."
     return self.kept[site.name][0] if site.name in self.kept else torch.arange(site.size, device=self.mods[site.name].weight.device)
 
-# %% ../nbs/16_job.ipynb #32874d7d
+# %% ../nbs/16_job.ipynb #f516aa71
 def own_scale(old, q):
     "s̃ for the layer's own norm (its γ; β and the statistics stay) or else its own step: eq. 21 without the shift; shaped like `q.scale`."
     new, one = q.dequantize(), torch.ones(len(old) if q.scale.numel() > 1 else 1, device=old.device)
@@ -254,7 +254,7 @@ def round(self:Job, name, bits):
     s = torch.ones(site.size, dtype=torch.float64, device=old.device).index_copy(0, kept, solve_scale(old, matrix(m), c, b, r.lam2))
     for u in site.consumers: scale_into(self.mods[u.module], u, s)
 
-# %% ../nbs/16_job.ipynb #667762ab
+# %% ../nbs/16_job.ipynb #961fe0cb
 @patch
 def run(
     self:Job,

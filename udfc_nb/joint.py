@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SLACK', 'whole_file', 'FileSize', 'moves_of', 'allot_both']
 
-# %% ../nbs/43_joint.ipynb #9c7c6388
+# %% ../nbs/43_joint.ipynb #81218d95
 import copy, heapq, math, tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ from .mixed import WIDTHS
 from .quantizer import GRIDS
 from .report import Report
 
-# %% ../nbs/43_joint.ipynb #0bc83fb7
+# %% ../nbs/43_joint.ipynb #097dadd4
 SLACK = 8 # bytes by which the text may still grow for every grid that a layer reads through
 
 def whole_file(job, bits, reads):
@@ -56,7 +56,7 @@ class FileSize(Sizes):
         return total
     def __call__(self, less, bits): return self.text+sum(self.part(o, less, bits) for o in self.owned)
 
-# %% ../nbs/43_joint.ipynb #5c37ba4e
+# %% ../nbs/43_joint.ipynb #c70d2c2c
 def moves_of(curve): # costs of 0, 1, … moves
     "The cost of each move in turn, along the lower convex hull."
     return [slope for a, b, slope in hull(curve) for _ in range(b-a)]
@@ -91,7 +91,7 @@ def allot_both(
     while cost and back(best := max(cost, key=back)) > 0: now, (less, bits), done[best] = now-saves(best, -1), step(best, -1), done[best]-1
     return less, bits
 
-# %% ../nbs/43_joint.ipynb #96ada089
+# %% ../nbs/43_joint.ipynb #b67f2441
 @patch
 def fit(self:Job, target, *args): raise BudgetError(f'{target:,} bytes', layer=f'recipe {self.recipe.name!r}', hint="take ratio and bits, or a recipe with metric='field', which can weigh channels against bits")
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['THRESHOLD', 'WEIGHT', 'merge_one', 'ratio', 'merge_derived', 'merge_published']
 
-# %% ../nbs/30_merging.ipynb #944ad7e9
+# %% ../nbs/30_merging.ipynb #cf3fa07f
 import torch
 from .recipe import Recipe, PROJECTIONS, RECIPES
 
-# %% ../nbs/30_merging.ipynb #76901866
+# %% ../nbs/30_merging.ipynb #1493697b
 THRESHOLD, WEIGHT = .1, .85 # of the published code, ResNet-56 on CIFAR-10
 
 def merge_one(
@@ -26,7 +26,7 @@ def merge_one(
     best = torch.nn.functional.one_hot(cost.argmin(1), len(kept)).bool()
     return torch.where(best & (cos > THRESHOLD), t, 0.)
 
-# %% ../nbs/30_merging.ipynb #858850ac
+# %% ../nbs/30_merging.ipynb #f0a6b075
 def ratio(
     x:torch.Tensor, # (C,)
     top:torch.Tensor, # indices j
@@ -43,7 +43,7 @@ def merge_derived(ch, kept, pruned, recipe):
     t, b = ratio(signed, pruned, kept), ch.vectors.b
     return merge_one(ch.W, kept, pruned, t, (b[pruned][:, None]-t*b[kept]).abs())
 
-# %% ../nbs/30_merging.ipynb #2acb65e7
+# %% ../nbs/30_merging.ipynb #df4d6353
 def merge_published(ch, kept, pruned, recipe):
     "Neuron Merging as its published code has it."
     if ch.norm is None: return merge_derived(ch, kept, pruned, recipe)
@@ -54,7 +54,7 @@ def merge_published(ch, kept, pruned, recipe):
     inner = s*(mu-over(v*be, g))[pruned][:, None]-mu[kept]
     return merge_one(ch.W, kept, pruned, t, over((over(g, v)[kept]*inner+be[kept]).abs(), t))
 
-# %% ../nbs/30_merging.ipynb #96194141
+# %% ../nbs/30_merging.ipynb #92a4d4a0
 PROJECTIONS.update({'merge': merge_derived, 'merge-published': merge_published})
 RECIPES.update({r.name: r for r in (
     Recipe('neuron-merging', projection='merge-published', scale='none'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WIDTHS', 'allot_bits']
 
-# %% ../nbs/29_mixed.ipynb #c03b2126
+# %% ../nbs/29_mixed.ipynb #3a00b2db
 import torch
 from fastcore.basics import patch
 from . import channels as rules
@@ -16,7 +16,7 @@ from .refit import Patch
 from .rounding import ROUNDINGS
 from .walk import Walk, geometry
 
-# %% ../nbs/29_mixed.ipynb #74f1f7ec
+# %% ../nbs/29_mixed.ipynb #d50e5802
 WIDTHS = (2, 3, 4, 5, 6, 7, 8) # that a layer may get
 
 def allot_bits(
@@ -40,7 +40,7 @@ def allot_bits(
         if gain.max() <= 0: return {n: WIDTHS[i] for n, i in zip(names, at.tolist())}
         at = torch.where(torch.arange(len(at)) == gain.argmax(), more, at)
 
-# %% ../nbs/29_mixed.ipynb #0fc5b495
+# %% ../nbs/29_mixed.ipynb #f92934d2
 @patch
 def bit_curves(self:FieldJob, names):
     "Layer → predicted error at each of WIDTHS; only layers with a model of what they read."

@@ -6,7 +6,7 @@
 __all__ = ['RIDGE', 'LLOYD', 'lbyl', 'lbyl_published', 'ReplaceJob', 'incoming', 'outgoing', 'OneByOneJob', 'cluster',
            'FoldingJob']
 
-# %% ../nbs/32_relatives.ipynb #8e292bde
+# %% ../nbs/32_relatives.ipynb #10a59123
 import torch
 from .assumption import n_kept, check_ratio
 from .job import Job, JOBS
@@ -14,7 +14,7 @@ from .recipe import Recipe, RECIPES, METRICS, PROJECTIONS
 from .refit import factor
 from .surgery import merge_into, matrix
 
-# %% ../nbs/32_relatives.ipynb #8bc08719
+# %% ../nbs/32_relatives.ipynb #bc2d2559
 RIDGE = .01 # λ of LBYL, in units of the mean diagonal
 
 def _ridge(G, kept, pruned):
@@ -33,7 +33,7 @@ def lbyl_published(ch, kept, pruned, recipe):
 PROJECTIONS.update({'lbyl': lbyl, 'lbyl-published': lbyl_published})
 RECIPES.update({n: Recipe(n, projection=n, scale='none') for n in ('lbyl', 'lbyl-published')})
 
-# %% ../nbs/32_relatives.ipynb #a08dbc66
+# %% ../nbs/32_relatives.ipynb #82ae0d92
 class ReplaceJob(Job):
     "A run in which every pruned channel is replaced by one that stays."
     def select(self, ratio, layer_ratios, macs=None):
@@ -65,7 +65,7 @@ def outgoing(job, site):
         A += F@F.T
     return A
 
-# %% ../nbs/32_relatives.ipynb #47e89101
+# %% ../nbs/32_relatives.ipynb #035db196
 class OneByOneJob(ReplaceJob):
     "Data-free parameter pruning (Srinivas and Babu, 2015)."
     def replace(self, site, n):
@@ -84,7 +84,7 @@ class OneByOneJob(ReplaceJob):
 METRICS.add('one-by-one'); JOBS['one-by-one'] = OneByOneJob
 RECIPES['data-free-pruning'] = Recipe('data-free-pruning', metric='one-by-one', projection='none', scale='none')
 
-# %% ../nbs/32_relatives.ipynb #f403c815
+# %% ../nbs/32_relatives.ipynb #0b3628c4
 LLOYD = 30 # iterations at most
 
 def cluster(
@@ -108,7 +108,7 @@ def cluster(
     first = torch.full((n,), C, device=K.device).scatter_reduce_(0, label, torch.arange(C, device=K.device), 'amin')
     return first[label]
 
-# %% ../nbs/32_relatives.ipynb #d9b9a523
+# %% ../nbs/32_relatives.ipynb #6453b98c
 class FoldingJob(ReplaceJob):
     "Model folding (2025): clusters, their means, and a factor on γ."
     def replace(self, site, n): return cluster(incoming(self, site)+outgoing(self, site), n)

@@ -6,7 +6,7 @@
 __all__ = ['LAGS', 'FIELD_RULES', 'MOST', 'CLOSED_FORM', 'pair', 'geometry', 'kernel', 'find_roots', 'Walk', 'white_field',
            'field_rule', 'recorded', 'WhiteWalk']
 
-# %% ../nbs/23_walk.ipynb #67a187a8
+# %% ../nbs/23_walk.ipynb #5ef40970
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from .moments import *
 from .field import *
 from .fieldops import *
 
-# %% ../nbs/23_walk.ipynb #6888dd04
+# %% ../nbs/23_walk.ipynb #f42a7fea
 def pair(v): return (v, v) if isinstance(v, int) else tuple(v)
 
 def geometry(
@@ -39,7 +39,7 @@ def kernel(
     w = m.weight.detach()
     return w.reshape(len(w), f.channels, *f.size) if isinstance(m, nn.Linear) else w
 
-# %% ../nbs/23_walk.ipynb #4f988048
+# %% ../nbs/23_walk.ipynb #a9fb74d9
 def _meet(dom, a, b):
     "The nearest node that dominates both."
     while a is not b:
@@ -66,7 +66,7 @@ def _between(root, ends):
         seen.add(n); todo += n.all_input_nodes
     return seen
 
-# %% ../nbs/23_walk.ipynb #77bf5a5b
+# %% ../nbs/23_walk.ipynb #58aa8564
 def find_roots(
     graph:fx.Graph,
     joins:dict, # node that joins tensors → the tensors' nodes
@@ -80,7 +80,7 @@ def find_roots(
         for b in _between(r, ends) | {r}: ties.setdefault(b, set()).add(r)
     return roots, ties
 
-# %% ../nbs/23_walk.ipynb #bee2a1af
+# %% ../nbs/23_walk.ipynb #acb44f5f
 LAGS = 1024 # channels × lags along an axis that one field may have, though never fewer than NEAR lags
 
 class Walk:
@@ -103,9 +103,7 @@ def white_field(channels, size, like=None):
     device = like.device if like is not None else None
     return Field(torch.zeros(channels, device=device), torch.eye(channels, device=device)[None, None], tuple(size))
 
-# %% ../nbs/23_walk.ipynb #962e2944
-from fastcore.basics import patch
-
+# %% ../nbs/23_walk.ipynb #49ae6cfe
 @patch
 def near(self:Walk, channels, least=(1, 1)):
     "How many lags a field of so many channels may have."
@@ -131,7 +129,7 @@ def tie(self:Walk, n, f):
     if n in want: f.cross[n], f.local[n] = f.cov, torch.eye(f.channels, dtype=f.cov.dtype, device=f.cov.device)
     return f
 
-# %% ../nbs/23_walk.ipynb #7f8d0328
+# %% ../nbs/23_walk.ipynb #13650f0d
 @patch
 def visit(self:Walk, n, m, src):
     "The field of one operation's output; None for what is no image or vector."
@@ -156,7 +154,7 @@ def guess(self:Walk, n, why):
     device = next((f.cov for f in self.fields.values() if f is not None), None)
     return white_field(n.meta['shape'][1], _size(n.meta['shape']), device)
 
-# %% ../nbs/23_walk.ipynb #1c900d93
+# %% ../nbs/23_walk.ipynb #54b54e76
 FIELD_RULES = {} # rule of `udfc_nb.channels` → what it does to a field
 
 def field_rule(*keys):
@@ -183,14 +181,14 @@ def _normed(walk, n):
     "Does a batch norm follow at once? It will set mean and variance, so they need not be exact here."
     return len(n.users) == 1 and walk.rule.get(next(iter(n.users))) is rules.norm
 
-# %% ../nbs/23_walk.ipynb #3eb09481
+# %% ../nbs/23_walk.ipynb #aace4c42
 @field_rule(rules.norm)
 def _norm(walk, n, m, f):
     m = walk.mods[rules.norm_name(n)]
     one = torch.ones_like(m.running_var)
     return norm_field(f, one if m.weight is None else m.weight.detach(), 0*one if m.bias is None else m.bias.detach(), m.running_var, m.eps)
 
-# %% ../nbs/23_walk.ipynb #ac79f1ad
+# %% ../nbs/23_walk.ipynb #528f9a4d
 CLOSED_FORM = {'relu': 'relu', 'relu_': 'relu', 'relu6': 'relu6', 'ReLU': 'relu', 'ReLU6': 'relu6'}
 
 @field_rule(rules.elementwise)
@@ -209,7 +207,7 @@ def recorded(
     args = [x if isinstance(a, fx.Node) else a for a in n.args]
     return getattr(x, n.target)(*args[1:], **n.kwargs) if n.op == 'call_method' else n.target(*args, **n.kwargs)
 
-# %% ../nbs/23_walk.ipynb #cf4c4d7f
+# %% ../nbs/23_walk.ipynb #85de588c
 @field_rule(rules.prelu)
 def _prelu(walk, n, m, f):
     a = m.weight.detach().to(f.mean.dtype)
@@ -222,7 +220,7 @@ def _fixed(walk, n, f):
     owner, _, name = p.target.rpartition('.')
     return getattr(walk.mods[owner], name).detach().flatten().to(f.mean.dtype).expand(f.channels)
 
-# %% ../nbs/23_walk.ipynb #0154be20
+# %% ../nbs/23_walk.ipynb #a2c5e8cc
 @field_rule(rules.same, rules.reshape, rules.mixes, rules.per_image)
 def _same(walk, n, m, f): return f
 
@@ -235,7 +233,7 @@ def _join(walk, n, m, f):
     for p in parts[1:]: f = (add_field if walk.rule[n] is rules.add else cat_field)(f, p, walk.roots[n])
     return shrink_field(f, *walk.near(f.channels))
 
-# %% ../nbs/23_walk.ipynb #b9a568b4
+# %% ../nbs/23_walk.ipynb #ced9566e
 @field_rule(rules.multiply)
 def _multiply(walk, n, m, f):
     "A gate is taken as the constant that it is on the average."
@@ -245,7 +243,7 @@ def _multiply(walk, n, m, f):
     walk.fallbacks.append((n.name, 'a gate is taken as its mean'))
     return None if None in parts else scaled(parts[0], parts[1].mean, parts[0].mean*parts[1].mean)
 
-# %% ../nbs/23_walk.ipynb #f7b368d7
+# %% ../nbs/23_walk.ipynb #c45784d3
 def _window(n, m):
     "The window of a pooling module or function."
     get = (lambda k, i, d: getattr(m, k, d)) if m is not None else (lambda k, i, d: n.kwargs.get(k, n.args[i] if len(n.args) > i else d))
@@ -263,7 +261,7 @@ def _spatial(walk, n, m, f):
     if 'pool' not in name or 'lp' in name: return None
     return (max_pool if 'max' in name or 'boolean' in name else average_pool)(f, _window(n, m))
 
-# %% ../nbs/23_walk.ipynb #3ce3846c
+# %% ../nbs/23_walk.ipynb #2a0ba463
 @field_rule(rules.getitem)
 def _getitem(walk, n, m, f):
     index = n.args[1] if isinstance(n.args[1], tuple) else (n.args[1],)
@@ -276,7 +274,7 @@ def _pad(walk, n, m, f):
     pads = list(n.args[1] if len(n.args) > 1 else n.kwargs['pad'])+[0]*6
     return pad_channels(f, *pads[4:6]) if not any(pads[:4]) else None
 
-# %% ../nbs/23_walk.ipynb #8d11b976
+# %% ../nbs/23_walk.ipynb #c04d957c
 class WhiteWalk(Walk):
     "A walk in which every layer reads white noise: correlations come from the layer's own filters, scale and mean from the norm behind it."
     def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs); self.ties = {} # no layer reads what a sum's parts have in common
