@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SHORT', 'STRONG', 'METHODS', 'STEPS', 'CURVE', 'KEEP', 'FALLS', 'Schedule', 'GDFQ', 'Transfer', 'ZeroQ',
            'get_schedule', 'rate', 'Run', 'learn', 'gdfq_step', 'transfer_step', 'zeroq_step', 'observe_ranges',
-           'prepare', 'fingerprint', 'state_of', 'restore', 'write_state', 'read_state', 'set_rates', 'train',
-           'Refined', 'distance', 'last_images', 'copy_report', 'refine', 'finish']
+           'prepare', 'fingerprint', 'state_of', 'restore', 'write_state', 'read_state', 'distance', 'fresh_images',
+           'astray', 'set_rates', 'train', 'Refined', 'copy_report', 'refine', 'finish']
 
-# %% ../nbs/45_refine.ipynb #168b42b9
+# %% ../nbs/45_refine.ipynb #344e5a65
 import hashlib, json, math, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,10 +16,10 @@ import torch, torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import save as to_bytes
 from tqdm.auto import tqdm
-from .activations import InputQuantizer, grid_of
+from .activations import grid_of
 from .checkpoint import read_tensors, write_atomic
 from .compress import Compressed
-from .errors import Cancelled, ExampleInputError, FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
+from .errors import FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
 from .generators import FORMS, Generator, discrepancy, distillation, pleasing_loss
 from .images import ImageSchedule, image_shape, make_images, running_norms
 from .job import WorkingCopy, check_finite, floating, unwrap
@@ -27,7 +27,7 @@ from .report import eval_mode
 from .students import Grid, settle_student, student_of
 from .trace import call_args
 
-# %% ../nbs/45_refine.ipynb #fb9f3527
+# %% ../nbs/45_refine.ipynb #9c57746c
 @dataclass(frozen=True)
 class Schedule:
     "What the methods have in common."
@@ -39,6 +39,7 @@ class Schedule:
     nesterov:bool # is the momentum of .9 Nesterov's?
     learned:bool=False # are the steps of the grids learned?
     norms:str='fixed' # batch norms of the student: 'fixed' statistics, or 'batch'
+    careful:bool=False # is the rate lowered when the student moves away from the teacher?
     def but(self, **changes): return replace(self, **changes)
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class GDFQ(Schedule):
     class_weight:float=1. # of the cross-entropy in eq. 34.3
     game_weight:float=0. # of eq. 34.5 in the generator's loss; GDFQ has none
 
-# %% ../nbs/45_refine.ipynb #c9235330
+# %% ../nbs/45_refine.ipynb #1be239dc
 @dataclass(frozen=True)
 class Transfer(Schedule):
     "Zhu et al. 2020, with the numbers of Fang et al. 2019."
@@ -92,8 +93,8 @@ class ZeroQ(Schedule):
     ranges:bool=True # take the ends of activations' grids from the images
     images:ImageSchedule=ImageSchedule()
 
-# %% ../nbs/45_refine.ipynb #39cee8f2
-SHORT = dict(batch=64, lr_student=1e-2, weight_decay=0., decay=()) # chosen on the training digits
+# %% ../nbs/45_refine.ipynb #941b1ded
+SHORT = dict(batch=64, lr_student=1e-2, weight_decay=0., decay=(), careful=True) # chosen on the training digits
 STRONG = dict(width=64, latent=100, norm_weight=1., norm_form='sum') # by eq. 33.2 of what is generated
 METHODS = {
     'gdfq': GDFQ().but(steps=400, warmup=.25, class_weight=0., game_weight=1., **SHORT, **STRONG),
@@ -113,7 +114,7 @@ def get_schedule(
     if how.batch < 2 or how.norms not in ('fixed', 'batch') or getattr(how, 'norm_form', 'mean') not in FORMS: raise RecipeError(f'{how} has an impossible part', layer='refine', hint="batch ≥ 2, norms 'fixed' or 'batch', norm_form 'mean' or 'sum'")
     return how
 
-# %% ../nbs/45_refine.ipynb #4ec40b36
+# %% ../nbs/45_refine.ipynb #81bb7055
 def rate(
     i:int, n:int, # step, of so many
     decay:tuple, # shares, or () for the cosine
@@ -121,7 +122,7 @@ def rate(
     "Eq. 45.1, or steps."
     return .1**sum(i >= d*n for d in decay) if decay else .5*(1+math.cos(math.pi*i/max(n, 1)))
 
-# %% ../nbs/45_refine.ipynb #88e37405
+# %% ../nbs/45_refine.ipynb #d3b74f53
 def _answers(model, example):
     "A network's answers, which must be one tensor (N, classes)."
     args, kwargs = call_args(model, example)
@@ -143,6 +144,7 @@ class Run:
         self.work = WorkingCopy(out.model, device)
         self.device, self.shape = self.work.device, image_shape(out.example)
         self.teacher = WorkingCopy(unwrap(teacher), self.device).net.requires_grad_(False)
+        self.first = WorkingCopy(out.model, self.device).net.requires_grad_(False) # the student as it was
         example = floating(out.example, self.device, self.work.dtype)
         answer = _answers(self.teacher, example)
         if _answers(self.work.net, example).shape != answer.shape: raise UnsupportedError('teacher and compressed network have different classes', layer='teacher', hint='pass the network that was compressed')
@@ -161,7 +163,7 @@ class Run:
     def noise(self, n): return torch.randn(n, self.how.latent, generator=self.gen).to(self.device, self.work.dtype)
     def labels(self, n): return torch.randint(0, self.classes, (n,), generator=self.gen).to(self.device)
 
-# %% ../nbs/45_refine.ipynb #dc7f629d
+# %% ../nbs/45_refine.ipynb #7b5348e4
 def _follow(loss, opt, parameters):
     "One step of an optimiser, for these parameters only."
     parameters = list(parameters)
@@ -193,7 +195,7 @@ def gdfq_step(run:Run)->dict: # name → loss
     learn(run, loss, 'student')
     return dict(generator=pleasing.item(), student=loss.item())
 
-# %% ../nbs/45_refine.ipynb #08874cc7
+# %% ../nbs/45_refine.ipynb #d268c99b
 def transfer_step(run:Run)->dict: # name → loss
     "Eq. 34.5, in turns."
     how = run.how
@@ -218,7 +220,7 @@ def zeroq_step(run:Run)->dict: # name → loss
 
 STEPS = {GDFQ: gdfq_step, Transfer: transfer_step, ZeroQ: zeroq_step}
 
-# %% ../nbs/45_refine.ipynb #fdc2d3b7
+# %% ../nbs/45_refine.ipynb #43c4eb92
 @torch.no_grad()
 def observe_ranges(
     run:Run, # whose student gets its grids set
@@ -252,7 +254,7 @@ def prepare(
     run.curve += [dict(step=0, images=curve[-1])] if curve else []
     if run.how.ranges: observe_ranges(run, x)
 
-# %% ../nbs/45_refine.ipynb #8e5e72b1
+# %% ../nbs/45_refine.ipynb #2a2dab74
 def fingerprint(
     run:Run,
 )->str: # 64 hexadecimal digits
@@ -294,7 +296,7 @@ def restore(
     run.step, run.slower = int(told['step']), float(told['slower'])
     run.curve = [{k: int(v) if k == 'step' else v for k, v in zip(CURVE, row) if v == v} for row in tensors['curve'].tolist()]
 
-# %% ../nbs/45_refine.ipynb #cf083897
+# %% ../nbs/45_refine.ipynb #58f687f8
 def write_state(
     run:Run,
     path, # a .safetensors file; an existing one is replaced
@@ -318,9 +320,43 @@ def read_state(
         restore(run, *saved)
         raise FileError(f'the state does not fit: {str(e)[:200]}', layer=str(path), hint='the file is damaged; remove it to begin anew') from e
 
-# %% ../nbs/45_refine.ipynb #139b3411
+# %% ../nbs/45_refine.ipynb #4132e2ea
+@torch.no_grad()
+def distance(
+    model:nn.Module, # in eval mode
+    teacher:nn.Module,
+    x:torch.Tensor, # images
+)->float:
+    "Mean squared difference of the answers, each centred; a softmax does not see the centre."
+    d = torch.cat([model(b)-teacher(b) for b in x.split(64)])
+    return (d-d.mean(1, keepdim=True)).square().mean().item()
+
+@torch.no_grad()
+def fresh_images(
+    run:Run,
+    n:int, # how many
+    which:int=1, # another number, other images
+)->torch.Tensor: # (n, C, H, W)
+    "Images that the student has not seen; with ZeroQ, which has no others, the first of those it has."
+    if run.generator is None: return run.images[0][:n]
+    gen = torch.Generator().manual_seed(run.seed+which)
+    z, y = torch.randn(n, run.how.latent, generator=gen), torch.randint(0, run.classes, (n,), generator=gen)
+    return torch.cat([run.generator(a, b) for a, b in zip(z.to(run.device, run.work.dtype).split(64), y.to(run.device).split(64))])
+
+# %% ../nbs/45_refine.ipynb #b5fae0a3
 KEEP = 25 # steps between two states that are kept
-FALLS = 3 # times that a run may go back
+FALLS = 6 # times that a run may go back; the rates are then 1/729 of the first
+
+def astray(
+    run:Run,
+)->bool:
+    "Is the student further from the teacher than it was at the start, on images of this moment?"
+    training = run.student.training
+    run.student.eval()
+    try:
+        x = fresh_images(run, 64, run.step+2)
+        return not distance(run.student, run.teacher, x) <= distance(run.first, run.teacher, x)
+    finally: run.student.train(training)
 
 def _no_memory(e):
     "Is it the device or the machine that has no memory left?"
@@ -353,8 +389,9 @@ def train(
             try:
                 losses = step(run)
                 if not _sound(run): raise NonFiniteError('the student is no longer finite', layer=f'step {run.step}', hint='take a smaller learning rate')
+                if run.how.careful and (run.step+1) % KEEP == 0 and 'student' in losses and astray(run): raise NonFiniteError('the student is further from the teacher than at the start', layer=f'step {run.step}', hint='take a smaller learning rate')
             except NonFiniteError as e:
-                falls, slower = falls+1, run.slower/2
+                falls, slower = falls+1, run.slower/3
                 restore(run, *good); run.slower = slower
                 if falls > FALLS: raise NonFiniteError(f'{falls} times back to an earlier state, and still: {e}', layer='refine', hint='take a smaller lr_student or lr_generator') from e
                 continue
@@ -369,7 +406,7 @@ def train(
         raise
     if checkpoint: write_state(run, checkpoint)
 
-# %% ../nbs/45_refine.ipynb #7a1f2c63
+# %% ../nbs/45_refine.ipynb #e02e8d49
 @dataclass
 class Refined(Compressed):
     "What `refine` returns: a `Compressed` with the losses of every step."
@@ -383,33 +420,12 @@ class Refined(Compressed):
             ax.plot([c['step'] for c in self.curve if n in c], [c[n] for c in self.curve if n in c], line, linewidth=.8); ax.set(title=n, xlabel='step', ylabel='loss'); ax.grid(alpha=.3)
         return fig
 
-@torch.no_grad()
-def distance(
-    model:nn.Module, # in eval mode
-    teacher:nn.Module,
-    x:torch.Tensor, # images
-)->float:
-    "Mean squared difference of the answers, each centred; a softmax does not see the centre."
-    d = torch.cat([model(b)-teacher(b) for b in x.split(64)])
-    return (d-d.mean(1, keepdim=True)).square().mean().item()
-
-@torch.no_grad()
-def last_images(
-    run:Run,
-    n:int=256,
-)->torch.Tensor: # (n, C, H, W)
-    "Images that the student has not seen; ZeroQ's are those it has."
-    if run.generator is None: return run.images[0]
-    gen = torch.Generator().manual_seed(run.seed+1)
-    z, y = torch.randn(n, run.how.latent, generator=gen), torch.randint(0, run.classes, (n,), generator=gen)
-    return torch.cat([run.generator(a, b) for a, b in zip(z.to(run.device, run.work.dtype).split(64), y.to(run.device).split(64))])
-
-# %% ../nbs/45_refine.ipynb #abbdea34
+# %% ../nbs/45_refine.ipynb #3c1b5e35
 def _told(run, seconds, before, after, kept):
     "The report of the compression with what was done since."
     r = copy_report(run.out.report)
     if r is None: return None
-    r.settings |= {'refine': dict(method=type(run.how).__name__, seed=run.seed, seconds=seconds, distance_before=before, distance_after=after, **asdict(run.how))}
+    r.settings |= {'refine': dict(method=type(run.how).__name__, seed=run.seed, seconds=seconds, distance_before=before, distance_after=after, rate_left=run.slower, **asdict(run.how))}
     r.totals['seconds'] = r.totals.get('seconds', 0.)+seconds
     for row in r.rows: row['error'] = None # of layers that have changed since
     if not running_norms(run.teacher): r.notes.append('note: no batch norm remembers anything; the images follow the classes alone')
@@ -447,10 +463,10 @@ def finish(
 )->Refined:
     "Ends a run: student back to codes, judged, reported."
     run.student.eval()
-    x, first = last_images(run), WorkingCopy(run.out.model, run.device)
-    before, after = distance(first.net, run.teacher, x), distance(run.student, run.teacher, x)
+    x = fresh_images(run, 256)
+    before, after = distance(run.first, run.teacher, x), distance(run.student, run.teacher, x)
     worse = after > before and run.how.steps > 0
     report = _told(run, seconds, before, after, worse)
-    if worse: return Refined(first.give_back(), report, dict(run.out.codes), dict(run.out.kept), run.out.example, run.curve)
+    if worse: return Refined(WorkingCopy(run.out.model).give_back(), report, dict(run.out.codes), dict(run.out.kept), run.out.example, run.curve)
     codes = settle_student(run.student, run.out)
     return Refined(run.work.give_back(), report, codes, dict(run.out.kept), run.out.example, run.curve)
