@@ -6,13 +6,14 @@
 __all__ = ['VERSION', 'MAX_TEXT', 'MAX_BITS', 'CHUNK', 'encode', 'decode', 'contents', 'write_atomic', 'read_tensors',
            'read_file', 'load', 'read_codes', 'itemise', 'file_rows']
 
-# %% ../nbs/40_checkpoint.ipynb #047ed517
+# %% ../nbs/40_checkpoint.ipynb #5ebef072
 import copy, hashlib, json, math, os, tempfile, zlib
 from pathlib import Path
 import torch, torch.nn as nn
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save as to_bytes
 from fastcore.basics import patch
+from . import __version__
 from .errors import FileError, UnsupportedError
 from .quantizer import pack, unpack, Quantized, GRIDS
 from .trace import CONVS, LAYERS, NORMS
@@ -105,7 +106,7 @@ def _inputs(model):
     grids = {n: dict(scale=float(q.scale), zero_point=int(q.zero_point), bits=int(q.bits), signed=bool(q.signed)) for n, q in found.items() if q is not None}
     return json.dumps(grids, separators=(',', ':')) if grids else ''
 
-# %% ../nbs/40_checkpoint.ipynb #bb1f5e95
+# %% ../nbs/40_checkpoint.ipynb #c73c4537
 def _flush_folder(folder):
     "The new name reaches the disk too, on systems where folders can be flushed."
     if not hasattr(os, 'O_DIRECTORY'): return
@@ -137,7 +138,7 @@ def save(self:Compressed,
     "Writes the packed file. Raises `UnsupportedError`, OSError."
     tensors, text = contents(self, dtype, entropy)
     r = self.report
-    meta = dict(format='udfc_nb', version=str(VERSION), written_by=r.version, recipe=json.dumps(r.recipe), description=text)
+    meta = dict(format='udfc_nb', version=str(VERSION), written_by=r.version if r else __version__, recipe=json.dumps(r.recipe if r else {}), description=text)
     if inputs := _inputs(self.model): meta['inputs'] = inputs
     data = to_bytes(tensors, meta | dict(sha256=_checksum(tensors, meta)))
     if int.from_bytes(data[:8], 'little') > MAX_TEXT: raise UnsupportedError(f'more than {MAX_TEXT} bytes of text', hint='a symmetric grid needs fewer')

@@ -1,0 +1,130 @@
+"Training on made images: the same result after an interruption, nothing lost when it fails, every kind of network that the tracer takes."
+import copy, json
+import pytest, torch, torch.nn as nn
+from udfc_nb import compress, load, refine
+from udfc_nb.digits import DigitsNet, accuracy, digits, digits_net
+from udfc_nb.errors import Cancelled, ExampleInputError, FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
+from udfc_nb.images import ImageSchedule
+from udfc_nb.refine import METHODS, STEPS, GDFQ, Transfer, ZeroQ
+from nets import settle
+
+SMALL = dict(batch=8, width=8)
+FAST = {'gdfq': METHODS['gdfq'].but(warmup=.2, **SMALL), 'transfer': METHODS['transfer'].but(**SMALL),
+        'zeroq': METHODS['zeroq'].but(batch=8, images=ImageSchedule(images=16, steps=5, class_weight=1.))}
+
+def tiny(seed=0, size=4):
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, size))
+    return settle(net, 16, 3, 12, 12)
+
+X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(5))
+same = lambda a, b: all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values()))
+
+@pytest.mark.parametrize('method', list(FAST))
+@pytest.mark.parametrize('how', [dict(weight_bits=3, activation_bits=4), dict(pruning_ratio=.5), dict(pruning_ratio=.3, weight_bits=2)], ids=['rounded', 'pruned', 'both'])
+def test_same_kind_of_object(method, how, tmp_path):
+    net = tiny(); saved = copy.deepcopy(net.state_dict())
+    out = compress(net, X, **how); before = copy.deepcopy(out.model.state_dict())
+    r = refine(out, net, FAST[method], steps=8)
+    assert type(r.model) is type(net) and [p.shape for p in r.model.parameters()] == [p.shape for p in out.model.parameters()]
+    assert list(r.model.state_dict()) == list(out.model.state_dict()) and not r.model.training
+    assert all(torch.equal(v, saved[k]) for k, v in net.state_dict().items()) and all(torch.equal(v, before[k]) for k, v in out.model.state_dict().items())
+    assert all(p.grad is None for p in (*net.parameters(), *out.model.parameters(), *r.model.parameters()))
+    assert all(q.bits == out.codes[n].bits and torch.equal(r.model.get_submodule(n).weight, q.dequantize()) for n, q in r.codes.items())
+    r.save(tmp_path/'a.safetensors')
+    with torch.no_grad(): assert torch.equal(load(tmp_path/'a.safetensors', net)(X), r.model(X))
+    assert r.report.settings['refine']['steps'] == 8 and json.loads(r.report.to_json())
+    assert same(r.model, refine(out, net, FAST[method], steps=8).model), 'the same seed, another network'
+
+@pytest.mark.parametrize('method', list(FAST))
+@pytest.mark.parametrize('stop', [Cancelled('stopped'), KeyboardInterrupt(), RuntimeError('DefaultCPUAllocator: not enough memory')], ids=['cancelled', 'interrupted', 'no memory'])
+def test_goes_on_as_if_nothing_had_happened(method, stop, tmp_path):
+    net = tiny(); out = compress(net, X, weight_bits=3, activation_bits=4)
+    whole = refine(out, net, FAST[method], steps=60)
+    def tick(done, total, what):
+        if done == 33 and what != 'images': raise stop
+    want = UDFCError if isinstance(stop, RuntimeError) and not isinstance(stop, UDFCError) else type(stop)
+    with pytest.raises(want) as e: refine(out, net, FAST[method], steps=60, checkpoint=tmp_path/'s', progress=tick)
+    if want is UDFCError: assert 'smaller batch' in str(e.value) and 'state of step 25' in str(e.value)
+    rest = refine(out, net, FAST[method], steps=60, checkpoint=tmp_path/'s')
+    assert same(rest.model, whole.model) and rest.curve == whole.curve
+    assert same(refine(out, net, FAST[method], steps=60, checkpoint=tmp_path/'s').model, whole.model), 'a run that has ended is read, not repeated'
+
+def test_not_a_number_half_way(monkeypatch, tmp_path):
+    net = tiny(); out = compress(net, X, pruning_ratio=.5)
+    real, calls = STEPS[GDFQ], []
+    def bad(run):
+        calls.append(run.step)
+        if len(calls) == 31: raise NonFiniteError('nan', layer='here')
+        return real(run)
+    monkeypatch.setitem(STEPS, GDFQ, bad)
+    r = refine(out, net, FAST['gdfq'].but(careful=False), steps=40)
+    assert calls[31] == 25 and r.report.settings['refine']['rate_left'] == pytest.approx(1/3) and len(r.curve) == 40
+    monkeypatch.setitem(STEPS, GDFQ, lambda run: (_ for _ in ()).throw(NonFiniteError('nan', layer='here')))
+    with pytest.raises(NonFiniteError, match='smaller'): refine(out, net, FAST['gdfq'], steps=40, checkpoint=tmp_path/'s')
+    assert (tmp_path/'s').exists()
+
+@pytest.mark.parametrize('spoil', [lambda b: b[:len(b)//2], lambda b: b'', lambda b: b[:8]+b'{'*100, lambda b: b.replace(b'chance', b'chanca')], ids=['cut', 'empty', 'no JSON', 'renamed'])
+def test_spoilt_files(spoil, tmp_path):
+    net = tiny(); out = compress(net, X, weight_bits=4)
+    refine(out, net, FAST['gdfq'], steps=5, checkpoint=tmp_path/'s')
+    (tmp_path/'s').write_bytes(spoil((tmp_path/'s').read_bytes()))
+    with pytest.raises(FileError): refine(out, net, FAST['gdfq'], steps=5, checkpoint=tmp_path/'s')
+
+def test_another_run_is_refused(tmp_path):
+    net = tiny(); out = compress(net, X, weight_bits=4)
+    refine(out, net, FAST['gdfq'], steps=3, checkpoint=tmp_path/'s')
+    for kw in (dict(seed=1), dict(steps=4), dict(method=FAST['transfer'])):
+        with pytest.raises(FileError, match='another run'): refine(out, net, **(dict(method=FAST['gdfq'], steps=3, checkpoint=tmp_path/'s') | kw))
+
+@pytest.mark.parametrize('change', [lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.double(), lambda m: m.to(memory_format=torch.channels_last), lambda m: nn.DataParallel(m), lambda m: m.train()], ids=['half', 'bfloat16', 'double', 'channels last', 'DataParallel', 'training'])
+def test_as_it_came(change):
+    net = change(tiny()); dtype = next(net.parameters()).dtype
+    out = compress(net, X.to(dtype), weight_bits=4, pruning_ratio=.3)
+    r = refine(out, net, FAST['gdfq'], steps=3)
+    assert next(r.model.parameters()).dtype == dtype and r.model.training == out.model.training
+
+def test_bad_input():
+    net = tiny(); out = compress(net, X, weight_bits=4)
+    broken = copy.deepcopy(net); broken[0].weight.data[0, 0, 0, 0] = float('nan')
+    with pytest.raises(NonFiniteError): refine(out, broken, steps=1)
+    with pytest.raises(UnsupportedError, match='classes'): refine(out, tiny(size=5), steps=1)
+    for bad in ('zero-q', 3, None):
+        with pytest.raises(RecipeError): refine(out, net, bad, steps=1)
+    for bad in (-1, 1.5, True):
+        with pytest.raises(RecipeError): refine(out, net, steps=bad)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    with pytest.raises(UnsupportedError, match='classifier'): refine(compress(body, X, weight_bits=4), body, steps=1)
+    flat = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with pytest.raises(ExampleInputError): refine(compress(flat, torch.zeros(1, 6), weight_bits=4), flat, steps=1)
+    bare = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(800, 4)).eval()
+    cut = compress(bare, X, pruning_ratio=.5)
+    with pytest.raises(UnsupportedError, match='batch norm'): refine(cut, bare, ZeroQ(steps=1))
+    assert any('no batch norm' in n for n in refine(cut, bare, FAST['transfer'], steps=2).report.notes)
+
+def test_papers_defaults():
+    g, t, z = GDFQ(), Transfer(), ZeroQ()
+    assert (g.steps, g.batch, g.latent, g.lr_generator, g.norm_weight, g.lr_student, g.temperature, g.warmup*g.steps) == (400*200, 200, 100, 1e-3, .1, 1e-4, 20., 4*200)
+    assert (t.steps, t.batch, t.latent, t.lr_student, t.student_steps) == (500*50*5, 256, 256, .1, 5) and (z.images.steps, z.images.lr, z.steps) == (500, .5, 0)
+
+def test_paper_schedules_run():
+    net = tiny(); out = compress(net, X, weight_bits=4, activation_bits=4)
+    for how in (GDFQ(batch=8, width=8, steps=120), Transfer(batch=8, width=8, steps=12, lr_student=1e-3), ZeroQ(images=ImageSchedule(images=8, steps=5))):
+        assert refine(out, net, how).report.settings['refine']['method'] == type(how).__name__
+
+def test_integers_outside(tmp_path):
+    ort = pytest.importorskip('onnxruntime')
+    net, (x, _) = digits_net(), digits('test')
+    r = refine(compress(net, x[:1], weight_bits=8, activation_bits=8), net, FAST['gdfq'].but(lr_student=1e-4), steps=10)
+    r.export(tmp_path/'a.onnx', x[:1])
+    session = ort.InferenceSession(str(tmp_path/'a.onnx'), providers=['CPUExecutionProvider'])
+    with torch.no_grad(): want = r.model(x).argmax(1)
+    got = torch.tensor(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]).argmax(1)
+    assert (got != want).float().mean() < .01
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['gdfq', 'transfer'])
+def test_a_damaged_network_comes_back(method):
+    net, (x, y) = digits_net(), digits('test')
+    out = compress(net, x[:1], pruning_ratio=.7, recipe='prune')
+    assert accuracy(refine(out, net, method, steps=200).model, x, y) > accuracy(out.model, x, y)+50
