@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FORMS', 'Generator', 'norm_loss', 'pleasing_loss', 'distillation', 'discrepancy']
 
-# %% ../nbs/34_generators.ipynb #1b0d6fff
+# %% ../nbs/34_generators.ipynb #27142de8
 import math
 import torch, torch.nn as nn
 import torch.nn.functional as F
 from .images import gaps, mismatch, statistics
 
-# %% ../nbs/34_generators.ipynb #8241bc42
+# %% ../nbs/34_generators.ipynb #1f554cb4
 class Generator(nn.Module):
     "Noise and labels to images that are normalised per colour."
     def __init__(self,
@@ -35,7 +35,7 @@ class Generator(nn.Module):
         x = self.blocks(self.first(z))[..., :self.size[0], :self.size[1]]
         return self.last(torch.tanh(x))
 
-# %% ../nbs/34_generators.ipynb #56b3e319
+# %% ../nbs/34_generators.ipynb #25a8933d
 FORMS = 'mean', 'sum'
 
 def norm_loss(
@@ -60,7 +60,7 @@ def pleasing_loss(
     loss = weight*norm_loss(model, seen, form).to(x.device) if weight else x.new_zeros(())
     return (loss if labels is None else loss+F.cross_entropy(answer, labels)), answer
 
-# %% ../nbs/34_generators.ipynb #968bfbfd
+# %% ../nbs/34_generators.ipynb #d2350418
 def distillation(
     student:torch.Tensor, # answers s (N, classes)
     teacher:torch.Tensor, # answers t
@@ -70,7 +70,7 @@ def distillation(
     logs = F.log_softmax(student/temperature, 1), F.log_softmax(teacher/temperature, 1)
     return temperature**2*F.kl_div(*logs, reduction='batchmean', log_target=True)
 
-# %% ../nbs/34_generators.ipynb #0c3d2b78
+# %% ../nbs/34_generators.ipynb #0aaa315d
 def discrepancy(
     student:torch.Tensor, # answers (N, classes)
     teacher:torch.Tensor, # answers

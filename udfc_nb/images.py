@@ -6,7 +6,7 @@
 __all__ = ['running_norms', 'statistics', 'gaps', 'mismatch', 'noise_margins', 'ImageSchedule', 'image_shape', 'image_loss',
            'make_images']
 
-# %% ../nbs/33_images.ipynb #afee1b37
+# %% ../nbs/33_images.ipynb #c47da967
 from contextlib import contextmanager
 from dataclasses import dataclass
 import torch, torch.nn as nn
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from .errors import ExampleInputError, NonFiniteError, UnsupportedError
 from .trace import is_norm
 
-# %% ../nbs/33_images.ipynb #7cc2008a
+# %% ../nbs/33_images.ipynb #a5fd1a50
 def running_norms(
     model:nn.Module,
 )->dict: # name → batch norm that has running statistics
@@ -40,7 +40,7 @@ def statistics(
     finally:
         for h in hooks: h.remove()
 
-# %% ../nbs/33_images.ipynb #3b69cbe1
+# %% ../nbs/33_images.ipynb #b35bb12b
 def gaps(
     model:nn.Module,
     seen:dict, # from `statistics`
@@ -62,7 +62,7 @@ def mismatch(
     if weights is not None: cost = [c*weights[:, i] if c.dim() else c for i, c in enumerate(cost)]
     return sum(c.mean() for c in cost)
 
-# %% ../nbs/33_images.ipynb #c4dfd139
+# %% ../nbs/33_images.ipynb #b8835d2d
 @torch.no_grad()
 def noise_margins(
     model:nn.Module,
@@ -77,7 +77,7 @@ def noise_margins(
     with statistics(model) as seen: model(torch.randn(images, *shape, generator=gen).to(like))
     return [tuple(t.abs().quantile(quantile) for t in g) for g in gaps(model, seen)]
 
-# %% ../nbs/33_images.ipynb #9d05319c
+# %% ../nbs/33_images.ipynb #948d1a0b
 @dataclass(frozen=True)
 class ImageSchedule:
     "How images are made by gradient; defaults from ZeroQ's code."
@@ -100,7 +100,7 @@ def image_shape(
     if isinstance(x, torch.Tensor) and x.dim() == 4 and x.is_floating_point(): return tuple(x.shape[1:])
     raise ExampleInputError('images can be made only for a network that takes one batch of them, (N, C, H, W)', layer='example_inputs', hint='refine the part of the network that takes images')
 
-# %% ../nbs/33_images.ipynb #290ae650
+# %% ../nbs/33_images.ipynb #df235f0d
 def image_loss(
     model:nn.Module, # in eval mode
     x:torch.Tensor, # images (N, C, H, W)
@@ -117,7 +117,7 @@ def image_loss(
     own = x.mean(axes).square()+((x.var(axes, unbiased=False)+1e-6).sqrt()-1).square() # the image as a layer
     return loss+own.sum(-1).mean()+(how.class_weight*F.cross_entropy(z, labels) if how.class_weight else 0.)
 
-# %% ../nbs/33_images.ipynb #45542168
+# %% ../nbs/33_images.ipynb #e2d1a64c
 def make_images(
     model:nn.Module, # in eval mode; is not changed
     shape:tuple, # (C, H, W)

@@ -8,7 +8,7 @@ __all__ = ['SHORT', 'STRONG', 'METHODS', 'STEPS', 'CURVE', 'KEEP', 'FALLS', 'Sch
            'prepare', 'fingerprint', 'state_of', 'restore', 'write_state', 'read_state', 'distance', 'fresh_images',
            'astray', 'set_rates', 'train', 'Refined', 'copy_report', 'refine', 'finish']
 
-# %% ../nbs/45_refine.ipynb #296b0a7a
+# %% ../nbs/45_refine.ipynb #895e136f
 import hashlib, json, math, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from .report import eval_mode
 from .students import Grid, settle_student, student_of
 from .trace import call_args
 
-# %% ../nbs/45_refine.ipynb #2c2daf3e
+# %% ../nbs/45_refine.ipynb #b888e7ce
 @dataclass(frozen=True)
 class Schedule:
     "What the methods have in common."
@@ -62,7 +62,7 @@ class GDFQ(Schedule):
     class_weight:float=1. # of the cross-entropy in eq. 34.3
     game_weight:float=0. # of eq. 34.5 in the generator's loss; GDFQ has none
 
-# %% ../nbs/45_refine.ipynb #f48b415c
+# %% ../nbs/45_refine.ipynb #ed486ca1
 @dataclass(frozen=True)
 class Transfer(Schedule):
     "Zhu et al. 2020, with the numbers of Fang et al. 2019."
@@ -93,7 +93,7 @@ class ZeroQ(Schedule):
     ranges:bool=True # take the ends of activations' grids from the images
     images:ImageSchedule=ImageSchedule()
 
-# %% ../nbs/45_refine.ipynb #db3cc66b
+# %% ../nbs/45_refine.ipynb #a9df4e37
 SHORT = dict(batch=64, lr_student=1e-2, weight_decay=0., decay=(), careful=True) # chosen on the training digits
 STRONG = dict(width=64, latent=100, norm_weight=1., norm_form='sum') # by eq. 33.2 of what is generated
 METHODS = {
@@ -114,7 +114,7 @@ def get_schedule(
     if how.batch < 2 or how.norms not in ('fixed', 'batch') or getattr(how, 'norm_form', 'mean') not in FORMS: raise RecipeError(f'{how} has an impossible part', layer='refine', hint="batch ≥ 2, norms 'fixed' or 'batch', norm_form 'mean' or 'sum'")
     return how
 
-# %% ../nbs/45_refine.ipynb #b3899713
+# %% ../nbs/45_refine.ipynb #6ac720a2
 def rate(
     i:int, n:int, # step, of so many
     decay:tuple, # shares, or () for the cosine
@@ -122,7 +122,7 @@ def rate(
     "Eq. 45.1, or steps."
     return .1**sum(i >= d*n for d in decay) if decay else .5*(1+math.cos(math.pi*i/max(n, 1)))
 
-# %% ../nbs/45_refine.ipynb #913d0087
+# %% ../nbs/45_refine.ipynb #d7311e71
 def _answers(model, example):
     "A network's answers, which must be one tensor (N, classes)."
     args, kwargs = call_args(model, example)
@@ -163,7 +163,7 @@ class Run:
     def noise(self, n): return torch.randn(n, self.how.latent, generator=self.gen).to(self.device, self.work.dtype)
     def labels(self, n): return torch.randint(0, self.classes, (n,), generator=self.gen).to(self.device)
 
-# %% ../nbs/45_refine.ipynb #22d1594a
+# %% ../nbs/45_refine.ipynb #f6d461af
 def _follow(loss, opt, parameters):
     "One step of an optimiser, for these parameters only."
     parameters = list(parameters)
@@ -195,7 +195,7 @@ def gdfq_step(run:Run)->dict: # name → loss
     learn(run, loss, 'student')
     return dict(generator=pleasing.item(), student=loss.item())
 
-# %% ../nbs/45_refine.ipynb #74194863
+# %% ../nbs/45_refine.ipynb #3cfb1cab
 def transfer_step(run:Run)->dict: # name → loss
     "Eq. 34.5, in turns."
     how = run.how
@@ -220,7 +220,7 @@ def zeroq_step(run:Run)->dict: # name → loss
 
 STEPS = {GDFQ: gdfq_step, Transfer: transfer_step, ZeroQ: zeroq_step}
 
-# %% ../nbs/45_refine.ipynb #0ff7e803
+# %% ../nbs/45_refine.ipynb #da196b6e
 @torch.no_grad()
 def observe_ranges(
     run:Run, # whose student gets its grids set
@@ -254,7 +254,7 @@ def prepare(
     run.curve += [dict(step=0, images=curve[-1])] if curve else []
     if run.how.ranges: observe_ranges(run, x)
 
-# %% ../nbs/45_refine.ipynb #250d020d
+# %% ../nbs/45_refine.ipynb #adb6b570
 def fingerprint(
     run:Run,
 )->str: # 64 hexadecimal digits
@@ -296,7 +296,7 @@ def restore(
     run.step, run.slower = int(told['step']), float(told['slower'])
     run.curve = [{k: int(v) if k == 'step' else v for k, v in zip(CURVE, row) if v == v} for row in tensors['curve'].tolist()]
 
-# %% ../nbs/45_refine.ipynb #4aa5e9cb
+# %% ../nbs/45_refine.ipynb #c4978ec4
 def write_state(
     run:Run,
     path, # a .safetensors file; an existing one is replaced
@@ -320,7 +320,7 @@ def read_state(
         restore(run, *saved)
         raise FileError(f'the state does not fit: {str(e)[:200]}', layer=str(path), hint='the file is damaged; remove it to begin anew') from e
 
-# %% ../nbs/45_refine.ipynb #7e331588
+# %% ../nbs/45_refine.ipynb #92f0cf0b
 @torch.no_grad()
 def distance(
     model:nn.Module, # in eval mode
@@ -343,7 +343,7 @@ def fresh_images(
     z, y = torch.randn(n, run.how.latent, generator=gen), torch.randint(0, run.classes, (n,), generator=gen)
     return torch.cat([run.generator(a, b) for a, b in zip(z.to(run.device, run.work.dtype).split(64), y.to(run.device).split(64))])
 
-# %% ../nbs/45_refine.ipynb #16c1f1eb
+# %% ../nbs/45_refine.ipynb #33b05277
 KEEP = 25 # steps between two states that are kept
 FALLS = 6 # times that a run may go back; the rates are then 1/729 of the first
 
@@ -406,7 +406,7 @@ def train(
         raise
     if checkpoint: write_state(run, checkpoint)
 
-# %% ../nbs/45_refine.ipynb #6acf374a
+# %% ../nbs/45_refine.ipynb #3707bf01
 @dataclass
 class Refined(Compressed):
     "What `refine` returns: a `Compressed` with the losses of every step."
@@ -420,7 +420,7 @@ class Refined(Compressed):
             ax.plot([c['step'] for c in self.curve if n in c], [c[n] for c in self.curve if n in c], line, linewidth=.8); ax.set(title=n, xlabel='step', ylabel='loss'); ax.grid(alpha=.3)
         return fig
 
-# %% ../nbs/45_refine.ipynb #f53ecc6f
+# %% ../nbs/45_refine.ipynb #9a66aa35
 def _told(run, seconds, before, after, kept):
     "The report of the compression with what was done since."
     r = copy_report(run.out.report)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['straight_through', 'Grid', 'codes_range', 'OnSteps', 'put_biases_on_steps', 'student_of', 'settle_student', 'ticket']
 
-# %% ../nbs/35_students.ipynb #c814ab29
+# %% ../nbs/35_students.ipynb #3e6e36e6
 import copy
 import torch, torch.nn as nn
 from torch.nn.utils import parametrize
@@ -17,7 +17,7 @@ from .job import Job, WorkingCopy, floating, unwrap
 from .quantizer import Quantized
 from .recipe import RECIPES
 
-# %% ../nbs/35_students.ipynb #2f88c0e9
+# %% ../nbs/35_students.ipynb #f42c474d
 def straight_through(
     w:torch.Tensor, # values
     scale:torch.Tensor, # step, broadcastable to w
@@ -28,7 +28,7 @@ def straight_through(
     v = (w/torch.where(scale > 0, scale, 1.)+zero).clamp(low, high)
     return scale*(v+(v.round()-v).detach()-zero)
 
-# %% ../nbs/35_students.ipynb #911a8f39
+# %% ../nbs/35_students.ipynb #0b3bc441
 class Grid(nn.Module):
     "Eq. 35.1 with a step that is fixed or learned."
     def __init__(self,
@@ -53,7 +53,7 @@ def codes_range(
     symmetric = not q.zero.any() and (q.codes.numel() == 0 or q.codes.min() < 0 or q.codes.max() <= half)
     return (-half, half) if symmetric else (0, 2**q.bits-1)
 
-# %% ../nbs/35_students.ipynb #c2763c12
+# %% ../nbs/35_students.ipynb #214ff8d3
 class OnSteps(nn.Module):
     "A bias on the steps of its sum, with the gradient of the bias."
     def __init__(self, layer, norm, grid):
@@ -81,7 +81,7 @@ def put_biases_on_steps(
         if grid is None or q.bits > 8 or grid.high-grid.low > 255 or owner.bias is None or q.scale.numel() not in (1, len(owner.bias)): continue
         parametrize.register_parametrization(owner, 'bias', OnSteps(m, norm, grid))
 
-# %% ../nbs/35_students.ipynb #68c8f605
+# %% ../nbs/35_students.ipynb #c7078c04
 def student_of(
     net:nn.Module, # a copy of the compressed network, float32; is changed
     codes:dict, # layer name → `Quantized`
@@ -98,7 +98,7 @@ def student_of(
     put_biases_on_steps(net, codes)
     return net
 
-# %% ../nbs/35_students.ipynb #c917c94d
+# %% ../nbs/35_students.ipynb #92b197d1
 @torch.no_grad()
 def settle_student(
     student:nn.Module, # from `student_of`; is changed back
@@ -130,7 +130,7 @@ def settle_student(
     for name, p in student.named_parameters(): p.requires_grad_(flags[name].requires_grad); p.grad = None
     return codes
 
-# %% ../nbs/35_students.ipynb #9d3ca2ea
+# %% ../nbs/35_students.ipynb #300c002c
 def ticket(
     out:Compressed, # says which channels are kept, and the bits
     initial:nn.Module, # the network before it was trained; is not changed
