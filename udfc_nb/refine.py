@@ -8,7 +8,7 @@ __all__ = ['SHORT', 'STRONG', 'METHODS', 'STEPS', 'JUDGES', 'CURVE', 'KEEP', 'FA
            'prepare', 'fingerprint', 'state_of', 'restore', 'write_state', 'read_state', 'distance', 'astray',
            'set_rates', 'train', 'Refined', 'copy_report', 'refine', 'finish']
 
-# %% ../nbs/45_refine.ipynb #b5248e75
+# %% ../nbs/45_refine.ipynb #517be0f8
 import hashlib, json, math, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from .report import eval_mode
 from .students import Grid, settle_student, student_of
 from .trace import call_args
 
-# %% ../nbs/45_refine.ipynb #d0d133c1
+# %% ../nbs/45_refine.ipynb #951946f5
 @dataclass(frozen=True)
 class Schedule:
     "What the methods have in common."
@@ -62,7 +62,7 @@ class GDFQ(Schedule):
     class_weight:float=1. # of the cross-entropy in eq. 34.3
     game_weight:float=0. # of eq. 34.5 in the generator's loss; GDFQ has none
 
-# %% ../nbs/45_refine.ipynb #ce184e7b
+# %% ../nbs/45_refine.ipynb #9d8e78a9
 @dataclass(frozen=True)
 class Transfer(Schedule):
     "Zhu et al. 2020, with the numbers of Fang et al. 2019."
@@ -93,7 +93,7 @@ class ZeroQ(Schedule):
     ranges:bool=True # take the ends of activations' grids from the images
     images:ImageSchedule=ImageSchedule()
 
-# %% ../nbs/45_refine.ipynb #29586538
+# %% ../nbs/45_refine.ipynb #176663e8
 SHORT = dict(batch=64, lr_student=1e-2, weight_decay=0., decay=(), careful=True) # chosen on the training digits
 STRONG = dict(width=64, latent=100, norm_weight=1., norm_form='sum') # by eq. 33.2 of what is generated
 METHODS = {
@@ -114,7 +114,7 @@ def get_schedule(
     if how.batch < 2 or how.norms not in ('fixed', 'batch') or getattr(how, 'norm_form', 'mean') not in FORMS: raise RecipeError(f'{how} has an impossible part', layer='refine', hint="batch ≥ 2, norms 'fixed' or 'batch', norm_form 'mean' or 'sum'")
     return how
 
-# %% ../nbs/45_refine.ipynb #4bd055cc
+# %% ../nbs/45_refine.ipynb #25284b5a
 def rate(
     i:int, n:int, # step, of so many
     decay:tuple, # shares, or () for the cosine
@@ -122,7 +122,7 @@ def rate(
     "Eq. 45.1, or steps."
     return .1**sum(i >= d*n for d in decay) if decay else .5*(1+math.cos(math.pi*i/max(n, 1)))
 
-# %% ../nbs/45_refine.ipynb #52787fd2
+# %% ../nbs/45_refine.ipynb #ab127368
 def _answers(model, example):
     "A network's answers, which must be one tensor (N, classes)."
     args, kwargs = call_args(model, example)
@@ -163,7 +163,7 @@ class Run:
     def noise(self, n): return torch.randn(n, self.how.latent, generator=self.gen).to(self.device, self.work.dtype)
     def labels(self, n): return torch.randint(0, self.classes, (n,), generator=self.gen).to(self.device)
 
-# %% ../nbs/45_refine.ipynb #9b1005fb
+# %% ../nbs/45_refine.ipynb #446a97f2
 def _follow(loss, opt, parameters):
     "One step of an optimiser, for these parameters only."
     parameters = list(parameters)
@@ -195,7 +195,7 @@ def gdfq_step(run:Run)->dict: # name → loss
     learn(run, loss, 'student')
     return dict(generator=pleasing.item(), student=loss.item())
 
-# %% ../nbs/45_refine.ipynb #1014fe13
+# %% ../nbs/45_refine.ipynb #1e955043
 def transfer_step(run:Run)->dict: # name → loss
     "Eq. 34.5, in turns."
     how = run.how
@@ -220,7 +220,7 @@ def zeroq_step(run:Run)->dict: # name → loss
 
 STEPS = {GDFQ: gdfq_step, Transfer: transfer_step, ZeroQ: zeroq_step}
 
-# %% ../nbs/45_refine.ipynb #0c61bfc5
+# %% ../nbs/45_refine.ipynb #a51ed1ae
 JUDGES = ImageSchedule(images=64, steps=60, class_weight=1.) # by eq. 33.2 sixty steps bring the images of the digits' network to a hundredth of noise
 
 @torch.no_grad()
@@ -259,7 +259,7 @@ def prepare(
     run.curve += [dict(step=0, images=curve[-1])] if curve else []
     if run.how.ranges: observe_ranges(run, x)
 
-# %% ../nbs/45_refine.ipynb #252372c3
+# %% ../nbs/45_refine.ipynb #ea1c8c54
 def fingerprint(
     run:Run,
 )->str: # 64 hexadecimal digits
@@ -301,7 +301,7 @@ def restore(
     run.step, run.slower = int(told['step']), float(told['slower'])
     run.curve = [{k: int(v) if k == 'step' else v for k, v in zip(CURVE, row) if v == v} for row in tensors['curve'].tolist()]
 
-# %% ../nbs/45_refine.ipynb #37bf2e12
+# %% ../nbs/45_refine.ipynb #5c495080
 def write_state(
     run:Run,
     path, # a .safetensors file; an existing one is replaced
@@ -325,7 +325,7 @@ def read_state(
         restore(run, *saved)
         raise FileError(f'the state does not fit: {str(e)[:200]}', layer=str(path), hint='the file is damaged; remove it to begin anew') from e
 
-# %% ../nbs/45_refine.ipynb #a841cbed
+# %% ../nbs/45_refine.ipynb #fe202bde
 @torch.no_grad()
 def distance(
     model:nn.Module, # in eval mode
@@ -336,7 +336,7 @@ def distance(
     d = torch.cat([model(b)-teacher(b) for b in x.split(64)])
     return (d-d.mean(1, keepdim=True)).square().mean().item()
 
-# %% ../nbs/45_refine.ipynb #9f2866d3
+# %% ../nbs/45_refine.ipynb #d20a0719
 KEEP = 25 # steps between two states that are kept
 FALLS = 6 # times that a run may go back; the rates are then 1/729 of the first
 
@@ -398,7 +398,7 @@ def train(
         raise
     if checkpoint: write_state(run, checkpoint)
 
-# %% ../nbs/45_refine.ipynb #23d9c8b2
+# %% ../nbs/45_refine.ipynb #13bce99c
 @dataclass
 class Refined(Compressed):
     "What `refine` returns: a `Compressed` with the losses of every step."
@@ -412,7 +412,7 @@ class Refined(Compressed):
             ax.plot([c['step'] for c in self.curve if n in c], [c[n] for c in self.curve if n in c], line, linewidth=.8); ax.set(title=n, xlabel='step', ylabel='loss'); ax.grid(alpha=.3)
         return fig
 
-# %% ../nbs/45_refine.ipynb #2a53dfad
+# %% ../nbs/45_refine.ipynb #966f7ce3
 def _told(run, seconds, before, after, kept):
     "The report of the compression with what was done since."
     r = copy_report(run.out.report)
