@@ -93,13 +93,13 @@ class ZeroQ(Schedule):
     ranges:bool=True # take the ends of activations' grids from the images
     images:ImageSchedule=ImageSchedule()
 
-# %% ../nbs/45_refine.ipynb #176663e8
+# %% ../nbs/45_refine.ipynb #bf6a932d
 SHORT = dict(batch=64, lr_student=1e-2, weight_decay=0., decay=(), careful=True) # chosen on the training digits
 STRONG = dict(width=64, latent=100, norm_weight=1., norm_form='sum') # by eq. 33.2 of what is generated
 METHODS = {
     'gdfq': GDFQ().but(steps=400, warmup=.4, class_weight=0., game_weight=1., **SHORT, **STRONG),
     'transfer': Transfer().but(steps=400, student_steps=1, norms='fixed', **SHORT, **STRONG),
-    'zeroq': ZeroQ().but(steps=400, **SHORT, images=ImageSchedule(images=256, steps=200, class_weight=1.))}
+    'zeroq': ZeroQ().but(steps=400, ranges=False, **SHORT, images=ImageSchedule(images=256, steps=200, class_weight=1.))}
 
 def get_schedule(
     method, # a name or a schedule
@@ -122,7 +122,7 @@ def rate(
     "Eq. 45.1, or steps."
     return .1**sum(i >= d*n for d in decay) if decay else .5*(1+math.cos(math.pi*i/max(n, 1)))
 
-# %% ../nbs/45_refine.ipynb #ab127368
+# %% ../nbs/45_refine.ipynb #04eb0a13
 def _answers(model, example):
     "A network's answers, which must be one tensor (N, classes)."
     args, kwargs = call_args(model, example)
@@ -140,7 +140,9 @@ class Run:
         seed:int=0,
     ):
         check_finite(teacher); check_finite(out.model)
-        self.out, self.how, self.seed, self.step, self.slower, self.curve = out, how, seed, 0, 1., []
+        self.out, self.how, self.seed, self.step, self.curve = out, how, seed, 0, []
+        self.slower = self.calmer = 1. # what all rates, and the student's, have been lowered to
+        self.ended = None # why the student learned no longer
         self.work = WorkingCopy(out.model, device)
         self.device, self.shape = self.work.device, image_shape(out.example)
         self.teacher = WorkingCopy(unwrap(teacher), self.device).net.requires_grad_(False)
@@ -259,7 +261,7 @@ def prepare(
     run.curve += [dict(step=0, images=curve[-1])] if curve else []
     if run.how.ranges: observe_ranges(run, x)
 
-# %% ../nbs/45_refine.ipynb #ea1c8c54
+# %% ../nbs/45_refine.ipynb #39c4776e
 def fingerprint(
     run:Run,
 )->str: # 64 hexadecimal digits
@@ -281,7 +283,7 @@ def state_of(
     tensors |= {n: t for n, t in dict(images=run.images, judges=run.judges).items() if t is not None}
     tensors['chance'] = run.gen.get_state()
     tensors['curve'] = torch.tensor([[c.get(k, math.nan) for k in CURVE] for c in run.curve], dtype=torch.float64).reshape(-1, len(CURVE))
-    return {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}, json.dumps(dict(step=run.step, slower=run.slower))
+    return {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}, json.dumps(dict(step=run.step, slower=run.slower, calmer=run.calmer, ended=run.ended))
 
 def restore(
     run:Run, # is changed
@@ -298,7 +300,7 @@ def restore(
         opt.load_state_dict(dict(state=state, param_groups=opt.state_dict()['param_groups']))
     run.images, run.judges = (tensors[n].to(run.device) if n in tensors else None for n in ('images', 'judges'))
     run.gen.set_state(tensors['chance'])
-    run.step, run.slower = int(told['step']), float(told['slower'])
+    run.step, run.slower, run.calmer, run.ended = int(told['step']), float(told['slower']), float(told['calmer']), told['ended'] and str(told['ended'])
     run.curve = [{k: int(v) if k == 'step' else v for k, v in zip(CURVE, row) if v == v} for row in tensors['curve'].tolist()]
 
 # %% ../nbs/45_refine.ipynb #5c495080
@@ -336,7 +338,7 @@ def distance(
     d = torch.cat([model(b)-teacher(b) for b in x.split(64)])
     return (d-d.mean(1, keepdim=True)).square().mean().item()
 
-# %% ../nbs/45_refine.ipynb #d20a0719
+# %% ../nbs/45_refine.ipynb #4bc2db04
 KEEP = 25 # steps between two states that are kept
 FALLS = 6 # times that a run may go back; the rates are then 1/729 of the first
 
@@ -361,7 +363,7 @@ def set_rates(
     share = rate(run.step, run.how.steps, run.how.decay)
     for who, opt in run.opts.items():
         first = run.how.lr_student if who == 'student' else run.how.lr_generator
-        for g in opt.param_groups: g['lr'] = run.slower*first*(share if who == 'student' or run.how.decay else 1.)
+        for g in opt.param_groups: g['lr'] = run.slower*first*(run.calmer*share if who == 'student' else share if run.how.decay else 1.)
 
 def _sound(run): return all(torch.isfinite(p).all() for p in run.student.parameters())
 
@@ -375,17 +377,21 @@ def train(
     try:
         prepare(run, tick)
         good = state_of(run)
-        while run.step < run.how.steps:
+        while run.step < run.how.steps and not run.ended:
             tick(run.step, run.how.steps, run.curve[-1] if run.curve else {})
             set_rates(run)
             try:
                 losses = step(run)
                 if not _sound(run): raise NonFiniteError('the student is no longer finite', layer=f'step {run.step}', hint='take a smaller learning rate')
-                if run.how.careful and (run.step+1) % KEEP == 0 and 'student' in losses and astray(run): raise NonFiniteError('the student is further from the teacher than at the start', layer=f'step {run.step}', hint='take a smaller learning rate')
             except NonFiniteError as e:
                 falls, slower = falls+1, run.slower/3
                 restore(run, *good); run.slower = slower
                 if falls > FALLS: raise NonFiniteError(f'{falls} times back to an earlier state, and still: {e}', layer='refine', hint='take a smaller lr_student or lr_generator') from e
+                continue
+            if run.how.careful and (run.step+1) % KEEP == 0 and 'student' in losses and astray(run):
+                calmer = run.calmer/3
+                restore(run, *good); run.calmer = calmer
+                if calmer < 3.**-FALLS: run.ended = f'at step {run.step}, because the student moved away from the teacher with the smallest rate too'
                 continue
             run.curve.append(dict(step=run.step, **losses)); run.step += 1
             if run.step % KEEP == 0:
@@ -412,15 +418,16 @@ class Refined(Compressed):
             ax.plot([c['step'] for c in self.curve if n in c], [c[n] for c in self.curve if n in c], line, linewidth=.8); ax.set(title=n, xlabel='step', ylabel='loss'); ax.grid(alpha=.3)
         return fig
 
-# %% ../nbs/45_refine.ipynb #966f7ce3
+# %% ../nbs/45_refine.ipynb #ade2818e
 def _told(run, seconds, before, after, kept):
     "The report of the compression with what was done since."
     r = copy_report(run.out.report)
     if r is None: return None
-    r.settings |= {'refine': dict(method=type(run.how).__name__, seed=run.seed, seconds=seconds, distance_before=before, distance_after=after, rate_left=run.slower, **asdict(run.how))}
+    r.settings |= {'refine': dict(method=type(run.how).__name__, seed=run.seed, seconds=seconds, distance_before=before, distance_after=after, rate_left=run.slower*run.calmer, **asdict(run.how))}
     r.totals['seconds'] = r.totals.get('seconds', 0.)+seconds
     for row in r.rows: row['error'] = None # of layers that have changed since
     if not running_norms(run.teacher): r.notes.append('note: no batch norm remembers anything; the images follow the classes alone')
+    if run.ended: r.notes.append(f'note: refining ended {run.ended}')
     if kept: r.notes.append(f'note: on images that it had not seen the refined network was further from the teacher ({after:.3g}) than before ({before:.3g}); the network is given back as it was')
     return r
 
@@ -456,7 +463,7 @@ def finish(
     "Ends a run: student back to codes, judged, reported."
     run.student.eval()
     before, after = (distance(m, run.teacher, run.judges) for m in (run.first, run.student))
-    worse = after > before and run.how.steps > 0
+    worse = run.how.steps > 0 and not after < before
     report = _told(run, seconds, before, after, worse)
     if worse: return Refined(WorkingCopy(run.out.model).give_back(), report, dict(run.out.codes), dict(run.out.kept), run.out.example, run.curve)
     codes = settle_student(run.student, run.out)
