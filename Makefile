@@ -13,12 +13,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --no-input -q
 NBTEST := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --do_print
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev demo test test-slow test-data test-gpu docs export check clean distclean
+.PHONY: help venv dev demo test test-slow test-torchvision test-data test-gpu docs export check clean distclean
 
 help:
 	@echo "make demo       install into $(VENV) and run udfc demo"
 	@echo "make test       install the dev extra, run the notebooks and pytest"
 	@echo "make test-slow  the same with what is flagged slow"
+	@echo "make test-torchvision  every network of torchvision, one process each; an hour and a half"
 	@echo "make test-data  the same with what needs ../shared/data (or UDFC_DATA), slow cells included"
 	@echo "make test-gpu   the same with what needs CUDA"
 	@echo "make docs       build the site into _docs (needs quarto)"
@@ -55,6 +56,11 @@ test: $(VENV)/.installed-dev
 
 test-slow:
 	$(MAKE) test FLAGS="slow" PYTEST="--run-slow"
+
+# one process each: some need 10 GB, and what one leaves behind must not be there for the next
+test-torchvision: dev
+	@failed=0; for t in $$($(BIN)/python -m pytest --run-slow --collect-only -q tests/test_torchvision.py | grep ::); do \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider --run-slow "$$t" || { failed=1; echo "FAILED: $$t"; }; done; exit $$failed
 
 test-data:
 	$(MAKE) test FLAGS="data slow" PYTEST="--run-data --run-slow"
