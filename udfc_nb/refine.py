@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHORT', 'STRONG', 'METHODS', 'STEPS', 'JUDGES', 'CURVE', 'KEEP', 'FALLS', 'Schedule', 'GDFQ', 'Transfer', 'ZeroQ',
            'get_schedule', 'rate', 'Run', 'learn', 'gdfq_step', 'transfer_step', 'zeroq_step', 'observe_ranges',
-           'prepare', 'fingerprint', 'state_of', 'restore', 'write_state', 'read_state', 'distance', 'astray',
-           'set_rates', 'train', 'Refined', 'copy_report', 'refine', 'finish']
+           'prepare', 'fingerprint', 'state_of', 'restore', 'write_state', 'read_state', 'distance', 'set_rates',
+           'astray', 'train', 'Refined', 'copy_report', 'finish', 'refine']
 
 # %% ../nbs/45_refine.ipynb #517be0f8
 import hashlib, json, math, time
@@ -338,10 +338,20 @@ def distance(
     d = torch.cat([model(b)-teacher(b) for b in x.split(64)])
     return (d-d.mean(1, keepdim=True)).square().mean().item()
 
-# %% ../nbs/45_refine.ipynb #4bc2db04
+# %% ../nbs/45_refine.ipynb #246d279f
 KEEP = 25 # steps between two states that are kept
 FALLS = 6 # times that a run may go back; the rates are then 1/729 of the first
 
+def set_rates(
+    run:Run,
+):
+    "The learning rates of this step; a generator's stays where the student's follows a cosine."
+    share = rate(run.step, run.how.steps, run.how.decay)
+    for who, opt in run.opts.items():
+        first = run.how.lr_student if who == 'student' else run.how.lr_generator
+        for g in opt.param_groups: g['lr'] = run.slower*first*(run.calmer*share if who == 'student' else share if run.how.decay else 1.)
+
+# %% ../nbs/45_refine.ipynb #c3c17d35
 def astray(
     run:Run,
 )->bool:
@@ -356,17 +366,9 @@ def _no_memory(e):
     "Is it the device or the machine that has no memory left?"
     return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or isinstance(e, RuntimeError) and 'memory' in str(e).lower()
 
-def set_rates(
-    run:Run,
-):
-    "The learning rates of this step; a generator's stays where the student's follows a cosine."
-    share = rate(run.step, run.how.steps, run.how.decay)
-    for who, opt in run.opts.items():
-        first = run.how.lr_student if who == 'student' else run.how.lr_generator
-        for g in opt.param_groups: g['lr'] = run.slower*first*(run.calmer*share if who == 'student' else share if run.how.decay else 1.)
-
 def _sound(run): return all(torch.isfinite(p).all() for p in run.student.parameters())
 
+# %% ../nbs/45_refine.ipynb #474519ef
 def train(
     run:Run, # is changed
     checkpoint=None, # file to go on from and to write to
@@ -418,7 +420,11 @@ class Refined(Compressed):
             ax.plot([c['step'] for c in self.curve if n in c], [c[n] for c in self.curve if n in c], line, linewidth=.8); ax.set(title=n, xlabel='step', ylabel='loss'); ax.grid(alpha=.3)
         return fig
 
-# %% ../nbs/45_refine.ipynb #ade2818e
+# %% ../nbs/45_refine.ipynb #8b33e12b
+def copy_report(r):
+    "A report that can be changed, or None."
+    return None if r is None else replace(r, rows=[dict(row) for row in r.rows], totals=dict(r.totals), settings=dict(r.settings), notes=list(r.notes))
+
 def _told(run, seconds, before, after, kept):
     "The report of the compression with what was done since."
     r = copy_report(run.out.report)
@@ -431,10 +437,21 @@ def _told(run, seconds, before, after, kept):
     if kept: r.notes.append(f'note: on images that it had not seen the refined network was further from the teacher ({after:.3g}) than before ({before:.3g}); the network is given back as it was')
     return r
 
-def copy_report(r):
-    "A report that can be changed, or None."
-    return None if r is None else replace(r, rows=[dict(row) for row in r.rows], totals=dict(r.totals), settings=dict(r.settings), notes=list(r.notes))
+# %% ../nbs/45_refine.ipynb #28cc1f84
+def finish(
+    run:Run,
+    seconds:float, # that it took
+)->Refined:
+    "Ends a run: student back to codes, judged, reported."
+    run.student.eval()
+    before, after = (distance(m, run.teacher, run.judges) for m in (run.first, run.student))
+    worse = run.how.steps > 0 and not after < before
+    report = _told(run, seconds, before, after, worse)
+    if worse: return Refined(WorkingCopy(run.out.model).give_back(), report, dict(run.out.codes), dict(run.out.kept), run.out.example, run.curve)
+    codes = settle_student(run.student, run.out)
+    return Refined(run.work.give_back(), report, codes, dict(run.out.kept), run.out.example, run.curve)
 
+# %% ../nbs/45_refine.ipynb #ce23b6f9
 def refine(
     out:Compressed, # what `compress` returned; is not changed
     teacher:nn.Module, # the network that it came from; is not changed
@@ -455,16 +472,3 @@ def refine(
     try: train(run, checkpoint, tick)
     finally: bar.close()
     return finish(run, time.perf_counter()-start)
-
-def finish(
-    run:Run,
-    seconds:float, # that it took
-)->Refined:
-    "Ends a run: student back to codes, judged, reported."
-    run.student.eval()
-    before, after = (distance(m, run.teacher, run.judges) for m in (run.first, run.student))
-    worse = run.how.steps > 0 and not after < before
-    report = _told(run, seconds, before, after, worse)
-    if worse: return Refined(WorkingCopy(run.out.model).give_back(), report, dict(run.out.codes), dict(run.out.kept), run.out.example, run.curve)
-    codes = settle_student(run.student, run.out)
-    return Refined(run.work.give_back(), report, codes, dict(run.out.kept), run.out.example, run.curve)
