@@ -71,6 +71,30 @@ def test_spoilt_files(spoil, tmp_path):
     (tmp_path/'s').write_bytes(spoil((tmp_path/'s').read_bytes()))
     with pytest.raises(FileError): refine(out, net, FAST['gdfq'], steps=5, checkpoint=tmp_path/'s')
 
+@pytest.mark.parametrize('method', list(FAST))
+def test_source_is_gone_on_with(method, tmp_path):
+    net = tiny(); out, cut = compress(net, X, weight_bits=4), compress(net, X, pruning_ratio=.5)
+    alone = refine(out, net, FAST[method].but(**(dict(warmup=1.) if method == 'gdfq' else {})), steps=4 if method == 'gdfq' else 0)
+    assert same(alone.model, out.model) and not any('further' in n for n in alone.report.notes)
+    saved = {n: t.clone() for n, t in alone.made.items()}
+    r = refine(cut, net, FAST[method], steps=30, source=alone)
+    assert sum('student' in c for c in r.curve) == 30 and all(torch.equal(t, saved[n]) for n, t in alone.made.items())
+    assert torch.equal(r.made['judges'], alone.made['judges']) and ('images' in r.made) == (method == 'zeroq')
+    if method == 'zeroq': assert torch.equal(r.made['images'], alone.made['images'])
+    def tick(done, total, what):
+        if done == 27 and what != 'images': raise Cancelled('stopped')
+    with pytest.raises(Cancelled): refine(cut, net, FAST[method], steps=30, source=alone, checkpoint=tmp_path/'s', progress=tick)
+    assert same(refine(cut, net, FAST[method], steps=30, source=alone, checkpoint=tmp_path/'s').model, r.model)
+    with pytest.raises(FileError, match='another run'): refine(cut, net, FAST[method], steps=30, checkpoint=tmp_path/'s')
+
+def test_foreign_source_is_refused():
+    net = tiny(); out = compress(net, X, weight_bits=4)
+    made = {m: refine(out, net, FAST[m], steps=0) for m in FAST}
+    for source, method in (('zeroq', 'gdfq'), ('transfer', 'gdfq'), ('gdfq', 'transfer')):
+        with pytest.raises(RecipeError, match='source'): refine(out, net, FAST[method], steps=1, source=made[source])
+    large = compress(net, torch.randn(2, 3, 16, 16), weight_bits=4)
+    with pytest.raises(RecipeError, match='source'): refine(large, net, FAST['zeroq'], steps=1, source=made['zeroq'])
+
 def test_another_run_is_refused(tmp_path):
     net = tiny(); out = compress(net, X, weight_bits=4)
     refine(out, net, FAST['gdfq'], steps=3, checkpoint=tmp_path/'s')
