@@ -8,9 +8,8 @@ from udfc_nb.images import ImageSchedule
 from udfc_nb.refine import METHODS, STEPS, GDFQ, Transfer, ZeroQ
 from nets import settle
 
-SMALL = dict(batch=8, width=8)
-FAST = {'gdfq': METHODS['gdfq'].but(warmup=.2, **SMALL), 'transfer': METHODS['transfer'].but(**SMALL),
-        'zeroq': METHODS['zeroq'].but(batch=8, images=ImageSchedule(images=16, steps=5, class_weight=1.))}
+SMALL = dict(batch=16, images=ImageSchedule(images=16, steps=5, class_weight=1.))
+FAST = {'gdfq': METHODS['gdfq'].but(warmup=.2, width=8, **SMALL), 'transfer': METHODS['transfer'].but(width=8, **SMALL), 'zeroq': METHODS['zeroq'].but(**SMALL)}
 
 def tiny(seed=0, size=4):
     torch.manual_seed(seed)
@@ -115,6 +114,8 @@ def test_bad_input():
     with pytest.raises(UnsupportedError, match='classes'): refine(out, tiny(size=5), steps=1)
     for bad in ('zero-q', 3, None):
         with pytest.raises(RecipeError): refine(out, net, bad, steps=1)
+    for m, bad in (('gdfq', 1.), ('transfer', .95), ('zeroq', 0.), ('gdfq', -.1), ('zeroq', 1.5)):
+        with pytest.raises(RecipeError, match='share'): refine(out, net, FAST[m].but(share=bad), steps=1)
     for bad in (-1, 1.5, True):
         with pytest.raises(RecipeError): refine(out, net, steps=bad)
     body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()

@@ -8,7 +8,7 @@ __all__ = ['MIXED', 'SHORT', 'STRONG', 'METHODS', 'STEPS', 'JUDGES', 'CURVE', 'K
            'observe_ranges', 'prepare', 'fingerprint', 'state_of', 'restore', 'write_state', 'read_state', 'distance',
            'set_rates', 'astray', 'train', 'Refined', 'copy_report', 'finish', 'refine']
 
-# %% ../nbs/45_refine.ipynb #84624506
+# %% ../nbs/45_refine.ipynb #9296764b
 import hashlib, json, math, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from .report import eval_mode
 from .students import Grid, settle_student, student_of
 from .trace import call_args
 
-# %% ../nbs/45_refine.ipynb #f543f039
+# %% ../nbs/45_refine.ipynb #d43a44c5
 @dataclass(frozen=True)
 class Schedule:
     "What the methods have in common."
@@ -63,7 +63,7 @@ class GDFQ(Schedule):
     distil_weight:float=1. # λ of eq. 34.3
     class_weight:float=1. # of the cross-entropy in eq. 34.3
 
-# %% ../nbs/45_refine.ipynb #8228d71c
+# %% ../nbs/45_refine.ipynb #dc6c31dd
 @dataclass(frozen=True)
 class Transfer(Schedule):
     "Zhu et al. 2020, with the numbers of Fang et al. 2019."
@@ -94,7 +94,7 @@ class ZeroQ(Schedule):
     temperature:float=20.
     ranges:bool=True # take the ends of activations' grids from the images
 
-# %% ../nbs/45_refine.ipynb #9df9bcf9
+# %% ../nbs/45_refine.ipynb #db38008f
 MIXED = dict(share=.5, # two kinds of images, neither preferred
               images=ImageSchedule(images=128, steps=80, class_weight=1.))
 SHORT = dict(batch=64, lr_student=3e-3, weight_decay=0., decay=(), careful=True, **MIXED)
@@ -114,10 +114,11 @@ def get_schedule(
     if not isinstance(how, (GDFQ, Transfer, ZeroQ)): raise RecipeError(f'method={method!r}', layer='refine', hint='pass a name, a GDFQ, a Transfer or a ZeroQ')
     how = how if steps is None else how.but(steps=steps)
     if isinstance(how.steps, bool) or not isinstance(how.steps, int) or how.steps < 0: raise RecipeError(f'steps={how.steps!r}', layer='refine', hint='take a whole number from 0 on')
-    if how.batch < 2 or not 0 <= how.share <= 1 or how.norms not in ('fixed', 'batch') or getattr(how, 'norm_form', 'mean') not in FORMS: raise RecipeError(f'{how} has an impossible part', layer='refine', hint="batch ≥ 2, 0 ≤ share ≤ 1, norms 'fixed' or 'batch', norm_form 'mean' or 'sum'")
+    rest = how.batch-round(how.share*how.batch) # what is left to a generator, whose norms need two images
+    if how.batch < 2 or not 0 <= how.share <= 1 or rest < 2 and not isinstance(how, ZeroQ) or rest == how.batch and isinstance(how, ZeroQ) or how.norms not in ('fixed', 'batch') or getattr(how, 'norm_form', 'mean') not in FORMS: raise RecipeError(f'{how} has an impossible part', layer='refine', hint="batch ≥ 2, a share of the batch that leaves the generator two images and ZeroQ one, norms 'fixed' or 'batch', norm_form 'mean' or 'sum'")
     return how
 
-# %% ../nbs/45_refine.ipynb #b249bab0
+# %% ../nbs/45_refine.ipynb #31072c4a
 def rate(
     i:int, n:int, # step, of so many
     decay:tuple, # shares, or () for the cosine
@@ -125,7 +126,7 @@ def rate(
     "Eq. 45.1, or steps."
     return .1**sum(i >= d*n for d in decay) if decay else .5*(1+math.cos(math.pi*i/max(n, 1)))
 
-# %% ../nbs/45_refine.ipynb #eb31ae36
+# %% ../nbs/45_refine.ipynb #07e1bdb8
 def _answers(model, example):
     "A network's answers, which must be one tensor (N, classes)."
     args, kwargs = call_args(model, example)
@@ -199,7 +200,7 @@ class Run:
     def noise(self, n): return torch.randn(n, self.how.latent, generator=self.gen).to(self.device, self.work.dtype)
     def labels(self, n): return torch.randint(0, self.classes, (n,), generator=self.gen).to(self.device)
 
-# %% ../nbs/45_refine.ipynb #93b7d650
+# %% ../nbs/45_refine.ipynb #5d858db7
 def _follow(loss, opt, parameters):
     "One step of an optimiser, for these parameters only."
     parameters = list(parameters)
@@ -231,7 +232,7 @@ def gdfq_step(run:Run)->dict: # name → loss
     learn(run, loss, 'student')
     return dict(generator=pleasing.item(), student=loss.item())
 
-# %% ../nbs/45_refine.ipynb #c2a88ebc
+# %% ../nbs/45_refine.ipynb #43fb3fb6
 def transfer_step(run:Run)->dict: # name → loss
     "Eq. 34.5, in turns."
     how = run.how
@@ -254,7 +255,7 @@ def zeroq_step(run:Run)->dict: # name → loss
 
 STEPS = {GDFQ: gdfq_step, Transfer: transfer_step, ZeroQ: zeroq_step}
 
-# %% ../nbs/45_refine.ipynb #8e7096d2
+# %% ../nbs/45_refine.ipynb #48c47dc6
 JUDGES = ImageSchedule(images=64, steps=60, class_weight=1.) # by eq. 33.2 sixty steps bring the images of the digits' network to a hundredth of noise
 
 @torch.no_grad()
@@ -279,24 +280,21 @@ def observe_ranges(
         grids[n].scale.fill_(new.scale); grids[n].zero.fill_(new.zero_point)
 
 def _by_gradient(run, how, gen, progress):
-    "Images and the last loss of every group; a group is a batch of the run, so that a smaller batch needs less memory here too."
+    "In groups of a batch of the run, so that a smaller batch needs less memory here too."
     labels = (torch.arange(how.images)%run.classes).to(run.device).split(run.how.batch)
-    groups = [make_images(run.teacher, run.shape, y, how, gen, progress) for y in labels]
-    return torch.cat([x for x, _ in groups]), [curve[-1] for _, curve in groups if curve]
+    return torch.cat([make_images(run.teacher, run.shape, y, how, gen, progress)[0] for y in labels])
 
 def prepare(
     run:Run,
     progress=None, # function (done, total, what)
 ):
     "Makes the images to be judged on, and ZeroQ's, once."
-    if run.judges is None: run.judges = _by_gradient(run, JUDGES, torch.Generator().manual_seed(run.seed+1), progress)[0]
+    if run.judges is None: run.judges = _by_gradient(run, JUDGES, torch.Generator().manual_seed(run.seed+1), progress)
     if not run.how.share or run.step: return
-    if run.images is None:
-        run.images, curve = _by_gradient(run, run.how.images, run.gen, progress)
-        run.curve += [dict(step=0, images=sum(curve)/len(curve))] if curve else []
+    if run.images is None: run.images = _by_gradient(run, run.how.images, run.gen, progress)
     if getattr(run.how, 'ranges', False): observe_ranges(run, run.images)
 
-# %% ../nbs/45_refine.ipynb #2300fa2f
+# %% ../nbs/45_refine.ipynb #642ac6ba
 def fingerprint(
     run:Run,
 )->str: # 64 hexadecimal digits
@@ -305,7 +303,7 @@ def fingerprint(
     for t in (*run.teacher.state_dict().values(), *run.out.model.state_dict().values(), *run.source.values()): h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
-CURVE = 'step', 'images', 'generator', 'student' # what a step tells; not a number where it tells nothing
+CURVE = 'step', 'generator', 'student' # what a step tells; not a number where it tells nothing
 
 def state_of(
     run:Run,
@@ -339,7 +337,7 @@ def restore(
     run.nearest = None if told['nearest'] is None else float(told['nearest'])
     run.curve = [{k: int(v) if k == 'step' else v for k, v in zip(CURVE, row) if v == v} for row in tensors['curve'].tolist()]
 
-# %% ../nbs/45_refine.ipynb #0ed4715e
+# %% ../nbs/45_refine.ipynb #21a43c99
 def write_state(
     run:Run,
     path, # a .safetensors file; an existing one is replaced
@@ -363,7 +361,7 @@ def read_state(
         restore(run, *saved)
         raise FileError(f'the state does not fit: {str(e)[:200]}', layer=str(path), hint='the file is damaged; remove it to begin anew') from e
 
-# %% ../nbs/45_refine.ipynb #2ecdcff2
+# %% ../nbs/45_refine.ipynb #970c5426
 @torch.no_grad()
 def distance(
     model:nn.Module, # in eval mode
@@ -374,7 +372,7 @@ def distance(
     d = torch.cat([model(b)-teacher(b) for b in x.split(64)])
     return (d-d.mean(1, keepdim=True)).square().mean().item()
 
-# %% ../nbs/45_refine.ipynb #7435c35c
+# %% ../nbs/45_refine.ipynb #5dbac71f
 KEEP = 25 # steps between two states that are kept
 FALLS = 6 # times that a run may go back; the rates are then 1/729 of the first
 
@@ -387,7 +385,7 @@ def set_rates(
         first = run.how.lr_student if who == 'student' else run.how.lr_generator
         for g in opt.param_groups: g['lr'] = run.slower*first*(run.calmer*share if who == 'student' else share if run.how.decay else 1.)
 
-# %% ../nbs/45_refine.ipynb #42252e85
+# %% ../nbs/45_refine.ipynb #9fa6b85f
 def astray(
     run:Run,
 )->bool:
@@ -408,7 +406,7 @@ def _no_memory(e):
 
 def _sound(run): return all(torch.isfinite(p).all() for p in run.student.parameters())
 
-# %% ../nbs/45_refine.ipynb #fd78d69d
+# %% ../nbs/45_refine.ipynb #4ee103af
 def train(
     run:Run, # is changed
     checkpoint=None, # file to go on from and to write to
@@ -446,7 +444,7 @@ def train(
         raise
     if checkpoint: write_state(run, checkpoint)
 
-# %% ../nbs/45_refine.ipynb #42322aaa
+# %% ../nbs/45_refine.ipynb #f3bd4c7d
 @dataclass
 class Refined(Compressed):
     "What `refine` returns: a `Compressed` with the losses of every step."
@@ -461,7 +459,7 @@ class Refined(Compressed):
             ax.plot([c['step'] for c in self.curve if n in c], [c[n] for c in self.curve if n in c], line, linewidth=.8); ax.set(title=n, xlabel='step', ylabel='loss'); ax.grid(alpha=.3)
         return fig
 
-# %% ../nbs/45_refine.ipynb #030b4e96
+# %% ../nbs/45_refine.ipynb #78d13f55
 def copy_report(r):
     "A report that can be changed, or None."
     return None if r is None else replace(r, rows=[dict(row) for row in r.rows], totals=dict(r.totals), settings=dict(r.settings), notes=list(r.notes))
@@ -478,7 +476,7 @@ def _told(run, seconds, before, after, kept):
     if kept: r.notes.append(f'note: on images that it had not seen the refined network was further from the teacher ({after:.3g}) than before ({before:.3g}); the network is given back as it was')
     return r
 
-# %% ../nbs/45_refine.ipynb #090129b0
+# %% ../nbs/45_refine.ipynb #8c968680
 def finish(
     run:Run,
     seconds:float, # that it took
@@ -493,7 +491,7 @@ def finish(
     codes = settle_student(run.student, run.out)
     return Refined(run.work.give_back(), report, codes, dict(run.out.kept), run.out.example, run.curve, made)
 
-# %% ../nbs/45_refine.ipynb #6e4ab270
+# %% ../nbs/45_refine.ipynb #56364f4b
 def refine(
     out:Compressed, # what `compress` returned; is not changed
     teacher:nn.Module, # the network that it came from; is not changed
