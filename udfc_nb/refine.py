@@ -8,7 +8,7 @@ __all__ = ['MIXED', 'SHORT', 'STRONG', 'METHODS', 'STEPS', 'JUDGES', 'CURVE', 'K
            'observe_ranges', 'prepare', 'fingerprint', 'state_of', 'restore', 'write_state', 'read_state', 'distance',
            'set_rates', 'astray', 'train', 'Refined', 'copy_report', 'finish', 'refine']
 
-# %% ../nbs/45_refine.ipynb #9296764b
+# %% ../nbs/45_refine.ipynb #2814ec5b
 import hashlib, json, math, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from .report import eval_mode
 from .students import Grid, settle_student, student_of
 from .trace import call_args
 
-# %% ../nbs/45_refine.ipynb #d43a44c5
+# %% ../nbs/45_refine.ipynb #dfb400cd
 @dataclass(frozen=True)
 class Schedule:
     "What the methods have in common."
@@ -63,7 +63,7 @@ class GDFQ(Schedule):
     distil_weight:float=1. # λ of eq. 34.3
     class_weight:float=1. # of the cross-entropy in eq. 34.3
 
-# %% ../nbs/45_refine.ipynb #dc6c31dd
+# %% ../nbs/45_refine.ipynb #e1c54785
 @dataclass(frozen=True)
 class Transfer(Schedule):
     "Zhu et al. 2020, with the numbers of Fang et al. 2019."
@@ -94,7 +94,7 @@ class ZeroQ(Schedule):
     temperature:float=20.
     ranges:bool=True # take the ends of activations' grids from the images
 
-# %% ../nbs/45_refine.ipynb #db38008f
+# %% ../nbs/45_refine.ipynb #69123f36
 MIXED = dict(share=.5, # two kinds of images, neither preferred
               images=ImageSchedule(images=128, steps=80, class_weight=1.))
 SHORT = dict(batch=64, lr_student=3e-3, weight_decay=0., decay=(), careful=True, **MIXED)
@@ -118,7 +118,7 @@ def get_schedule(
     if how.batch < 2 or not 0 <= how.share <= 1 or rest < 2 and not isinstance(how, ZeroQ) or rest == how.batch and isinstance(how, ZeroQ) or how.norms not in ('fixed', 'batch') or getattr(how, 'norm_form', 'mean') not in FORMS: raise RecipeError(f'{how} has an impossible part', layer='refine', hint="batch ≥ 2, a share of the batch that leaves the generator two images and ZeroQ one, norms 'fixed' or 'batch', norm_form 'mean' or 'sum'")
     return how
 
-# %% ../nbs/45_refine.ipynb #31072c4a
+# %% ../nbs/45_refine.ipynb #81629af3
 def rate(
     i:int, n:int, # step, of so many
     decay:tuple, # shares, or () for the cosine
@@ -126,7 +126,7 @@ def rate(
     "Eq. 45.1, or steps."
     return .1**sum(i >= d*n for d in decay) if decay else .5*(1+math.cos(math.pi*i/max(n, 1)))
 
-# %% ../nbs/45_refine.ipynb #07e1bdb8
+# %% ../nbs/45_refine.ipynb #0c2d0781
 def _answers(model, example):
     "A network's answers, which must be one tensor (N, classes)."
     args, kwargs = call_args(model, example)
@@ -200,7 +200,7 @@ class Run:
     def noise(self, n): return torch.randn(n, self.how.latent, generator=self.gen).to(self.device, self.work.dtype)
     def labels(self, n): return torch.randint(0, self.classes, (n,), generator=self.gen).to(self.device)
 
-# %% ../nbs/45_refine.ipynb #5d858db7
+# %% ../nbs/45_refine.ipynb #8e38d753
 def _follow(loss, opt, parameters):
     "One step of an optimiser, for these parameters only."
     parameters = list(parameters)
@@ -232,7 +232,7 @@ def gdfq_step(run:Run)->dict: # name → loss
     learn(run, loss, 'student')
     return dict(generator=pleasing.item(), student=loss.item())
 
-# %% ../nbs/45_refine.ipynb #43fb3fb6
+# %% ../nbs/45_refine.ipynb #69dc6081
 def transfer_step(run:Run)->dict: # name → loss
     "Eq. 34.5, in turns."
     how = run.how
@@ -255,7 +255,7 @@ def zeroq_step(run:Run)->dict: # name → loss
 
 STEPS = {GDFQ: gdfq_step, Transfer: transfer_step, ZeroQ: zeroq_step}
 
-# %% ../nbs/45_refine.ipynb #48c47dc6
+# %% ../nbs/45_refine.ipynb #129a2fb2
 JUDGES = ImageSchedule(images=64, steps=60, class_weight=1.) # by eq. 33.2 sixty steps bring the images of the digits' network to a hundredth of noise
 
 @torch.no_grad()
@@ -288,13 +288,13 @@ def prepare(
     run:Run,
     progress=None, # function (done, total, what)
 ):
-    "Makes the images to be judged on, and ZeroQ's, once."
+    "Makes the images to learn from and those to be judged on, once."
+    if run.how.share and not run.step:
+        if run.images is None: run.images = _by_gradient(run, run.how.images, run.gen, progress)
+        if getattr(run.how, 'ranges', False): observe_ranges(run, run.images)
     if run.judges is None: run.judges = _by_gradient(run, JUDGES, torch.Generator().manual_seed(run.seed+1), progress)
-    if not run.how.share or run.step: return
-    if run.images is None: run.images = _by_gradient(run, run.how.images, run.gen, progress)
-    if getattr(run.how, 'ranges', False): observe_ranges(run, run.images)
 
-# %% ../nbs/45_refine.ipynb #642ac6ba
+# %% ../nbs/45_refine.ipynb #21b51689
 def fingerprint(
     run:Run,
 )->str: # 64 hexadecimal digits
@@ -337,7 +337,7 @@ def restore(
     run.nearest = None if told['nearest'] is None else float(told['nearest'])
     run.curve = [{k: int(v) if k == 'step' else v for k, v in zip(CURVE, row) if v == v} for row in tensors['curve'].tolist()]
 
-# %% ../nbs/45_refine.ipynb #21a43c99
+# %% ../nbs/45_refine.ipynb #3d3058fe
 def write_state(
     run:Run,
     path, # a .safetensors file; an existing one is replaced
@@ -361,7 +361,7 @@ def read_state(
         restore(run, *saved)
         raise FileError(f'the state does not fit: {str(e)[:200]}', layer=str(path), hint='the file is damaged; remove it to begin anew') from e
 
-# %% ../nbs/45_refine.ipynb #970c5426
+# %% ../nbs/45_refine.ipynb #6a7c921c
 @torch.no_grad()
 def distance(
     model:nn.Module, # in eval mode
@@ -372,7 +372,7 @@ def distance(
     d = torch.cat([model(b)-teacher(b) for b in x.split(64)])
     return (d-d.mean(1, keepdim=True)).square().mean().item()
 
-# %% ../nbs/45_refine.ipynb #5dbac71f
+# %% ../nbs/45_refine.ipynb #0b48ed10
 KEEP = 25 # steps between two states that are kept
 FALLS = 6 # times that a run may go back; the rates are then 1/729 of the first
 
@@ -385,7 +385,7 @@ def set_rates(
         first = run.how.lr_student if who == 'student' else run.how.lr_generator
         for g in opt.param_groups: g['lr'] = run.slower*first*(run.calmer*share if who == 'student' else share if run.how.decay else 1.)
 
-# %% ../nbs/45_refine.ipynb #9fa6b85f
+# %% ../nbs/45_refine.ipynb #3b47cebd
 def astray(
     run:Run,
 )->bool:
@@ -406,7 +406,7 @@ def _no_memory(e):
 
 def _sound(run): return all(torch.isfinite(p).all() for p in run.student.parameters())
 
-# %% ../nbs/45_refine.ipynb #4ee103af
+# %% ../nbs/45_refine.ipynb #89dd3f39
 def train(
     run:Run, # is changed
     checkpoint=None, # file to go on from and to write to
@@ -444,7 +444,7 @@ def train(
         raise
     if checkpoint: write_state(run, checkpoint)
 
-# %% ../nbs/45_refine.ipynb #f3bd4c7d
+# %% ../nbs/45_refine.ipynb #8b551190
 @dataclass
 class Refined(Compressed):
     "What `refine` returns: a `Compressed` with the losses of every step."
@@ -459,7 +459,7 @@ class Refined(Compressed):
             ax.plot([c['step'] for c in self.curve if n in c], [c[n] for c in self.curve if n in c], line, linewidth=.8); ax.set(title=n, xlabel='step', ylabel='loss'); ax.grid(alpha=.3)
         return fig
 
-# %% ../nbs/45_refine.ipynb #78d13f55
+# %% ../nbs/45_refine.ipynb #67e8f463
 def copy_report(r):
     "A report that can be changed, or None."
     return None if r is None else replace(r, rows=[dict(row) for row in r.rows], totals=dict(r.totals), settings=dict(r.settings), notes=list(r.notes))
@@ -476,7 +476,7 @@ def _told(run, seconds, before, after, kept):
     if kept: r.notes.append(f'note: on images that it had not seen the refined network was further from the teacher ({after:.3g}) than before ({before:.3g}); the network is given back as it was')
     return r
 
-# %% ../nbs/45_refine.ipynb #8c968680
+# %% ../nbs/45_refine.ipynb #8e0cf94b
 def finish(
     run:Run,
     seconds:float, # that it took
@@ -491,7 +491,7 @@ def finish(
     codes = settle_student(run.student, run.out)
     return Refined(run.work.give_back(), report, codes, dict(run.out.kept), run.out.example, run.curve, made)
 
-# %% ../nbs/45_refine.ipynb #56364f4b
+# %% ../nbs/45_refine.ipynb #6eec2d93
 def refine(
     out:Compressed, # what `compress` returned; is not changed
     teacher:nn.Module, # the network that it came from; is not changed
