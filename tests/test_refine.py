@@ -95,8 +95,61 @@ def test_foreign_source_is_refused():
     made = {m: refine(out, net, FAST[m], steps=0) for m in FAST}
     for source, method in (('zeroq', 'gdfq'), ('transfer', 'gdfq'), ('gdfq', 'transfer')):
         with pytest.raises(RecipeError, match='source'): refine(out, net, FAST[method], steps=1, source=made[source])
+    with pytest.raises(RecipeError, match='source'): refine(out, net, FAST['gdfq'], steps=1, source=out)
+    other = tiny(seed=7); cut = compress(other, X, weight_bits=4)
+    with pytest.raises(RecipeError, match='another network'): refine(cut, other, FAST['gdfq'], steps=1, source=made['gdfq'])
     large = compress(net, torch.randn(2, 3, 16, 16), weight_bits=4)
     with pytest.raises(RecipeError, match='source'): refine(large, net, FAST['zeroq'], steps=1, source=made['zeroq'])
+
+def stop_at(n):
+    def tick(done, total, what):
+        if done == n and what != 'images': raise Cancelled('stopped')
+    return tick
+
+@pytest.mark.parametrize('change', [dict(norms='batch'), dict(learned=True), dict(ranges=True), dict(lr_student=3., careful=True)], ids=['norms of the batch', 'learned steps', 'ranges', 'falls back'])
+def test_goes_on_in_every_mode(change, tmp_path):
+    torch.manual_seed(0); net = settle(nn.Sequential(*list(tiny())[:-1], nn.Dropout(.5), nn.Linear(8, 4)), 16, 3, 12, 12)
+    out = compress(net, X, weight_bits=4, activation_bits=4); how = FAST['zeroq' if 'ranges' in change else 'transfer'].but(**dict(careful=False) | change)
+    torch.manual_seed(1); whole = refine(out, net, how, steps=60)
+    for n in (3, 20 if 'careful' in change else 40):
+        torch.manual_seed(n) # the world's chance has no say
+        with pytest.raises(Cancelled): refine(out, net, how, steps=60, checkpoint=tmp_path/str(n), progress=stop_at(n))
+        rest = refine(out, net, how, steps=60, checkpoint=tmp_path/str(n))
+        assert same(rest.model, whole.model) and rest.curve == whole.curve
+    if 'careful' in change: assert whole.report.settings['refine']['rate_left'] < .2, 'it never fell back'
+
+def test_goes_on_after_a_fall(monkeypatch, tmp_path):
+    net = tiny(); out = compress(net, X, pruning_ratio=.5)
+    real, failed = STEPS[Transfer], []
+    def bad(run):
+        if run.step == 30 and run.falls < 2: failed.append(run.step); raise NonFiniteError('nan', layer='here')
+        return real(run)
+    monkeypatch.setitem(STEPS, Transfer, bad)
+    whole = refine(out, net, FAST['transfer'], steps=60)
+    assert failed == [30, 30]
+    seen = []
+    def tick(done, total, what):
+        seen.append(done)
+        if seen.count(28) == 2: raise Cancelled('stopped')
+    with pytest.raises(Cancelled): refine(out, net, FAST['transfer'], steps=60, checkpoint=tmp_path/'s', progress=tick)
+    rest = refine(out, net, FAST['transfer'], steps=60, checkpoint=tmp_path/'s')
+    assert same(rest.model, whole.model) and rest.curve == whole.curve and rest.report.settings['refine']['rate_left'] == whole.report.settings['refine']['rate_left']
+
+def test_seconds_of_all_legs(tmp_path):
+    net = tiny(); out = compress(net, X, weight_bits=4)
+    first = refine(out, net, FAST['transfer'], steps=20, checkpoint=tmp_path/'s').report.settings['refine']['seconds']
+    assert refine(out, net, FAST['transfer'], steps=20, checkpoint=tmp_path/'s').report.settings['refine']['seconds'] > .5*first
+
+def test_other_grids_are_another_run(tmp_path):
+    net = tiny(); a, b = (compress(net, X, activation_bits=k, recipe='prune') for k in (4, 3))
+    refine(a, net, FAST['transfer'], steps=3, checkpoint=tmp_path/'s')
+    with pytest.raises(FileError, match='another run'): refine(b, net, FAST['transfer'], steps=3, checkpoint=tmp_path/'s')
+
+def test_groups_of_images_are_even():
+    net = tiny(); out = compress(net, X, weight_bits=4)
+    r = refine(out, net, FAST['zeroq'].but(batch=6, images=ImageSchedule(images=13, steps=2, class_weight=1.)), steps=2)
+    assert r.made['images'].shape == (13, 3, 12, 12)
+    with pytest.raises(RecipeError, match='images'): refine(out, net, FAST['zeroq'].but(images=ImageSchedule(images=0)), steps=1)
 
 def test_another_run_is_refused(tmp_path):
     net = tiny(); out = compress(net, X, weight_bits=4)

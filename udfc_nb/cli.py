@@ -447,7 +447,7 @@ def eval_parser(commands):
         imagenet=dict(required=True, metavar='DIR', help='folder with val/CLASS/IMAGE or CLASS/IMAGE in it'), images=dict(type=_positive, metavar='N', help='so many images, drawn at random with a fixed seed (default: all)'),
         workers=dict(type=int, default=0, metavar='N', help='processes that read images (default 0: this one)'))
 
-# %% ../nbs/52_cli.ipynb #ef0bb882
+# %% ../nbs/52_cli.ipynb #24bdf98a
 def run_refine(args):
     "Carry out `udfc refine`."
     check_output(args.output, ('.safetensors',), '--output'); check_output(args.report, tuple(_REPORTS), '--report')
@@ -459,7 +459,7 @@ def run_refine(args):
     if args.report and small.report is not None: write_report(small.report, args.report)
     if small.report is not None:
         s = small.report.settings['refine']
-        print(f"{s['method']}, {s['steps']} steps, {s['seconds']:.0f} s: distance to the original on images made from it {s['distance_before']:.3g} → {s['distance_after']:.3g}", *(n for n in small.report.notes if 'refined' in n or 'images' in n), sep='\n')
+        print(f"{s['method']}, {len(small.curve)} steps, {s['seconds']:.0f} s: distance to the original on images made from it {s['distance_before']:.3g} → {s['distance_after']:.3g}", *(n for n in small.report.notes if 'refin' in n or 'images' in n), sep='\n')
     print(f'written: {args.output} ({size:,} bytes)')
 
 def _count(text):
@@ -472,7 +472,7 @@ def refine_parser(commands):
     source_command(commands, run_refine, 'refine', 'train a compressed network on images made from the original',
         'Train a compressed network on images made from the original, without data: short schedules of GDFQ, adversarial transfer or ZeroQ.',
         output=dict(required=True, metavar='FILE', help='the refined weights, a .safetensors file'), report=dict(metavar='FILE', help='what was done, as .csv, .json or .md'),
-        method=dict(choices=list(METHODS), default='gdfq', help='default gdfq'), steps=dict(type=_count, metavar='N', help='steps of the student (default 400)'),
+        method=dict(choices=list(METHODS), default='gdfq', help='default gdfq'), steps=dict(type=_count, metavar='N', help='steps in all (default 400)'),
         seed=dict(type=int, default=0, metavar='N', help='of everything that is drawn (default 0)'),
         checkpoint=dict(metavar='FILE', help='written as it goes; if it is there, the run goes on from it'))
 
