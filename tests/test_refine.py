@@ -145,6 +145,14 @@ def test_other_grids_are_another_run(tmp_path):
     refine(a, net, FAST['transfer'], steps=3, checkpoint=tmp_path/'s')
     with pytest.raises(FileError, match='another run'): refine(b, net, FAST['transfer'], steps=3, checkpoint=tmp_path/'s')
 
+def test_what_cannot_be_judged_is_said():
+    net = tiny(); out = compress(net, X, pruning_ratio=.3)
+    with torch.no_grad(): out.model[-1].weight.mul_(-50.) # further from the teacher than a constant answer
+    notes = refine(out, net, FAST['transfer'].but(careful=False), steps=30).report.notes
+    assert any('constant answer' in n for n in notes) != any('given back' in n for n in notes)
+    near = compress(net, X, weight_bits=8)
+    assert not any('constant answer' in n for n in refine(near, net, FAST['transfer'], steps=5).report.notes)
+
 def test_groups_of_images_are_even():
     net = tiny(); out = compress(net, X, weight_bits=4)
     r = refine(out, net, FAST['zeroq'].but(batch=6, images=ImageSchedule(images=13, steps=2, class_weight=1.)), steps=2)
