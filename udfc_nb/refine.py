@@ -9,7 +9,7 @@ __all__ = ['MIXED', 'SHORT', 'STRONG', 'METHODS', 'STEPS', 'JUDGES', 'COUNTS', '
            'write_state', 'read_state', 'distance', 'constant_distance', 'set_rates', 'astray', 'train', 'Refined',
            'copy_report', 'finish', 'refine']
 
-# %% ../nbs/45_refine.ipynb #f0610c43
+# %% ../nbs/45_refine.ipynb #7e4ed3a0
 import hashlib, json, math, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from .report import eval_mode
 from .students import Grid, settle_student, student_of
 from .trace import call_args
 
-# %% ../nbs/45_refine.ipynb #694ec90f
+# %% ../nbs/45_refine.ipynb #f9185e98
 @dataclass(frozen=True)
 class Schedule:
     "What the methods have in common."
@@ -64,7 +64,7 @@ class GDFQ(Schedule):
     distil_weight:float=1. # λ of eq. 34.3
     class_weight:float=1. # of the cross-entropy in eq. 34.3
 
-# %% ../nbs/45_refine.ipynb #56e1e045
+# %% ../nbs/45_refine.ipynb #5bde2885
 @dataclass(frozen=True)
 class Transfer(Schedule):
     "Zhu et al. 2020, with the numbers of Fang et al. 2019."
@@ -95,7 +95,7 @@ class ZeroQ(Schedule):
     temperature:float=20.
     ranges:bool=True # take the ends of activations' grids from the images
 
-# %% ../nbs/45_refine.ipynb #532b76c3
+# %% ../nbs/45_refine.ipynb #20bd3f69
 MIXED = dict(share=.5, # two kinds of images, neither preferred
               images=ImageSchedule(images=128, steps=80, class_weight=1.))
 SHORT = dict(batch=64, lr_student=3e-3, weight_decay=0., decay=(), careful=True, **MIXED)
@@ -120,7 +120,7 @@ def get_schedule(
     if how.batch < 2 or not 0 <= how.share <= 1 or rest < 2 and not isinstance(how, ZeroQ) or rest == how.batch and isinstance(how, ZeroQ) or how.norms not in ('fixed', 'batch') or getattr(how, 'norm_form', 'mean') not in FORMS: raise RecipeError(f'{how} has an impossible part', layer='refine', hint="batch ≥ 2, a share of the batch that leaves the generator two images and ZeroQ one, norms 'fixed' or 'batch', norm_form 'mean' or 'sum'")
     return how
 
-# %% ../nbs/45_refine.ipynb #0d35ba5e
+# %% ../nbs/45_refine.ipynb #ea77db66
 def rate(
     i:int, n:int, # step, of so many
     decay:tuple, # shares, or () for the cosine
@@ -128,7 +128,7 @@ def rate(
     "Eq. 45.1, or steps."
     return .1**sum(i >= d*n for d in decay) if decay else .5*(1+math.cos(math.pi*i/max(n, 1)))
 
-# %% ../nbs/45_refine.ipynb #526eaddd
+# %% ../nbs/45_refine.ipynb #a5626ebc
 def _answers(model, example):
     "A network's answers, which must be one tensor (N, classes)."
     args, kwargs = call_args(model, example)
@@ -214,7 +214,7 @@ class Run:
     def noise(self, n): return torch.randn(n, self.how.latent, generator=self.gen).to(self.device, self.work.dtype)
     def labels(self, n): return torch.randint(0, self.classes, (n,), generator=self.gen).to(self.device)
 
-# %% ../nbs/45_refine.ipynb #e11300b8
+# %% ../nbs/45_refine.ipynb #fd7f7220
 def set_mode(
     run, # whose student is put into the mode that it learns in
 ):
@@ -253,7 +253,7 @@ def gdfq_step(run:Run)->dict: # name → loss
     learn(run, loss, 'student')
     return dict(generator=pleasing.item(), student=loss.item())
 
-# %% ../nbs/45_refine.ipynb #697fac5b
+# %% ../nbs/45_refine.ipynb #224e9222
 def transfer_step(run:Run)->dict: # name → loss
     "Eq. 34.5, in turns."
     how = run.how
@@ -276,7 +276,7 @@ def zeroq_step(run:Run)->dict: # name → loss
 
 STEPS = {GDFQ: gdfq_step, Transfer: transfer_step, ZeroQ: zeroq_step}
 
-# %% ../nbs/45_refine.ipynb #546e55fe
+# %% ../nbs/45_refine.ipynb #f44d9312
 JUDGES = ImageSchedule(images=64, steps=60, class_weight=1.) # by eq. 33.2 sixty steps bring the images of the digits' network to a hundredth of noise
 
 @torch.no_grad()
@@ -321,7 +321,7 @@ def prepare(
         observe_ranges(run, run.images); run.ranged = True
     if run.judges is None: run.judges = _by_gradient(run, JUDGES, torch.Generator().manual_seed(run.seed+1), progress)
 
-# %% ../nbs/45_refine.ipynb #f40a1975
+# %% ../nbs/45_refine.ipynb #6cafdccc
 def digest(
     tensors, # of any type
     text:str='',
@@ -380,7 +380,7 @@ def restore(
     run.nearest = None if told['nearest'] is None else float(told['nearest'])
     run.curve = [{k: int(v) if k == 'step' else v for k, v in zip(CURVE, row) if v == v} for row in tensors['curve'].tolist()]
 
-# %% ../nbs/45_refine.ipynb #4907ffac
+# %% ../nbs/45_refine.ipynb #c92f11fd
 def write_state(
     run:Run,
     path, # a .safetensors file; an existing one is replaced
@@ -406,7 +406,7 @@ def read_state(
         restore(run, *saved)
         raise FileError(f'the state does not fit: {str(e)[:200]}', layer=str(path), hint='the file is damaged; remove it to begin anew') from e
 
-# %% ../nbs/45_refine.ipynb #7b34470e
+# %% ../nbs/45_refine.ipynb #ec4f0baa
 @torch.no_grad()
 def distance(
     model:nn.Module, # in eval mode
@@ -417,7 +417,7 @@ def distance(
     d = torch.cat([model(b)-teacher(b) for b in x.split(32)])
     return (d-d.mean(1, keepdim=True)).square().mean().item()
 
-# %% ../nbs/45_refine.ipynb #eccc92e5
+# %% ../nbs/45_refine.ipynb #829f41dd
 @torch.no_grad()
 def constant_distance(
     teacher:nn.Module, # in eval mode
@@ -428,7 +428,7 @@ def constant_distance(
     t = t-t.mean(1, keepdim=True)
     return (t-t.mean(0)).square().mean().item()
 
-# %% ../nbs/45_refine.ipynb #a4bff9d9
+# %% ../nbs/45_refine.ipynb #091811cf
 KEEP = 25 # steps between two states that are kept
 FALLS = 6 # times that a run may go back; the rates are then 1/729 of the first
 
@@ -442,7 +442,7 @@ def set_rates(
         first = run.how.lr_student if who == 'student' else run.how.lr_generator
         for g in opt.param_groups: g['lr'] = run.slower*first*(run.calmer*share if who == 'student' else share if run.how.decay else 1.)
 
-# %% ../nbs/45_refine.ipynb #e8e6cfb8
+# %% ../nbs/45_refine.ipynb #2795adcd
 def astray(
     run:Run,
 )->bool:
@@ -466,7 +466,7 @@ def _sound(run):
     tensors = [t for m in (run.student, run.generator) if m is not None for t in m.state_dict().values()]
     return all(torch.isfinite(t).all() for t in tensors if t.is_floating_point())
 
-# %% ../nbs/45_refine.ipynb #73dfceee
+# %% ../nbs/45_refine.ipynb #73bf63f6
 def train(
     run:Run, # is changed
     checkpoint=None, # file to go on from and to write to
@@ -504,7 +504,7 @@ def train(
         raise
     if checkpoint: write_state(run, checkpoint)
 
-# %% ../nbs/45_refine.ipynb #0f0e96cf
+# %% ../nbs/45_refine.ipynb #99851f92
 @dataclass
 class Refined(Compressed):
     "What `refine` returns: a `Compressed` with the losses of every step."
@@ -519,7 +519,7 @@ class Refined(Compressed):
             ax.plot([c['step'] for c in self.curve if n in c], [c[n] for c in self.curve if n in c], line, linewidth=.8); ax.set(title=n, xlabel='step', ylabel='loss'); ax.grid(alpha=.3)
         return fig
 
-# %% ../nbs/45_refine.ipynb #d1b30045
+# %% ../nbs/45_refine.ipynb #932c5916
 def copy_report(r):
     "A report that can be changed, or None."
     return None if r is None else replace(r, rows=[dict(row) for row in r.rows], totals=dict(r.totals), settings=dict(r.settings), notes=list(r.notes))
@@ -538,7 +538,7 @@ def _told(run, before, after, changed, kept):
     if kept: r.notes.append(f'note: on images that it had not seen the refined network was not nearer to the teacher ({after:.3g}) than before ({before:.3g}); the network is given back as it was')
     return r
 
-# %% ../nbs/45_refine.ipynb #a713372c
+# %% ../nbs/45_refine.ipynb #c23a1c22
 def finish(
     run:Run,
 )->Refined:
@@ -552,7 +552,7 @@ def finish(
     if worse: return Refined(WorkingCopy(run.out.model).give_back(), report, dict(run.out.codes), dict(run.out.kept), run.out.example, run.curve, made)
     return Refined(run.work.give_back(), report, codes, dict(run.out.kept), run.out.example, run.curve, made)
 
-# %% ../nbs/45_refine.ipynb #da7c7d5a
+# %% ../nbs/45_refine.ipynb #ad7c03c0
 def refine(
     out:Compressed, # what `compress` returned; is not changed
     teacher:nn.Module, # the network that it came from; is not changed
