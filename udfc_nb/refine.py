@@ -128,7 +128,7 @@ def rate(
     "Eq. 45.1, or steps."
     return .1**sum(i >= d*n for d in decay) if decay else .5*(1+math.cos(math.pi*i/max(n, 1)))
 
-# %% ../nbs/45_refine.ipynb #a5626ebc
+# %% ../nbs/45_refine.ipynb #6665b836
 def _answers(model, example):
     "A network's answers, which must be one tensor (N, classes)."
     args, kwargs = call_args(model, example)
@@ -144,7 +144,7 @@ class Run:
         how:Schedule,
         device=None, # where to compute
         seed:int=0,
-        source:'Refined'=None, # an earlier result for the same teacher, whose images or generator are gone on with
+        source=None, # a `Refined`, an earlier result for the same teacher, whose images or generator are gone on with
     ):
         check_finite(teacher); check_finite(out.model)
         if source is not None and not isinstance(source, Refined): raise RecipeError(f'source={type(source).__name__}', layer='refine', hint='pass what an earlier `refine` returned')
