@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['MIXED', 'SHORT', 'STRONG', 'METHODS', 'STEPS', 'JUDGES', 'COUNTS', 'CURVE', 'KEEP', 'FALLS', 'Schedule', 'GDFQ',
-           'Transfer', 'ZeroQ', 'get_schedule', 'rate', 'Run', 'set_mode', 'learn', 'gdfq_step', 'transfer_step',
-           'zeroq_step', 'observe_ranges', 'prepare', 'digest', 'teacher_mark', 'fingerprint', 'state_of', 'restore',
-           'write_state', 'read_state', 'distance', 'constant_distance', 'set_rates', 'astray', 'train', 'Refined',
-           'copy_report', 'finish', 'refine']
+           'Transfer', 'ZeroQ', 'get_schedule', 'rate', 'generator_of', 'optimizers_of', 'Run', 'from_generator',
+           'mixed', 'set_mode', 'learn', 'gdfq_step', 'transfer_step', 'zeroq_step', 'observe_ranges', 'prepare',
+           'digest', 'teacher_mark', 'fingerprint', 'state_of', 'restore', 'adopt', 'write_state', 'read_state',
+           'distance', 'constant_distance', 'set_rates', 'astray', 'train', 'Refined', 'copy_report', 'finish',
+           'refine']
 
-# %% ../nbs/45_refine.ipynb #7e4ed3a0
+# %% ../nbs/45_refine.ipynb #e8be1470
 import hashlib, json, math, time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from .report import eval_mode
 from .students import Grid, settle_student, student_of
 from .trace import call_args
 
-# %% ../nbs/45_refine.ipynb #f9185e98
+# %% ../nbs/45_refine.ipynb #9d126541
 @dataclass(frozen=True)
 class Schedule:
     "What the methods have in common."
@@ -64,7 +65,7 @@ class GDFQ(Schedule):
     distil_weight:float=1. # λ of eq. 34.3
     class_weight:float=1. # of the cross-entropy in eq. 34.3
 
-# %% ../nbs/45_refine.ipynb #5bde2885
+# %% ../nbs/45_refine.ipynb #e4a0b85a
 @dataclass(frozen=True)
 class Transfer(Schedule):
     "Zhu et al. 2020, with the numbers of Fang et al. 2019."
@@ -95,7 +96,7 @@ class ZeroQ(Schedule):
     temperature:float=20.
     ranges:bool=True # take the ends of activations' grids from the images
 
-# %% ../nbs/45_refine.ipynb #20bd3f69
+# %% ../nbs/45_refine.ipynb #0251dd03
 MIXED = dict(share=.5, # two kinds of images, neither preferred
               images=ImageSchedule(images=128, steps=80, class_weight=1.))
 SHORT = dict(batch=64, lr_student=3e-3, weight_decay=0., decay=(), careful=True, **MIXED)
@@ -120,7 +121,7 @@ def get_schedule(
     if how.batch < 2 or not 0 <= how.share <= 1 or rest < 2 and not isinstance(how, ZeroQ) or rest == how.batch and isinstance(how, ZeroQ) or how.norms not in ('fixed', 'batch') or getattr(how, 'norm_form', 'mean') not in FORMS: raise RecipeError(f'{how} has an impossible part', layer='refine', hint="batch ≥ 2, a share of the batch that leaves the generator two images and ZeroQ one, norms 'fixed' or 'batch', norm_form 'mean' or 'sum'")
     return how
 
-# %% ../nbs/45_refine.ipynb #ea77db66
+# %% ../nbs/45_refine.ipynb #dac51353
 def rate(
     i:int, n:int, # step, of so many
     decay:tuple, # shares, or () for the cosine
@@ -128,7 +129,7 @@ def rate(
     "Eq. 45.1, or steps."
     return .1**sum(i >= d*n for d in decay) if decay else .5*(1+math.cos(math.pi*i/max(n, 1)))
 
-# %% ../nbs/45_refine.ipynb #6665b836
+# %% ../nbs/45_refine.ipynb #647f5856
 def _answers(model, example):
     "A network's answers, which must be one tensor (N, classes)."
     args, kwargs = call_args(model, example)
@@ -136,6 +137,19 @@ def _answers(model, example):
     if isinstance(z, torch.Tensor) and z.dim() == 2 and z.shape[1] > 1: return z
     raise UnsupportedError('the network does not answer with one tensor (N, classes)', layer='refine', hint='refine needs a classifier')
 
+def generator_of(run):
+    "None for ZeroQ; GDFQ's knows the classes."
+    if isinstance(run.how, ZeroQ): return None
+    return Generator(run.shape, run.classes if isinstance(run.how, GDFQ) else None, run.how.latent, run.how.width).to(run.device, run.work.dtype)
+
+def optimizers_of(run):
+    "SGD for the student, Adam for the generator."
+    how, opts = run.how, {}
+    opts['student'] = torch.optim.SGD(run.student.parameters(), how.lr_student, momentum=.9, nesterov=how.nesterov, weight_decay=how.weight_decay)
+    if run.generator is not None: opts['generator'] = torch.optim.Adam(run.generator.parameters(), how.lr_generator, betas=(.5, .999) if isinstance(how, GDFQ) else (.9, .999))
+    return opts
+
+# %% ../nbs/45_refine.ipynb #086818f3
 class Run:
     "The state of a refinement."
     def __init__(self,
@@ -167,40 +181,9 @@ class Run:
         self.images = self.judges = None # made by gradient: to learn from, to be judged on
         self.source = {} if source is None else source.made # generator, images, judges of an earlier run
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed); self.generator = self.build_generator()
-        self.adopt()
-        self.opts = dict(student=torch.optim.SGD(self.student.parameters(), how.lr_student, momentum=.9, nesterov=how.nesterov, weight_decay=how.weight_decay))
-        if self.generator is not None: self.opts['generator'] = torch.optim.Adam(self.generator.parameters(), how.lr_generator, betas=(.5, .999) if isinstance(how, GDFQ) else (.9, .999))
-
-    def build_generator(self):
-        if isinstance(self.how, ZeroQ): return None
-        return Generator(self.shape, self.classes if isinstance(self.how, GDFQ) else None, self.how.latent, self.how.width).to(self.device, self.work.dtype)
-
-    def adopt(self):
-        "Takes over what an earlier run has made. Raises `RecipeError`."
-        if not self.source: return
-        if not torch.equal(self.source['teacher'], teacher_mark(self)): raise RecipeError('`source` was made from another network', layer='refine', hint='pass a result for the same teacher')
-        part = {n.removeprefix('generator.'): t for n, t in self.source.items() if n.startswith('generator.')}
-        try:
-            if self.generator is not None: self.generator.load_state_dict(part)
-        except RuntimeError as e: raise RecipeError('the generator of `source` is of another kind', layer='refine', hint='pass a result of the same method, width and latent') from e
-        if self.how.share and 'images' not in self.source: return # judges go with the images that they are not among
-        for n in ('images', 'judges'):
-            t = self.source.get(n)
-            if t is not None and t.shape[1:] != self.shape: raise RecipeError(f'the {n} of `source` are {tuple(t.shape[1:])}, not {self.shape}', layer='refine', hint='pass a result for images of the same size')
-            if t is not None: setattr(self, n, t.to(self.device, self.work.dtype))
-
-    def from_generator(self):
-        "Images of a batch that the generator makes; all of them while it learns alone."
-        return self.how.batch if self.waits() else self.how.batch-round(self.how.share*self.how.batch)
-
-    @torch.no_grad()
-    def mixed(self, x=None, t=None):
-        "Images and the teacher's answers, with those made by gradient behind."
-        n = round(self.how.share*self.how.batch)
-        if not n: return x, t
-        own = self.images[torch.randint(0, len(self.images), (n,), generator=self.gen).to(self.device)]
-        return (own, self.teacher(own)) if x is None else (torch.cat([x, own]), torch.cat([t, self.teacher(own)]))
+            torch.manual_seed(seed); self.generator = generator_of(self)
+        if self.source: adopt(self)
+        self.opts = optimizers_of(self)
 
     def alone(self):
         "Steps in which the generator learns alone."
@@ -214,7 +197,23 @@ class Run:
     def noise(self, n): return torch.randn(n, self.how.latent, generator=self.gen).to(self.device, self.work.dtype)
     def labels(self, n): return torch.randint(0, self.classes, (n,), generator=self.gen).to(self.device)
 
-# %% ../nbs/45_refine.ipynb #fd7f7220
+# %% ../nbs/45_refine.ipynb #ff7ceb46
+def from_generator(run:Run)->int:
+    "Images of a batch that the generator makes; all of them while it learns alone."
+    return run.how.batch if run.waits() else run.how.batch-round(run.how.share*run.how.batch)
+
+@torch.no_grad()
+def mixed(
+    run:Run,
+    x:torch.Tensor=None, t:torch.Tensor=None, # the generator's images and the teacher's answers
+)->tuple: # images and answers
+    "Images and the teacher's answers, with those made by gradient behind."
+    n = round(run.how.share*run.how.batch)
+    if not n: return x, t
+    own = run.images[torch.randint(0, len(run.images), (n,), generator=run.gen).to(run.device)]
+    return (own, run.teacher(own)) if x is None else (torch.cat([x, own]), torch.cat([t, run.teacher(own)]))
+
+# %% ../nbs/45_refine.ipynb #e115e539
 def set_mode(
     run, # whose student is put into the mode that it learns in
 ):
@@ -241,23 +240,23 @@ def learn(
 
 def gdfq_step(run:Run)->dict: # name → loss
     "Eq. 34.2 for the generator, eq. 34.3 for the student."
-    how, n, waits = run.how, run.from_generator(), run.waits()
+    how, n, waits = run.how, from_generator(run), run.waits()
     y = run.labels(n)
     x = run.generator(run.noise(n), y)
     pleasing, t = pleasing_loss(run.teacher, x, y, how.norm_weight, how.norm_form)
     learn(run, pleasing, 'generator')
     if waits: return dict(generator=pleasing.item())
-    x, t = run.mixed(x.detach(), t.detach())
+    x, t = mixed(run, x.detach(), t.detach())
     s = run.student(x)
     loss = how.class_weight*F.cross_entropy(s[:n], y)+how.distil_weight*distillation(s, t, how.temperature)
     learn(run, loss, 'student')
     return dict(generator=pleasing.item(), student=loss.item())
 
-# %% ../nbs/45_refine.ipynb #224e9222
+# %% ../nbs/45_refine.ipynb #ae9e668a
 def transfer_step(run:Run)->dict: # name → loss
     "Eq. 34.5, in turns."
     how = run.how
-    with torch.no_grad(): x = run.generator(run.noise(run.from_generator())); x, t = run.mixed(x, run.teacher(x))
+    with torch.no_grad(): x = run.generator(run.noise(from_generator(run))); x, t = mixed(run, x, run.teacher(x))
     loss = discrepancy(run.student(x), t)
     learn(run, loss, 'student')
     if (run.step+1) % how.student_steps: return dict(student=loss.item())
@@ -269,16 +268,14 @@ def transfer_step(run:Run)->dict: # name → loss
 
 def zeroq_step(run:Run)->dict: # name → loss
     "Eq. 34.3 without labels, on images that were made before."
-    x, t = run.mixed()
+    x, t = mixed(run)
     loss = distillation(run.student(x), t, run.how.temperature)
     learn(run, loss, 'student')
     return dict(student=loss.item())
 
 STEPS = {GDFQ: gdfq_step, Transfer: transfer_step, ZeroQ: zeroq_step}
 
-# %% ../nbs/45_refine.ipynb #f44d9312
-JUDGES = ImageSchedule(images=64, steps=60, class_weight=1.) # by eq. 33.2 sixty steps bring the images of the digits' network to a hundredth of noise
-
+# %% ../nbs/45_refine.ipynb #8a1291d1
 @torch.no_grad()
 def observe_ranges(
     run:Run, # whose student gets its grids set
@@ -306,6 +303,9 @@ def observe_ranges(
         new = grid_of(low if q.signed else 0., max(high, 1e-6), q.bits)
         grids[n].scale.fill_(new.scale); grids[n].zero.fill_(new.zero_point)
 
+# %% ../nbs/45_refine.ipynb #d3cd7d63
+JUDGES = ImageSchedule(images=64, steps=60, class_weight=1.) # by eq. 33.2 sixty steps bring the images of the digits' network to a hundredth of noise
+
 def _by_gradient(run, how, gen, progress):
     "In even groups of at most a batch of the run, so that a smaller batch needs less memory here too."
     labels = (torch.arange(how.images)%run.classes).to(run.device).tensor_split(-(-how.images//run.how.batch))
@@ -321,7 +321,7 @@ def prepare(
         observe_ranges(run, run.images); run.ranged = True
     if run.judges is None: run.judges = _by_gradient(run, JUDGES, torch.Generator().manual_seed(run.seed+1), progress)
 
-# %% ../nbs/45_refine.ipynb #6cafdccc
+# %% ../nbs/45_refine.ipynb #83a2aef8
 def digest(
     tensors, # of any type
     text:str='',
@@ -380,7 +380,23 @@ def restore(
     run.nearest = None if told['nearest'] is None else float(told['nearest'])
     run.curve = [{k: int(v) if k == 'step' else v for k, v in zip(CURVE, row) if v == v} for row in tensors['curve'].tolist()]
 
-# %% ../nbs/45_refine.ipynb #c92f11fd
+# %% ../nbs/45_refine.ipynb #5c5abbb9
+def adopt(
+    run:Run, # is changed
+):
+    "Takes over what an earlier run has made. Raises `RecipeError`."
+    if not torch.equal(run.source['teacher'], teacher_mark(run)): raise RecipeError('`source` was made from another network', layer='refine', hint='pass a result for the same teacher')
+    part = {n.removeprefix('generator.'): t for n, t in run.source.items() if n.startswith('generator.')}
+    try:
+        if run.generator is not None: run.generator.load_state_dict(part)
+    except RuntimeError as e: raise RecipeError('the generator of `source` is of another kind', layer='refine', hint='pass a result of the same method, width and latent') from e
+    if run.how.share and 'images' not in run.source: return # judges go with the images that they are not among
+    for n in ('images', 'judges'):
+        t = run.source.get(n)
+        if t is not None and t.shape[1:] != run.shape: raise RecipeError(f'the {n} of `source` are {tuple(t.shape[1:])}, not {run.shape}', layer='refine', hint='pass a result for images of the same size')
+        if t is not None: setattr(run, n, t.to(run.device, run.work.dtype))
+
+# %% ../nbs/45_refine.ipynb #28cbcb56
 def write_state(
     run:Run,
     path, # a .safetensors file; an existing one is replaced
@@ -406,7 +422,7 @@ def read_state(
         restore(run, *saved)
         raise FileError(f'the state does not fit: {str(e)[:200]}', layer=str(path), hint='the file is damaged; remove it to begin anew') from e
 
-# %% ../nbs/45_refine.ipynb #ec4f0baa
+# %% ../nbs/45_refine.ipynb #4fc3aa2e
 @torch.no_grad()
 def distance(
     model:nn.Module, # in eval mode
@@ -417,7 +433,7 @@ def distance(
     d = torch.cat([model(b)-teacher(b) for b in x.split(32)])
     return (d-d.mean(1, keepdim=True)).square().mean().item()
 
-# %% ../nbs/45_refine.ipynb #829f41dd
+# %% ../nbs/45_refine.ipynb #4a49541c
 @torch.no_grad()
 def constant_distance(
     teacher:nn.Module, # in eval mode
@@ -428,7 +444,7 @@ def constant_distance(
     t = t-t.mean(1, keepdim=True)
     return (t-t.mean(0)).square().mean().item()
 
-# %% ../nbs/45_refine.ipynb #091811cf
+# %% ../nbs/45_refine.ipynb #b7119385
 KEEP = 25 # steps between two states that are kept
 FALLS = 6 # times that a run may go back; the rates are then 1/729 of the first
 
@@ -442,7 +458,7 @@ def set_rates(
         first = run.how.lr_student if who == 'student' else run.how.lr_generator
         for g in opt.param_groups: g['lr'] = run.slower*first*(run.calmer*share if who == 'student' else share if run.how.decay else 1.)
 
-# %% ../nbs/45_refine.ipynb #2795adcd
+# %% ../nbs/45_refine.ipynb #a7e6934a
 def astray(
     run:Run,
 )->bool:
@@ -466,7 +482,7 @@ def _sound(run):
     tensors = [t for m in (run.student, run.generator) if m is not None for t in m.state_dict().values()]
     return all(torch.isfinite(t).all() for t in tensors if t.is_floating_point())
 
-# %% ../nbs/45_refine.ipynb #73bf63f6
+# %% ../nbs/45_refine.ipynb #25df5aaf
 def train(
     run:Run, # is changed
     checkpoint=None, # file to go on from and to write to
@@ -504,7 +520,7 @@ def train(
         raise
     if checkpoint: write_state(run, checkpoint)
 
-# %% ../nbs/45_refine.ipynb #99851f92
+# %% ../nbs/45_refine.ipynb #351c262d
 @dataclass
 class Refined(Compressed):
     "What `refine` returns: a `Compressed` with the losses of every step."
@@ -519,7 +535,7 @@ class Refined(Compressed):
             ax.plot([c['step'] for c in self.curve if n in c], [c[n] for c in self.curve if n in c], line, linewidth=.8); ax.set(title=n, xlabel='step', ylabel='loss'); ax.grid(alpha=.3)
         return fig
 
-# %% ../nbs/45_refine.ipynb #932c5916
+# %% ../nbs/45_refine.ipynb #7743ee47
 def copy_report(r):
     "A report that can be changed, or None."
     return None if r is None else replace(r, rows=[dict(row) for row in r.rows], totals=dict(r.totals), settings=dict(r.settings), notes=list(r.notes))
@@ -538,7 +554,7 @@ def _told(run, before, after, changed, kept):
     if kept: r.notes.append(f'note: on images that it had not seen the refined network was not nearer to the teacher ({after:.3g}) than before ({before:.3g}); the network is given back as it was')
     return r
 
-# %% ../nbs/45_refine.ipynb #c23a1c22
+# %% ../nbs/45_refine.ipynb #960788cd
 def finish(
     run:Run,
 )->Refined:
@@ -552,7 +568,7 @@ def finish(
     if worse: return Refined(WorkingCopy(run.out.model).give_back(), report, dict(run.out.codes), dict(run.out.kept), run.out.example, run.curve, made)
     return Refined(run.work.give_back(), report, codes, dict(run.out.kept), run.out.example, run.curve, made)
 
-# %% ../nbs/45_refine.ipynb #ad7c03c0
+# %% ../nbs/45_refine.ipynb #a1dc486c
 def refine(
     out:Compressed, # what `compress` returned; is not changed
     teacher:nn.Module, # the network that it came from; is not changed
