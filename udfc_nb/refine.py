@@ -321,7 +321,7 @@ def prepare(
         observe_ranges(run, run.images); run.ranged = True
     if run.judges is None: run.judges = _by_gradient(run, JUDGES, torch.Generator().manual_seed(run.seed+1), progress)
 
-# %% ../nbs/45_refine.ipynb #83a2aef8
+# %% ../nbs/45_refine.ipynb #06f6a51e
 def digest(
     tensors, # of any type
     text:str='',
@@ -344,6 +344,7 @@ def fingerprint(
     told = json.dumps([type(run.how).__name__, asdict(run.how), run.seed, grids, list(run.out.codes)], sort_keys=True)
     return digest([*run.teacher.state_dict().values(), *run.out.model.state_dict().values(), *codes, *run.source.values()], told)
 
+# %% ../nbs/45_refine.ipynb #95058c79
 COUNTS = 'step', 'slower', 'calmer', 'falls', 'nearest', 'ranged', 'seconds', 'ended'
 CURVE = 'step', 'generator', 'student' # what a step tells; not a number where it tells nothing
 
