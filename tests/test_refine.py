@@ -5,7 +5,7 @@ from udfc_nb import compress, load, refine
 from udfc_nb.digits import DigitsNet, accuracy, digits, digits_net
 from udfc_nb.errors import Cancelled, ExampleInputError, FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
 from udfc_nb.images import ImageSchedule
-from udfc_nb.refine import METHODS, STEPS, GDFQ, Transfer, ZeroQ
+from udfc_nb.refine import METHODS, STEPS, GDFQ, Run, Transfer, ZeroQ, distance, finish, get_schedule, train
 from nets import settle
 
 SMALL = dict(batch=16, images=ImageSchedule(images=16, steps=5, class_weight=1.))
@@ -101,12 +101,45 @@ def test_foreign_source_is_refused():
     large = compress(net, torch.randn(2, 3, 16, 16), weight_bits=4)
     with pytest.raises(RecipeError, match='source'): refine(large, net, FAST['zeroq'], steps=1, source=made['zeroq'])
 
+def steps_of(model): return {n: (m.input_quantizer.scale, m.input_quantizer.bits) for n, m in model.named_modules() if getattr(m, 'input_quantizer', None) is not None}
+
+@pytest.mark.parametrize('method', list(FAST))
+def test_learned_steps(method, tmp_path):
+    net = tiny(); out = compress(net, X, weight_bits=4, activation_bits=4); how = FAST[method].but(learned=('inputs',), lr_steps=2e-2, careful=False)
+    r = refine(out, net, how, steps=20)
+    before, after = steps_of(out.model), steps_of(r.model)
+    assert before.keys() == after.keys() and {b for _, b in before.values()} == {4, 8}
+    for n, (s, bits) in before.items():
+        assert (after[n] == (s, bits)) == (bits == 8), 'the grid of the image stays, those of few bits move'
+        assert .5 < after[n][0]/s < 2 and after[n][1] == bits
+    for n, q in out.codes.items(): assert torch.equal(q.scale, r.codes[n].scale), 'of the weights only the codes move'
+    r.save(tmp_path/'f.safetensors')
+    with torch.no_grad(): assert torch.equal(load(tmp_path/'f.safetensors', net)(X), r.model(X))
+    fixed = refine(out, net, how.but(learned=()), steps=20)
+    assert steps_of(fixed.model) == before
+
+def test_the_student_is_what_is_given_back():
+    "Biases lie on steps of sums whose own steps have been learned."
+    net = tiny(); out = compress(net, X, weight_bits=4, activation_bits=4)
+    run = Run(out, net, FAST['gdfq'].but(learned=('inputs',), lr_steps=2e-2, careful=False, warmup=0.).but(steps=10)); train(run)
+    assert {n for n in run.opts} == {'student', 'steps', 'generator'} and any(p.abs() > .01 for p in run.opts['steps'].param_groups[0]['params'])
+    with torch.no_grad(): was = run.student.eval()(X)
+    with torch.no_grad(): torch.testing.assert_close(finish(run).model(X), was, atol=1e-4, rtol=1e-4)
+
+def test_wide_grids_are_not_learned():
+    net = tiny(); out = compress(net, X, weight_bits=8, activation_bits=8)
+    assert 'steps' not in Run(out, net, FAST['gdfq'].but(learned=('inputs', 'weights'))).opts
+
+@pytest.mark.parametrize('learned', [('biases',), 'inputs', True, ('inputs', 'scale')])
+def test_unknown_learned_is_refused(learned):
+    with pytest.raises(RecipeError, match='learned'): get_schedule(FAST['gdfq'].but(learned=learned))
+
 def stop_at(n):
     def tick(done, total, what):
         if done == n and what != 'images': raise Cancelled('stopped')
     return tick
 
-@pytest.mark.parametrize('change', [dict(norms='batch'), dict(learned=True), dict(ranges=True), dict(lr_student=3., careful=True)], ids=['norms of the batch', 'learned steps', 'ranges', 'falls back'])
+@pytest.mark.parametrize('change', [dict(norms='batch'), dict(learned=('weights', 'inputs')), dict(ranges=True), dict(lr_student=3., careful=True)], ids=['norms of the batch', 'learned steps', 'ranges', 'falls back'])
 def test_goes_on_in_every_mode(change, tmp_path):
     torch.manual_seed(0); net = settle(nn.Sequential(*list(tiny())[:-1], nn.Dropout(.5), nn.Linear(8, 4)), 16, 3, 12, 12)
     out = compress(net, X, weight_bits=4, activation_bits=4); how = FAST['zeroq' if 'ranges' in change else 'transfer'].but(**dict(careful=False) | change)
@@ -145,13 +178,32 @@ def test_other_grids_are_another_run(tmp_path):
     refine(a, net, FAST['transfer'], steps=3, checkpoint=tmp_path/'s')
     with pytest.raises(FileError, match='another run'): refine(b, net, FAST['transfer'], steps=3, checkpoint=tmp_path/'s')
 
-def test_what_cannot_be_judged_is_said():
-    net = tiny(); out = compress(net, X, pruning_ratio=.3)
-    with torch.no_grad(): out.model[-1].weight.mul_(-50.) # further from the teacher than a constant answer
-    notes = refine(out, net, FAST['transfer'].but(careful=False), steps=30).report.notes
-    assert any('constant answer' in n for n in notes) != any('given back' in n for n in notes)
-    near = compress(net, X, weight_bits=8)
-    assert not any('constant answer' in n for n in refine(near, net, FAST['transfer'], steps=5).report.notes)
+def test_answering_less_is_not_nearer():
+    "The measure is blind to scale and to a constant answer, and sees everything else."
+    net, x = tiny(), torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    g = torch.Generator().manual_seed(2); noise, c = torch.randn(40, 4, generator=g), torch.randn(4, generator=g)
+    class Says(nn.Module):
+        def __init__(self, f): super().__init__(); self.f = f
+        def forward(self, b): return self.f(net(b), next(i for i in range(0, 40, 8) if torch.equal(b[0], x[i])))
+    far = lambda f: distance(Says(f), net, x)
+    spread = (net(x)-net(x).mean(0)).std().item(); print(spread)
+    noisy = [far(lambda t, i, k=k: t+k*spread*noise[i:i+len(t)]) for k in (.1, .5, 2.)]
+    assert far(lambda t, i: t) == pytest.approx(0, abs=1e-6) and far(lambda t, i: 3*t+spread*c) == pytest.approx(0, abs=1e-6)
+    assert far(lambda t, i: 0*t+c) == pytest.approx(1) and far(lambda t, i: -t) == 1 and 0 < noisy[0] < noisy[1] < noisy[2] < 1
+    assert far(lambda t, i: .01*(t+.5*spread*noise[i:i+len(t)])) == pytest.approx(noisy[1], rel=1e-3)
+
+def test_not_nearer_is_given_back(monkeypatch):
+    "A student that only learns to answer less has its start back."
+    net = tiny(); out = compress(net, X, weight_bits=3)
+    def shrink(run):
+        with torch.no_grad(): run.student[-1].parametrizations.weight.original.mul_(.2)
+        return dict(student=0.)
+    monkeypatch.setitem(STEPS, Transfer, shrink)
+    r = refine(out, net, FAST['transfer'].but(careful=False), steps=4)
+    told = r.report.settings['refine']
+    assert same(r.model, out.model) and any('as it was' in n for n in r.report.notes) and told['distance_before'] < told['distance_after'] <= 1
+    r = refine(out, net, FAST['transfer'], steps=60)
+    assert same(r.model, out.model) and any('ended at step' in n for n in r.report.notes), 'it goes astray until it is ended'
 
 def test_groups_of_images_are_even():
     net = tiny(); out = compress(net, X, weight_bits=4)

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['straight_through', 'Grid', 'codes_range', 'OnSteps', 'put_biases_on_steps', 'student_of', 'settle_student', 'ticket']
 
-# %% ../nbs/35_students.ipynb #3e6e36e6
+# %% ../nbs/35_students.ipynb #cf699bf4
 import copy
 import torch, torch.nn as nn
 from torch.nn.utils import parametrize
-from .activations import InputQuantizer, biases_on_steps_, folded_pairs, on_steps, quantize_input_
+from .activations import INPUT_BITS, InputQuantizer, biases_on_steps_, folded_pairs, on_steps, quantize_input_
 from .compress import Compressed
 from .errors import UnsupportedError
 from .graph import find_sites
@@ -17,7 +17,7 @@ from .job import Job, WorkingCopy, floating, unwrap
 from .quantizer import Quantized
 from .recipe import RECIPES
 
-# %% ../nbs/35_students.ipynb #f42c474d
+# %% ../nbs/35_students.ipynb #aa147c6a
 def straight_through(
     w:torch.Tensor, # values
     scale:torch.Tensor, # step, broadcastable to w
@@ -28,21 +28,22 @@ def straight_through(
     v = (w/torch.where(scale > 0, scale, 1.)+zero).clamp(low, high)
     return scale*(v+(v.round()-v).detach()-zero)
 
-# %% ../nbs/35_students.ipynb #0b3bc441
+# %% ../nbs/35_students.ipynb #f47b8da9
 class Grid(nn.Module):
-    "Eq. 35.1 with a step that is fixed or learned."
+    "Eq. 35.1 with a step that is fixed or learned (eq. 35.3)."
     def __init__(self,
         scale:torch.Tensor, # steps, broadcastable to what is rounded
         zero:torch.Tensor, # codes of the value 0
         low:int, high:int, # range of the codes
-        learned:bool=False, # is the step a parameter?
+        learned:bool=False, # is the logarithm of the step a parameter?
     ):
         super().__init__()
         self.low, self.high = low, high
         self.register_buffer('zero', torch.as_tensor(zero, dtype=torch.float32).clone())
-        scale = torch.as_tensor(scale, dtype=torch.float32).clone()
-        if learned: self.scale = nn.Parameter(scale)
-        else: self.register_buffer('scale', scale)
+        self.register_buffer('first', torch.as_tensor(scale, dtype=torch.float32).clone())
+        self.log_ratio = nn.Parameter(torch.zeros_like(self.first)) if learned else None
+    @property
+    def scale(self): return self.first if self.log_ratio is None else self.first*self.log_ratio.exp()
     def forward(self, w): return straight_through(w, self.scale, self.zero, self.low, self.high)
 
 def codes_range(
@@ -53,7 +54,7 @@ def codes_range(
     symmetric = not q.zero.any() and (q.codes.numel() == 0 or q.codes.min() < 0 or q.codes.max() <= half)
     return (-half, half) if symmetric else (0, 2**q.bits-1)
 
-# %% ../nbs/35_students.ipynb #214ff8d3
+# %% ../nbs/35_students.ipynb #2a0d09de
 class OnSteps(nn.Module):
     "A bias on the steps of its sum, with the gradient of the bias."
     def __init__(self, layer, norm, grid):
@@ -81,24 +82,24 @@ def put_biases_on_steps(
         if grid is None or q.bits > 8 or grid.high-grid.low > 255 or owner.bias is None or q.scale.numel() not in (1, len(owner.bias)): continue
         parametrize.register_parametrization(owner, 'bias', OnSteps(m, norm, grid))
 
-# %% ../nbs/35_students.ipynb #c7078c04
+# %% ../nbs/35_students.ipynb #8e241869
 def student_of(
     net:nn.Module, # a copy of the compressed network, float32; is changed
     codes:dict, # layer name → `Quantized`
-    learned:bool=False, # are steps learned?
+    learned:tuple=(), # whose steps are learned: 'weights', 'inputs', of fewer than 8 bits
 )->nn.Module: # the same network, ready to be trained
     "Puts latent weights behind the codes, and grids with gradients where layers read through one."
     mods = dict(net.named_modules())
     for p in net.parameters(): p.requires_grad_(True)
     for name, q in codes.items():
-        parametrize.register_parametrization(mods[name], 'weight', Grid(q.scale, q.zero, *codes_range(q), learned).to(mods[name].weight.device))
+        parametrize.register_parametrization(mods[name], 'weight', Grid(q.scale, q.zero, *codes_range(q), 'weights' in learned and q.bits < INPUT_BITS).to(mods[name].weight.device))
     for m in mods.values():
         q = getattr(m, 'input_quantizer', None)
-        if q is not None: m.input_quantizer = Grid(q.scale, q.zero_point, q.low, q.high, learned).to(m.weight.device)
+        if q is not None: m.input_quantizer = Grid(q.scale, q.zero_point, q.low, q.high, 'inputs' in learned and q.bits < INPUT_BITS).to(m.weight.device)
     put_biases_on_steps(net, codes)
     return net
 
-# %% ../nbs/35_students.ipynb #92b197d1
+# %% ../nbs/35_students.ipynb #94f7937b
 @torch.no_grad()
 def settle_student(
     student:nn.Module, # from `student_of`; is changed back
@@ -130,7 +131,7 @@ def settle_student(
     for name, p in student.named_parameters(): p.requires_grad_(flags[name].requires_grad); p.grad = None
     return codes
 
-# %% ../nbs/35_students.ipynb #300c002c
+# %% ../nbs/35_students.ipynb #9b9e7b6c
 def ticket(
     out:Compressed, # says which channels are kept, and the bits
     initial:nn.Module, # the network before it was trained; is not changed
