@@ -205,6 +205,19 @@ def test_not_nearer_is_given_back(monkeypatch):
     r = refine(out, net, FAST['transfer'], steps=60)
     assert same(r.model, out.model) and any('ended at step' in n for n in r.report.notes), 'it goes astray until it is ended'
 
+def test_falls_of_both_kinds_end(monkeypatch):
+    "Not a number, then astray, then not a number …: every fall counts, so that it ends."
+    net = tiny(); out = compress(net, X, weight_bits=3); steps = []
+    def bad(run):
+        steps.append(run.step); assert len(steps) < 1000, 'it never ends'
+        if run.step == 20 and len(steps)%2: raise NonFiniteError('nan', layer='here')
+        with torch.no_grad(): run.student[-1].parametrizations.weight.original.mul_(.5)
+        return dict(student=0.)
+    monkeypatch.setitem(STEPS, Transfer, bad)
+    try: assert same(refine(out, net, FAST['transfer'], steps=60).model, out.model)
+    except NonFiniteError as e: assert 'smaller' in str(e)
+    assert steps.count(0) > 3
+
 def test_groups_of_images_are_even():
     net = tiny(); out = compress(net, X, weight_bits=4)
     r = refine(out, net, FAST['zeroq'].but(batch=6, images=ImageSchedule(images=13, steps=2, class_weight=1.)), steps=2)

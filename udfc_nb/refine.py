@@ -7,7 +7,7 @@ __all__ = ['MIXED', 'SHORT', 'STRONG', 'METHODS', 'STEPS', 'JUDGES', 'COUNTS', '
            'Transfer', 'ZeroQ', 'get_schedule', 'rate', 'generator_of', 'optimizers_of', 'Run', 'from_generator',
            'mixed', 'set_mode', 'learn', 'gdfq_step', 'transfer_step', 'zeroq_step', 'observe_ranges', 'prepare',
            'digest', 'teacher_mark', 'fingerprint', 'state_of', 'restore', 'adopt', 'write_state', 'read_state',
-           'distance', 'set_rates', 'astray', 'train', 'Refined', 'copy_report', 'finish', 'refine']
+           'distance', 'set_rates', 'astray', 'fall_back', 'train', 'Refined', 'copy_report', 'finish', 'refine']
 
 # %% ../nbs/45_refine.ipynb #5d1dfeb9
 import hashlib, json, math, time
@@ -478,7 +478,18 @@ def _sound(run):
     tensors = [t for m in (run.student, run.generator) if m is not None for t in m.state_dict().values()]
     return all(torch.isfinite(t).all() for t in tensors if t.is_floating_point())
 
-# %% ../nbs/45_refine.ipynb #d6e8c23d
+# %% ../nbs/45_refine.ipynb #044bf59d
+def fall_back(
+    run:Run, # is changed
+    good:tuple, # from `state_of`
+    **lowered, # what is lower from now on
+):
+    "To a kept state, but for what falls have lowered since."
+    now = {n: getattr(run, n) for n in ('slower', 'calmer', 'falls')} | lowered
+    restore(run, *good)
+    for n, v in now.items(): setattr(run, n, v)
+
+# %% ../nbs/45_refine.ipynb #ce5d73a1
 def train(
     run:Run, # is changed
     checkpoint=None, # file to go on from and to write to
@@ -496,14 +507,12 @@ def train(
                 losses = step(run)
                 if not _sound(run): raise NonFiniteError('student or generator is no longer finite', layer=f'step {run.step}', hint='take a smaller learning rate')
             except NonFiniteError as e:
-                falls, slower = run.falls+1, run.slower/3
-                restore(run, *good); run.slower, run.falls = slower, falls
-                if falls > FALLS: raise NonFiniteError(f'{falls} times back to an earlier state, and still: {e}', layer='refine', hint='take a smaller lr_student or lr_generator') from e
+                fall_back(run, good, slower=run.slower/3, falls=run.falls+1)
+                if run.falls > FALLS: raise NonFiniteError(f'{run.falls} times back to an earlier state, and still: {e}', layer='refine', hint='take a smaller lr_student or lr_generator') from e
                 continue
             if run.how.careful and (run.step+1) % KEEP == 0 and 'student' in losses and astray(run):
-                calmer = run.calmer/3
-                restore(run, *good); run.calmer = calmer
-                if calmer < 3.**-FALLS: run.ended = f'at step {run.step}, because the student moved away from the teacher with the smallest rate too'
+                fall_back(run, good, calmer=run.calmer/3)
+                if run.calmer < 3.**-FALLS: run.ended = f'at step {run.step}, because the student moved away from the teacher with the smallest rate too'
                 continue
             run.curve.append(dict(step=run.step, **losses)); run.step += 1
             if run.step % KEEP == 0:
