@@ -3,7 +3,7 @@ __version__ = "0.1.0"
 
 from udfc_nb.compress import compress, Compressed
 from udfc_nb.recipe import Recipe, RECIPES
-from udfc_nb.graph import find_sites
+from udfc_nb.graph.proof import find_sites
 from udfc_nb.errors import UDFCError
 from udfc_nb.checkpoint import load # and Compressed.save
 from udfc_nb.refine import refine

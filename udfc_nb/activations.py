@@ -9,19 +9,21 @@ __all__ = ['READERS', 'MOST', 'EVERYTHING', 'INPUT_RANGE', 'INPUT_BITS', 'RANGES
            'image', 'bounds', 'input_range', 'six_sigma', 'range_of']
 
 # %% ../nbs/28_activations.ipynb #358b6ef3
-import math
+import copy, math
 from dataclasses import dataclass
 import torch, torch.nn as nn
 from fastcore.basics import patch
-from . import channels as rules
-from .errors import BitsError, TraceError, UnsupportedError
+from .errors import BitsError, UnsupportedError
 from .moments import relu_moments
 from .field import scaled
-from .surgery import norm_affine
-from .trace import CONVS, LAYERS, is_norm, trace
-from .walk import Walk, recorded
+from .graph.operations import EVERYTHING, OPERATIONS, image
+from .graph.record import record, rerun
+from .graph.sites import LAYERS
+from .graph.steps import NORMS, norm_name, source_of
+from .graph.surgery import norm_affine
+from .walk import Walk
 from .job import Job
-from .best import still_read
+import udfc_nb.best # gives runs `still_read`
 
 # %% ../nbs/28_activations.ipynb #89a71654
 @dataclass(frozen=True)
@@ -62,22 +64,29 @@ def grid_of(
 # %% ../nbs/28_activations.ipynb #026f22bc
 class _Reads:
     "A layer that reads its input through `input_quantizer`."
-    def forward(self, x, *args): return super().forward(self.input_quantizer(x), *args)
+    def forward(self, x, *args, **kwargs): return super().forward(self.input_quantizer(x), *args, **kwargs)
     def extra_repr(self): return f'{super().extra_repr()}, input_quantizer={self.input_quantizer}'
 
 class QuantizedLinear(_Reads, nn.Linear): stock = nn.Linear
 class QuantizedConv2d(_Reads, nn.Conv2d): stock = nn.Conv2d
 class QuantizedConvTranspose2d(_Reads, nn.ConvTranspose2d): stock = nn.ConvTranspose2d
 
-READERS = {k.stock: k for k in (QuantizedLinear, QuantizedConv2d, QuantizedConvTranspose2d)}
+READERS = {k.stock: k for k in (QuantizedLinear, QuantizedConv2d, QuantizedConvTranspose2d)} # class of a layer → its class with a grid
+
+def reader_of(
+    stock:type, # class of a convolution or linear layer, a network's own too
+)->type:
+    "The subclass of a layer's class that reads through a grid."
+    if stock not in READERS and issubclass(stock, LAYERS): READERS[stock] = type(f'Quantized{stock.__name__}', (_Reads, stock), {'stock': stock})
+    return READERS.get(stock)
 
 def quantize_input_(
     layer:nn.Module, # convolution or linear; its class is changed
     quantizer:InputQuantizer, # None takes it away again
 )->nn.Module: # the layer
-    "Lets a layer read through a grid. Raises `UnsupportedError` for a class that has no such subclass."
+    "Lets a layer read through a grid. Raises `UnsupportedError` for a class that is no layer's."
     stock = getattr(type(layer), 'stock', type(layer))
-    if stock not in READERS: raise UnsupportedError(f'a {type(layer).__name__} cannot be given a grid for its input', hint='ignore the layer')
+    if reader_of(stock) is None: raise UnsupportedError(f'a {type(layer).__name__} cannot be given a grid for its input', hint='ignore the layer')
     layer.__class__ = stock if quantizer is None else READERS[stock]
     layer.input_quantizer = quantizer
     return layer
@@ -95,24 +104,31 @@ def on_steps(
 
 # %% ../nbs/28_activations.ipynb #847efea7
 def folded_pairs(
-    model:nn.Module, # in eval mode
+    nodes:list, # of a record in eval mode
 )->list: # of (name of a convolution, name of the batch norm that alone reads it)
-    "Which batch norms can be folded; none, if the forward cannot be followed."
-    try: nodes = list(trace(model).graph.nodes)
-    except TraceError: return []
-    mods, calls = dict(model.named_modules()), [n.target for n in nodes if n.op == 'call_module']
-    once = lambda n: n.op == 'call_module' and calls.count(n.target) == 1
-    pairs = [(n, next(iter(n.users))) for n in nodes if once(n) and isinstance(mods[n.target], CONVS) and len(n.users) == 1]
-    return [(n.target, u.target) for n, u in pairs if once(u) and is_norm(mods[u.target]) and getattr(mods[u.target], 'running_var', None) is not None]
+    "Which batch norms can be folded."
+    calls = [n.target for n in nodes if n.kind in ('layer', 'depthwise')]
+    convs = [n for n in nodes if n.kind in ('layer', 'depthwise') and calls.count(n.target) == 1 and n.op == 'convolution' and not n.args[6]]
+    pairs = [(n.target, norm_name(n.users[0])) for n in convs if len(n.users) == 1 and n.users[0].kind == 'norm']
+    norms = [b for _, b in pairs]
+    return [(a, b) for a, b in pairs if b is not None and norms.count(b) == 1]
+
+def folds_of(
+    model:nn.Module, # is not changed
+    example_inputs, # what its forward takes; None: nothing is known
+)->list: # of pairs
+    "`folded_pairs` of a network."
+    return [] if example_inputs is None else folded_pairs(record(copy.deepcopy(model), example_inputs).nodes)
 
 @torch.no_grad()
 def biases_on_steps_(
     model:nn.Module, # is changed
     codes:dict, # layer name → `Quantized` weights
     inputs:dict, # layer name → `InputQuantizer`
+    pairs:list, # from `folded_pairs`
 ):
     "Moves the biases of layers whose weights and inputs have at most 8 bits to the steps of their sums."
-    mods, pairs = dict(model.named_modules()), dict(folded_pairs(model))
+    mods, pairs = dict(model.named_modules()), dict(pairs)
     for name, q in inputs.items():
         m, norm, code = mods[name], mods.get(pairs.get(name)), codes.get(name)
         owner = m if norm is None else norm
@@ -231,45 +247,19 @@ def through(self:InputQuantizer,
     out.cov[0, 0].diagonal().add_(noise.to(f.mean.dtype))
     return out
 
-# %% ../nbs/28_activations.ipynb #ceab44d7
-EVERYTHING = (-math.inf, math.inf)
-
-def image(
-    f, # elementwise function
-    low:float, high:float, # an interval
-)->tuple: # (low, high)
-    "What values f takes on an interval; an end that still moves at ±50 is infinite."
-    x = torch.linspace(max(low, -50), min(high, 50), 4001)
-    y = f(x).double()
-    open_ = lambda at, near, inf: math.isinf(at) and inf*(y[near]-y[1 if near == 0 else -2]).item() > 0
-    grows = [any(open_(e, i, s) for e, i in ((low, 0), (high, -1))) for s in (-1, 1)]
-    return (-math.inf if grows[0] else y.min().item()), (math.inf if grows[1] else y.max().item())
-
 # %% ../nbs/28_activations.ipynb #0b365211
-def _products(ends): return [0. if 0 in (a, b) else a*b for a in ends[0] for b in ends[1]]
-
 def bounds(
-    n, # traced operation
-    rule, # its rule of `udfc_nb.channels`
-    m:nn.Module, # its module, or None
+    n, # `Node`
     known:dict, # node → bounds of the tensors before
     input_range:tuple, # of the network's inputs
+    tensor=None, # function (name) → parameter
 )->tuple: # (low, high)
     "Between what values an operation's result lies."
-    if n.op == 'placeholder': return input_range
-    ends = [known[a] for a in n.all_input_nodes if a.meta.get('tensor') and a in known]
-    if not ends: return EVERYTHING
-    (low, high), several = ends[0], len(ends) > 1
-    if rule is rules.elementwise or rule in (rules.add, rules.multiply, rules.divide) and not several:
-        try: return image(lambda x: recorded(n, m, x), low, high)
-        except Exception: return EVERYTHING
-    if rule is rules.add and 'sub' not in str(n.target): return sum(e[0] for e in ends), sum(e[1] for e in ends)
-    if rule is rules.cat: return min(e[0] for e in ends), max(e[1] for e in ends)
-    if rule is rules.multiply: return min(p := _products(ends)), max(p)
-    if rule in (rules.same, rules.reshape, rules.permute, rules.getitem, rules.split): return low, high
-    if rule in (rules.spatial, rules.pad): return min(low, 0.), max(high, 0.)
-    if rule is rules.reduce: return (0. if low >= 0 else -math.inf), math.inf
-    return EVERYTHING
+    if n.op == 'input': return input_range
+    ends = [known[a] for a in n.sources if a in known]
+    if n.op in ('add', 'sub', 'mul') and len(ends) == 1 and n.kind == n.op: ends = ends*2 # a tensor and itself
+    rule = OPERATIONS['getitem' if n.op == 'part' else n.op].bounds if n.op in OPERATIONS or n.op == 'part' else OPERATIONS['add'].bounds if n.kind == 'act' else None
+    return rule(n, ends, lambda x: rerun(n, x, tensor)) if ends and rule is not None else EVERYTHING
 
 # %% ../nbs/28_activations.ipynb #43bede81
 INPUT_RANGE = (-3., 3.) # of normalised images
@@ -307,14 +297,15 @@ def find_ranges(self:Job,
     input_range:tuple=None, # of the network's inputs; None: INPUT_RANGE
 ):
     "Fills `inputs`, layer name → `InputQuantizer`, from one walk of the field through the original network."
-    walk, known, ends, uses = Walk(self.graph.follower), {}, {}, self.uses()
-    for n, rule, m, f in walk.steps():
-        known[n] = bounds(n, rule, m, known, input_range or INPUT_RANGE)
-        name = n.target if isinstance(m, LAYERS) else None
-        if bits.get(name) is None or f is None or getattr(type(m), 'stock', type(m)) not in READERS: continue
-        source = n.all_input_nodes[0]
-        if source.op == 'placeholder': bits = bits | {name: max(bits[name], INPUT_BITS)}
-        new, old = range_of(still_read(m, f, uses.get(name, {})), known[source], bits[name], self.recipe.ranges), ends.get(name, (0., 0.))
+    self.begin()
+    walk, known, ends = Walk(self.graph, self.mods), {}, {}
+    for n, kind, m, f in walk.steps():
+        known[n] = bounds(n, known, input_range or INPUT_RANGE, walk.tensor)
+        name = n.target if n.kind in ('layer', 'depthwise') and n.module == n.target else None # functions that take the weights of a module do not read through it
+        if bits.get(name) is None or f is None or m is None or reader_of(getattr(type(m), 'stock', type(m))) is None: continue
+        source = source_of(n)
+        if source.op == 'input': bits = bits | {name: max(bits[name], INPUT_BITS)}
+        new, old = range_of(self.still_read(m, f, name), known[source], bits[name], self.recipe.ranges), ends.get(name, (0., 0.))
         ends[name], self.bounds[name] = (min(old[0], new[0]), max(old[1], new[1])), known[source]
     self.inputs = {n: grid_of(*e, bits[n]) for n, e in ends.items()}
     missing = [n for n, b in bits.items() if b is not None and n not in ends]
@@ -323,5 +314,5 @@ def find_ranges(self:Job,
 @patch
 def set_inputs(self:Job):
     "Gives the layers their grids, and moves their biases to the steps of their sums."
-    biases_on_steps_(self.net, self.codes, self.inputs)
+    biases_on_steps_(self.net, self.codes, self.inputs, folded_pairs(self.graph.nodes))
     for name, q in self.inputs.items(): quantize_input_(self.mods[name], q)

@@ -8,16 +8,16 @@ __all__ = ['PASSING', 'Sizes', 'FieldJob', 'reads', 'still_read', 'site_curves',
 # %% ../nbs/27_best.ipynb #f222f3ed
 import torch, torch.nn as nn
 from fastcore.basics import patch
-from . import channels as rules
-from .surgery import kept_entries, matrix, merge_into
 from .fieldops import slice_channels
-from .trace import LAYERS
 from .assumption import CRITERIA, check_ratio, n_kept, split_channels
 from .budget import CAP, TRUST, loss_curve, allot, worth_it
-from .graph import find_sites
+from .graph.proof import find_sites
+from .graph.sites import LAYERS
+from .graph.steps import NORMS, norm_name
+from .graph.surgery import cut_rest, matrix, merge_into, out_first
 from .job import Job, JOBS, WorkingCopy, check_finite, floating
 from .recipe import Recipe, RECIPES, get_recipe, METRICS, BUDGETS, PROJECTIONS, no_projection, ROUNDINGS as ROUNDING_NAMES
-from .walk import Walk, WhiteWalk, geometry
+from .walk import Walk, WhiteWalk, geometry, module_of
 from .solution import copies
 from .refit import MAX_PATCH, Patch, refit, reestimate, repair_scale
 from .rounding import ROUNDINGS
@@ -30,15 +30,18 @@ class Sizes:
         self.job, self.per = job, {n: m.weight.numel() if macs is None else macs[n] for n, m in job.mods.items() if isinstance(m, LAYERS) and (macs is None or n in macs)}
         self.uses = {}
         for name, site in job.sites.items():
-            for u in site.space.uses: self.uses.setdefault(u.module, []).append((u, name, site.size))
+            for u in site.uses: self.uses.setdefault(u.module, []).append((u, name, site.size))
     def share(self, module, role, less):
         "The share of a module's entries that is left."
         m, uses = self.job.mods[module], [t for t in self.uses.get(module, ()) if t[0].role == role]
-        total = len(m.weight) if role != 'in' else m.in_features if isinstance(m, nn.Linear) else m.in_channels
-        return 1-sum(less.get(s, 0)*u.repeat for u, s, _ in uses)/total
+        total = inputs_of(m) if role == 'in' else outputs_of(m)
+        return 1-sum(less.get(s, 0)*u.index.size/size for u, s, size in uses)/total
     def __call__(self, less):
         return sum(v*self.share(n, 'out', less)*self.share(n, 'in', less)*self.share(n, 'depthwise', less) for n, v in self.per.items())
     def gain(self, site, step): return self({})-self({site: step})
+
+def inputs_of(m): return m.in_features if isinstance(m, nn.Linear) else m.in_channels
+def outputs_of(m): return m.out_features if isinstance(m, nn.Linear) else m.out_channels
 
 # %% ../nbs/27_best.ipynb #dd4c4206
 class FieldJob(Job):
@@ -47,29 +50,33 @@ class FieldJob(Job):
     def __init__(self, net, graph, recipe, *progress):
         super().__init__(net, graph, recipe, *progress)
         if recipe.budget != 'uniform': self.total *= 2
-        self.walk, self.device = self.walks(graph.follower), next(net.parameters()).device
-        self.drift, self.norms, self.merges = {}, {}, {} # node → (Δmean, Δvariance, variance); norm → running statistics; layer → exact copies
+        self.walk, self.device = self.walks(graph, self.mods), next(net.parameters(), torch.zeros(1)).device
+        self.drift, self.norms, self.merges, self.unrepaired = {}, {}, {}, [] # node → (Δmean, Δvariance, variance); norm → running statistics; layer → exact copies
 
 @patch
 def run(self:FieldJob, bits):
     "Front to back: refit, cut, round, re-estimate."
-    self.pending, done = self.uses(), set()
-    for n, rule, m, f in self.walk.steps() if self.kept or self.inputs or any(bits.values()) else ():
-        if rule is rules.layer and n.target not in done:
+    self.begin()
+    self.pending, done = set(self.order), set()
+    for n, kind, m, f in self.walk.steps() if self.kept or self.inputs or any(bits.values()) else ():
+        if kind == 'layer' and n.target not in done:
             self.tick(n.target); done.add(n.target)
             self.layer(n, m, f, bits.get(n.target))
-        else: self.carry(n, rule, m)
+        else: self.carry(n, kind, m)
     for name in self.order:
         if name not in done: self.plain(name, bits.get(name))
+    self.round_unread(bits)
     for name, (mean, var) in self.norms.items(): self.mods[name].running_mean.copy_(mean); self.mods[name].running_var.copy_(var)
-    for name, roles in self.pending.items(): self.cut(name, roles)
+    cut_rest(self.net, self.graph.record, self.gone, self.order)
     self.done = self.total; self.tick()
     for why in dict.fromkeys(w for _, w in self.walk.fallbacks): self.notes.append(f"note: {sum(w == why for _, w in self.walk.fallbacks)} operations: {why}; their statistics were guessed")
+    if self.unrepaired: self.notes.append(f"note: {len(self.unrepaired)} layers, the first is {self.unrepaired[0]!r}, are cut or rounded without a repair: there is no model of what they read")
 
 @patch
 def plain(self:FieldJob, name, bits):
     "A layer without a model of what it reads: cut, and rounded to nearest."
-    self.cut(name, self.pending.pop(name, {}))
+    if self.inputs_kept(name) is not None or bits is not None: self.unrepaired.append(name)
+    self.cut(name); self.pending.discard(name)
     if bits is not None: self.round(name, bits)
 
 # %% ../nbs/27_best.ipynb #961730c3
@@ -83,10 +90,10 @@ def select(self:FieldJob, ratio, layer_ratios, macs=None):
     fixed = {n: self.sites[n].size-len(k) for n, (k, _) in self.kept.items() if n not in free}
     target = sizes({n: self.sites[n].size-len(k) for n, (k, _) in self.kept.items()})
     curves = self.curves(free)
-    even = {n: (self.sites[n].size-len(self.kept[n][0]))//self.sites[n].groups for n in free if n in self.kept}
-    rest = {n: k*free[n].groups for n, k in even.items() if n not in curves}
-    less = allot(curves, {n: sizes.gain(n, s.groups) for n, s in free.items() if n in curves},
-        lambda l: sizes(fixed | rest | {n: k*free[n].groups for n, k in l.items()}), target)
+    even = {n: (self.sites[n].size-len(self.kept[n][0]))//step_of(free[n]) for n in free if n in self.kept}
+    rest = {n: k*step_of(free[n]) for n, k in even.items() if n not in curves}
+    less = allot(curves, {n: sizes.gain(n, step_of(s)) for n, s in free.items() if n in curves},
+        lambda l: sizes(fixed | rest | {n: k*step_of(free[n]) for n, k in l.items()}), target)
     if worth_it(curves, less, even): self.spend(less)
     elif len(less) > 1: self.notes.append(f'note: the ratio is the same at every site: from another spread the model expects a gain of less than {TRUST} times, which is its own error')
 
@@ -96,7 +103,10 @@ def spend(self:FieldJob, less):
     score = CRITERIA[self.recipe.criterion]
     for n, k in less.items():
         self.kept.pop(n, None)
-        if k: self.kept[n] = split_channels(score(self.mods[n].weight.detach()), self.sites[n].size-k*self.sites[n].groups, self.sites[n].groups)
+        if k: self.kept[n] = self.take(self.sites[n], score, len(self.sites[n].units)-k*self.sites[n].groups)
+
+def step_of(site): # channels in a step: one unit of every group
+    return site.groups*site.units.shape[1]
 
 # %% ../nbs/27_best.ipynb #166badd9
 @patch
@@ -105,35 +115,42 @@ def curves(self:FieldJob, sites):
     cost, consumers = {}, {}
     for name, site in sites.items():
         for u in site.consumers: consumers.setdefault(u.module, []).append((name, site, u))
-    walk = self.walks(self.graph.follower)
-    for n, rule, m, f in walk.steps():
-        if rule is rules.layer: self.tick(n.target)
-        if rule is rules.layer and f is not None and reads(m, f):
+    walk = self.walks(self.graph, self.mods)
+    for n, kind, m, f in walk.steps():
+        if kind == 'layer': self.tick(n.target)
+        if kind == 'layer' and f is not None and reads(m, f):
             for name, site, u in consumers.pop(n.target, ()): cost[name] = cost.get(name, 0)+self.curve(walk, n, m, f, site, u)
     def steps(s): # never fewer than the uniform ratio takes
-        n = s.size//s.groups
-        return max(int(CAP*n), n-len(self.kept[s.name][0])//s.groups if s.name in self.kept else 0)
-    return {n: (c[::sites[n].groups][:steps(sites[n])+1]).tolist() for n, c in cost.items()}
+        n = len(s.units)//s.groups
+        return max(int(CAP*n), n-len(self.kept[s.name][0])//step_of(s) if s.name in self.kept else 0)
+    return {n: (c[::step_of(sites[n])][:steps(sites[n])+1]).tolist() for n, c in cost.items()}
 
 @patch
 def order_of(self:FieldJob, site):
-    "The site's channels, the one that stays longest first, group by group in turn."
-    score = CRITERIA[self.recipe.criterion](self.mods[site.name].weight.detach())
-    return (score.reshape(site.groups, -1).argsort(dim=1, descending=True, stable=True)+torch.arange(site.groups, device=score.device)[:, None]*(site.size//site.groups)).T.flatten()
+    "The site's channels, the one that stays longest first, group by group in turn, unit by unit."
+    score = CRITERIA[self.recipe.criterion](out_first(self.mods[site.name]).detach())[torch.as_tensor(site.rows)]
+    units = torch.as_tensor(site.units, device=score.device)
+    each = score[units[:, 0]] if units.shape[1] == 1 else score[units].square().sum(1).sqrt()
+    order = each.reshape(site.groups, -1).argsort(dim=1, descending=True, stable=True)+torch.arange(site.groups, device=score.device)[:, None]*(len(units)//site.groups)
+    return units[order.T.flatten()].flatten()
 
 # %% ../nbs/27_best.ipynb #e37566c5
 @patch
 def curve(self:FieldJob, walk, n, m, f, site, u):
     "What removing a site's channels costs one consumer."
-    x, order = Patch(f, geometry(m, f.size), self.most), self.order_of(site)
-    total = m.in_features if isinstance(m, nn.Linear) else m.in_channels
+    x, order = Patch(f, geometry(n, m, f.size), self.most), self.order_of(site)
+    total = inputs_of(m)
     W, weight = x.fold(matrix(m)), self.price(walk, n, m).reshape(x.groups, -1)
     if not x.joint: weight = weight.repeat_interleave(x.taps, 1)
     C = x.G-x.p[:, :, None]*x.p[:, None]
-    out, each, per = 0., max(x.p.numel()//total, 1)*u.repeat, total//x.groups
+    index = torch.full((site.size, u.repeat), -1, device=order.device)
+    index[torch.as_tensor(u.channels, device=order.device)] = torch.as_tensor(u.index, device=order.device)
+    order = order[index[order, 0] >= 0]
+    out, per = 0., total//x.groups
     for q in range(x.groups):
-        mine = order[(order*u.repeat+u.offset)//per == q] if x.groups > 1 else order
-        first = ((mine*u.repeat+u.offset)-q*per)*x.p.numel()//total
+        mine = order[index[order, 0]//per == q] if x.groups > 1 else order
+        if not len(mine): continue
+        first = (index[mine, 0]-q*per)*x.p.numel()//total
         entries = first[:, None]+torch.arange(max(u.repeat*x.p.numel()//total, 1), device=first.device)
         c = loss_curve(W[q], C[q], entries, weight[q])
         out = out+torch.nn.functional.interpolate(c[None, None], size=site.size+1, mode='linear', align_corners=True)[0, 0]
@@ -143,7 +160,8 @@ def curve(self:FieldJob, walk, n, m, f, site, u):
 def price(self:FieldJob, walk, n, m):
     "What a unit of error variance costs, per output: in the units of the norm behind it, over the scale of the stream it joins."
     user, scale = next(iter(n.users), None), torch.ones(len(m.weight), dtype=torch.float64, device=self.device)
-    norm = self.mods[rules.norm_name(user)] if user is not None and walk.rule.get(user) is rules.norm and len(n.users) == 1 else None
+    norm = module_of(walk, user) if user is not None and user.kind == 'norm' and len(n.users) == 1 else None
+    if not isinstance(norm, NORMS): norm = None
     if norm is None: return scale/walk.fields[n].var.double().sum().clamp(min=1e-20).sqrt()
     g2 = (scale if norm.weight is None else norm.weight.detach().double().square())/(norm.running_var.double()+norm.eps)
     return g2/self.stream(walk, n, user, norm)
@@ -152,21 +170,22 @@ def price(self:FieldJob, walk, n, m):
 def stream(self:FieldJob, walk, n, user, norm):
     "Square root of the variance of what the branch is added to and itself."
     own = (norm.weight.detach().double().square() if norm.weight is not None else torch.ones_like(norm.running_var).double()).sum()
-    add = next((u for u in user.users if walk.rule.get(u) is rules.add), None)
-    others = [walk.fields[a].var.double().sum() for a in (add.all_input_nodes if add else ()) if a is not user and walk.fields.get(a) is not None]
+    add = next((u for u in user.users if u.kind in ('add', 'sub')), None)
+    others = [walk.fields[a].var.double().sum() for a in (add.sources if add else ()) if a is not user and walk.fields.get(a) is not None]
     return (own+sum(others)).clamp(min=1e-20).sqrt()
 
 # %% ../nbs/27_best.ipynb #1b8ac947
 @patch
 def layer(self:FieldJob, n, m, f, bits):
     "One layer: refitted to the inputs that are left, cut, rounded, and its change of statistics settled."
-    name, roles = n.target, self.pending.get(n.target, {})
+    name = n.target
     if name in self.kept and self.recipe.projection == 'refit': self.find_copies(name)
-    if f is None or not (roles or bits or name in self.inputs) or not reads(m, f): return self.plain(name, bits)
-    x, W, rows = Patch(f, geometry(m, f.size), self.most), matrix(m), self.kept_rows(m, roles)
+    cut = self.inputs_kept(name) is not None or self.outputs_kept(name) is not None
+    if f is None or not self.layers[name].plain or not (cut or bits or name in self.inputs) or not reads(m, f) or not whole_channels(m, f, self.inputs_kept(name)): return self.plain(name, bits)
+    x, W, rows = Patch(f, geometry(n, m, f.size), self.most), matrix(m), self.kept_rows(m, name)
     old = x.statistics(W)
-    x = self.heard(name, m, f, self.reduce(name, m, x, W, roles, rows), roles)
-    self.pending.pop(name, None)
+    x = self.heard(n, m, f, self.reduce(name, m, x, W, rows))
+    self.pending.discard(name)
     if bits is not None: self.round_in(name, x, bits)
     self.settle(n, m, rows, [t[rows] for t in old], x.statistics(matrix(m)), len(W))
 
@@ -174,53 +193,64 @@ def reads(m, f):
     "Is the field one of what the layer reads?"
     return m.in_features == f.channels*f.size[0]*f.size[1] if isinstance(m, nn.Linear) else m.in_channels == f.channels
 
+def whole_channels(m, f, kept):
+    "Behind a flatten: are the columns those of whole channels, one after the other?"
+    if kept is None or not isinstance(m, nn.Linear) or f.size == (1, 1): return True
+    mask = torch.zeros(m.in_features, dtype=torch.bool); mask[kept] = True
+    return bool((mask.reshape(f.channels, -1) == mask.reshape(f.channels, -1)[:, :1]).all())
+
 @patch
-def kept_rows(self:FieldJob, m, roles):
-    role = next((r for r in ('out', 'depthwise') if r in roles), None)
-    return kept_entries(roles[role], len(m.weight), self.device) if role else torch.arange(len(m.weight), device=self.device)
+def kept_rows(self:FieldJob, m, name):
+    kept = self.outputs_kept(name)
+    return (torch.arange(len(m.weight)) if kept is None else kept).to(self.device)
 
 # %% ../nbs/27_best.ipynb #a1ae38f4
 @patch
-def reduce(self:FieldJob, name, m, x, W, roles, rows):
+def reduce(self:FieldJob, name, m, x, W, rows):
     "Cuts a layer, its columns refitted; what is left of the patch."
-    if 'depthwise' in roles: self.cut(name, {'depthwise': roles['depthwise']}); return x.only_groups(rows)
-    if 'in' in roles:
-        total = m.in_features if isinstance(m, nn.Linear) else m.in_channels
-        kept = x.index(kept_entries(roles['in'], total, self.device), total)
+    if self.layers[name].depthwise:
+        if len(rows) == len(W): return x
+        self.cut(name)
+        return x.only_groups(torch.unique(rows//(len(W)//x.groups)))
+    kept = self.inputs_kept(name)
+    if kept is not None:
+        kept = x.index(kept.to(self.device), inputs_of(m))
         for use, T, k, p in self.merges.pop(name, ()): merge_into(m, use, T, k, p)
-        self.cut(name, {'in': roles['in']})
+        self.cut(name, ('in',))
         if self.recipe.projection == 'refit':
             new = refit(x.fold(W), kept, x.p, x.G, start=x.fold(matrix(m)))
             with torch.no_grad(): m.weight.copy_(x.unfold(new).reshape(m.weight.shape))
         x = x.only(kept)
-    if 'out' in roles: self.cut(name, {'out': roles['out']})
+    self.cut(name, ('out',))
     return x
 
 # %% ../nbs/27_best.ipynb #9743564d
 @patch
-def heard(self:FieldJob, name, m, f, x, roles):
+def heard(self:FieldJob, n, m, f, x):
     "The patch `x`, once the layer's input is on its grid."
-    if name not in self.inputs: return x
-    f = still_read(m, f, roles)
-    return Patch(self.inputs[name].through(f, *self.bounds[name]), geometry(m, f.size), self.most)
+    if n.target not in self.inputs: return x
+    f = self.still_read(m, f, n.target)
+    return Patch(self.inputs[n.target].through(f, *self.bounds[n.target]), geometry(n, m, f.size), self.most)
 
-def still_read(m, f, roles):
+@patch
+def still_read(self:Job, m, f, name):
     "The field of the channels that a layer reads when it is cut."
-    if 'in' not in roles and 'depthwise' not in roles: return f
+    kept = self.outputs_kept(name) if name in self.layers and self.layers[name].depthwise else self.inputs_kept(name)
+    if kept is None: return f
     each = f.size[0]*f.size[1] if isinstance(m, nn.Linear) else 1
-    return slice_channels(f, torch.unique(kept_entries(roles.get('in') or roles['depthwise'], f.channels*each, f.mean.device)//each))
+    return slice_channels(f, torch.unique(kept.to(f.mean.device)//each))
 
 # %% ../nbs/27_best.ipynb #edf4bbdc
 @patch
 def find_copies(self:FieldJob, name):
     "What can be handed on exactly is handed on exactly: pruned channels that are multiples of one kept channel."
     site, (kept, pruned) = self.sites[name], self.kept[name]
-    for path in dict.fromkeys(u.path for u in site.consumers):
-        linear = all(s.kind != 'act' or self.homogeneous(s) for s in path)
+    for path, uses in self.readers(site).items():
+        if path is None or not self.plain_weight(path.layer): continue
+        linear = all(s.kind != 'act' or self.homogeneous(s) for s in path.steps)
         T = copies(self.channels(site, path).vectors.augmented(1.), kept, pruned, linear)
         if not T.any(): continue
-        for u in site.consumers:
-            if u.path == path: self.merges.setdefault(u.module, []).append((u, T, kept, pruned))
+        for u in (u for u in uses if self.plain_weight(u.module)): self.merges.setdefault(u.module, []).append((u, T, kept, pruned))
 
 @patch
 def homogeneous(self:FieldJob, s):
@@ -253,28 +283,28 @@ def settle(self:FieldJob, n, m, rows, old, new, total):
 
 # %% ../nbs/27_best.ipynb #984ce174
 @patch
-def last(self:FieldJob, n): return all(u.op == 'output' or self.walk.rule.get(u) in PASSING and self.last(u) for u in n.users)
+def last(self:FieldJob, n): return all(u.op == 'output' or u.kind in PASSING and self.last(u) for u in n.users)
 
-PASSING = (rules.same, rules.reshape, rules.add, rules.cat)
+PASSING = ('same', 'reshape', 'add', 'sub', 'shift', 'cat')
 
 @patch
 def absorbed(self:FieldJob, n):
     "Does every reader of these channels normalise them first?"
-    def norm_or_on(u): return self.walk.rule.get(u) is rules.norm or self.walk.rule.get(u) in PASSING and self.absorbed(u)
+    def norm_or_on(u): return isinstance(module_of(self.walk, u), NORMS) or u.kind in PASSING and self.absorbed(u)
     return len(n.users) > 0 and all(norm_or_on(u) for u in n.users)
 
 @patch
-def carry(self:FieldJob, n, rule, m):
+def carry(self:FieldJob, n, kind, m):
     "Hands changes of statistics on to where they are taken up."
-    ins = [a for a in n.all_input_nodes if a.meta.get('tensor')]
-    if rule is rules.norm and ins[0] in self.drift:
-        (dm, dv, v), name = self.drift[ins[0]], rules.norm_name(n)
-        m = self.mods[name]
-        self.norms[name] = reestimate(m.running_mean, m.running_var, (0*dm, v), (dm, v+dv))
-    elif rule in PASSING and any(a in self.drift for a in ins):
-        f, zero = self.walk.fields[n], lambda a: [torch.zeros(a.meta['shape'][1], dtype=torch.float64, device=self.device)]*3
+    ins = n.sources
+    if kind == 'norm' and ins[0] in self.drift and isinstance(m, NORMS):
+        dm, dv, v = self.drift[ins[0]]
+        self.norms[norm_name(n)] = reestimate(m.running_mean, m.running_var, (0*dm, v), (dm, v+dv))
+    elif kind in PASSING and any(a in self.drift for a in ins):
+        f, zero = self.walk.fields[n], lambda a: [torch.zeros(a.shape[1], dtype=torch.float64, device=self.device)]*3
         parts = [self.drift.get(a) or zero(a) for a in ins]
-        join = (lambda t: torch.cat(t)) if rule is rules.cat else sum
+        if kind == 'sub' and len(parts) > 1: parts[1] = [-parts[1][0], *parts[1][1:]]
+        join = (lambda t: torch.cat(t)) if kind == 'cat' else sum
         if f is not None: self.drift[n] = [join([p[0] for p in parts]), join([p[1] for p in parts]), f.var.double()]
 
 # %% ../nbs/27_best.ipynb #00bb9cd7
@@ -292,7 +322,7 @@ def site_curves(
     "What the model expects removal to cost, site by site. Raises the errors of `compress`."
     recipe, work = get_recipe(recipe), WorkingCopy(model)
     check_finite(model)
-    job = JOBS[recipe.metric](work.net, find_sites(work.net, floating(example_inputs, work.device, work.dtype), tuple(ignored_layers)), recipe)
+    job = JOBS[recipe.metric](work.net, find_sites(work.net, floating(example_inputs, work.device, work.dtype), tuple(ignored_layers), verify=False), recipe)
     return job.curves(job.sites)
 
 # %% ../nbs/27_best.ipynb #f24bd8a4

@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from . import __version__
 from .errors import FileError, UnsupportedError
 from .quantizer import pack, unpack, Quantized, GRIDS
-from .trace import CONVS, LAYERS, NORMS
+from .graph.sites import LAYERS
+from .graph.steps import NORMS
 from .compress import Compressed
 
 # %% ../nbs/40_checkpoint.ipynb #984aae16

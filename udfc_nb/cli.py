@@ -17,7 +17,6 @@ from pathlib import Path
 import safetensors.torch, torch
 from torch import nn
 from . import __version__
-from .channels import PRUNED
 from .activations import input_range
 from .best import site_curves
 from .budget import CAP
@@ -29,7 +28,8 @@ from .evaluate import MEAN, STD, image_folder, image_transform, top_k
 from .refine import METHODS, refine
 from .measure import RUNTIMES, bench, bench_csv, bench_table
 from .errors import ExampleInputError, FileError, UDFCError
-from .graph import find_sites, verdict
+from .graph.proof import find_sites
+from .graph.sites import PRUNED, verdict
 from .recipe import RECIPES, get_recipe, recipe_from_json
 from .report import count
 

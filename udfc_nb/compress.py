@@ -15,9 +15,10 @@ from . import __version__
 from .errors import BitsError, BudgetError
 from .quantizer import check_bits
 from .assumption import check_ratio
-from .trace import check_names, layer_names
-from .bookkeeping import PRUNED, SINGLE, OWN
-from .graph import find_sites, is_under
+from .graph.record import check_names
+from .graph.proof import prove, sites_of
+from .graph.sites import LAYERS, PRUNED, SINGLE, is_under, layer_names
+from .graph.steps import is_norm
 from .recipe import get_recipe, PREPARATIONS
 from .job import JOBS, WorkingCopy, unwrap, check_finite, floating
 from .report import Report, count
@@ -79,15 +80,27 @@ def _report(model, job, before, after, settings, seconds):
     total = params(job.net)
     bits = 32*total+sum((q.bits-32)*q.codes.numel() for q in job.codes.values())
     totals = dict(params=total, params_before=params(model), macs=sum(r['macs'] for r in rows), macs_before=sum(r['macs_before'] for r in rows),
-        effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds)
+        effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds, difference=job.graph.proof.difference if job.graph.proof else None)
     return Report(rows, totals, asdict(job.recipe), __version__, settings, job.notes)
 
 # %% ../nbs/17_compress.ipynb #955cf3c3
-def _carry_out(job, asked, bits, reads, macs, input_range):
-    "All that changes the working copy; `asked` are the settings."
-    average, own = asked['weight_bits'], asked['layer_bits']
+def untouched(model):
+    "A note on the parameters that stand in no convolution, linear layer or norm."
+    held = {id(p) for n, m in model.named_modules() if isinstance(m, LAYERS) or is_norm(m) for p in m.parameters()}
+    rest = [(n, p.numel()) for n, p in model.named_parameters() if id(p) not in held and sum(k > 1 for k in p.shape) > 1]
+    if not rest: return []
+    return [f'note: {sum(k for _, k in rest):,} parameters, the first are {rest[0][0]!r}, stand in no convolution or linear module; they are not rounded']
+
+def _choose(job, asked, bits, reads, macs):
+    "Which channels stay, and the widths of the layers; nothing is changed yet. `asked` are the settings."
     job.select(asked['pruning_ratio'], asked['layer_ratios'], macs)
-    if asked['size_budget'] is not None: bits = job.fit(asked['size_budget'], bits, {n for n, b in bits.items() if b is not None and n not in own}, set(asked['layer_ratios']), reads)
+    if asked['size_budget'] is None: return bits
+    free = {n for n, b in bits.items() if b is not None and n not in asked['layer_bits']}
+    return job.fit(asked['size_budget'], bits, free, set(asked['layer_ratios']), reads)
+
+def _carry_out(job, asked, bits, reads, input_range):
+    "All that changes the working copy."
+    average = asked['weight_bits']
     if average is not None and average != int(average): bits = job.spread_bits(bits, average)
     for step in job.recipe.prepare: PREPARATIONS[step](job)
     if asked['activation_bits'] is not None: job.find_ranges(reads, input_range)
@@ -109,6 +122,9 @@ def compress(
     layer_ratios:dict=None, # layer name → its own ratio
     layer_bits:dict=None, # layer name → its own width, or None
     input_range:tuple=None, # (low, high) of the network's inputs, for their grid; None: (−3, 3), as normalised images have it
+    sites:str='own', # 'own': channels that one layer makes; 'all': also those of layers that meet in a sum, which go together
+    verify:bool=True, # run the cut network beside the original, and leave whole what differs
+    more_examples:tuple=(), # further inputs that take other branches of the forward
     device=None, # where to compute; the result goes back to where `model` is
     progress=None, # True for a bar, or a function (done, total, layer)
 )->Compressed:
@@ -122,12 +138,25 @@ def compress(
     bits, reads = bits_per_layer(model, weight_bits if size_budget is None else 8, widths, ignored), bits_per_layer(model, activation_bits, {}, ignored)
     work = WorkingCopy(model, device)
     example = floating(example_inputs, work.device, work.dtype)
-    graph = find_sites(work.net, example, ignored)
-    bits = {n: None if graph.reasons[n] == OWN else b for n, b in bits.items()} # such weights are computed anew at every call
+    more = tuple(floating(e, work.device, work.dtype) for e in more_examples)
+    graph, rebuild, prover = sites_of(work.net, example, ignored, sites, more)
+    own = {n for n in bits if bits[n] is not None and (n in graph.layers and not graph.layers[n].plain or 'weight' not in work.net.get_submodule(n)._parameters)} # computed anew at every call
+    bits = {n: None if n in own else b for n, b in bits.items()}
     before, (tick, done) = count(work.net, example), _ticker(progress)
-    job = JOBS[recipe.metric](work.net, graph, recipe, tick)
-    settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, activation_bits=activation_bits, budget=recipe.budget, size_budget=size_budget, ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths)
-    try: _carry_out(job, settings, bits, reads, {n: c['macs'] for n, c in before.items()}, input_range)
+    macs = {n: c['macs'] for n, c in before.items()}
+    settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, activation_bits=activation_bits, budget=recipe.budget, size_budget=size_budget, ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths, sites=sites)
+    job, widened = None, bits
+    def select(graph):
+        nonlocal job, widened
+        job = JOBS[recipe.metric](work.net, graph, recipe, tick)
+        widened = _choose(job, settings, bits, reads, macs)
+        return job.kept
+    try:
+        if verify: graph = prove(graph, rebuild, prover, select)
+        else: select(graph)
+        _carry_out(job, settings, widened, reads, input_range)
     finally: done()
+    if own: job.notes.append(f'note: {len(own)} layers, the first is {min(own)!r}, compute their weights anew at every call; these are not rounded')
+    if not before or any(b is not None for b in bits.values()): job.notes += untouched(model)
     report = _report(model, job, before, count(work.net, example), settings, time.perf_counter()-start)
     return Compressed(work.give_back(), report, job.codes, {n: k.cpu() for n, (k, _) in job.kept.items()}, example_inputs)

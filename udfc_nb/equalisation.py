@@ -11,7 +11,8 @@ import torch, torch.nn as nn
 from .best import FieldJob
 from .job import JOBS
 from .recipe import Recipe, RECIPES, METRICS, PREPARATIONS
-from .surgery import norm_affine, scale_into
+from .graph.steps import NORMS, norm_name
+from .graph.surgery import columns_of, norm_affine, scale_into
 
 # %% ../nbs/31_equalisation.ipynb #d42908fb
 def balance(
@@ -50,28 +51,25 @@ ROUNDS = 20 # of the pairs of a chain
 
 def _chain(job, site):
     "A site's links: [(layer, norm behind it)], the consumers; None if factors cannot pass."
-    paths = {u.path for u in site.consumers}
-    if len(site.producers) > 1 or len(paths) != 1 or site.groups > 1 or any(u.role not in ('out', 'in', 'norm', 'depthwise') for u in site.space.uses): return None
+    paths = job.readers(site)
+    if len(site.producers) > 1 or len(paths) != 1 or None in paths or site.groups > 1 or any(u.role not in ('out', 'in', 'norm', 'depthwise') for u in site.uses): return None
     links = [[job.mods[site.name], None]]
-    for s in next(iter(paths)):
+    for s in next(iter(paths)).steps:
         m = job.mods.get(s.module)
         if s.kind == 'norm':
-            if links[-1][1] is not None or s.offset or len(m.running_mean) != site.size or m.weight is None or m.bias is None: return None
+            if links[-1][1] is not None or len(m.running_mean) != site.size or m.weight is None or m.bias is None: return None
             links[-1][1] = m
         elif s.kind == 'depthwise': links.append([m, None])
         elif s.kind == 'act':
-            if isinstance(m, nn.ReLU6): m.max_val = math.inf
-            x = torch.linspace(-3, 3, 7, device=job.mods[site.name].weight.device)
-            if not torch.allclose(job.apply(s, 2*x), 2*job.apply(s, x)): return None
+            if isinstance(m := job.mods[s.node.module], nn.ReLU6): m.max_val = math.inf; continue # as DFQ does
+            if not job.homogeneous(s): return None
         elif s.kind != 'spatial': return None
     if any(len(m.weight) != site.size for m, _ in links): return None
     return links
 
-def _columns(m, use, size):
-    "Largest weight of every channel of a space in a consumer."
-    w = m.weight.detach().abs()
-    part = w[:, use.offset:use.offset+size*use.repeat] if getattr(m, 'groups', 1) == 1 else None
-    return part.reshape(len(w), size, -1).amax((0, 2)).double() if part is not None else None
+def _columns(m, use):
+    "Largest weight of every channel of a site in a consumer."
+    return columns_of(m, use).abs().amax((0, 2)).double()
 
 # %% ../nbs/31_equalisation.ipynb #96246998
 @torch.no_grad()
@@ -85,7 +83,7 @@ def equalise(job):
         for _ in range(ROUNDS):
             moved = 0.
             for i, (m, norm) in enumerate(links):
-                behind = rows(links[i+1][0]) if i+1 < len(links) else torch.stack([_columns(job.mods[u.module], u, site.size) for u in site.consumers]).amax(0)
+                behind = rows(links[i+1][0]) if i+1 < len(links) else torch.stack([_columns(job.mods[u.module], u) for u in site.consumers]).amax(0)
                 s = balance(rows(m), behind)
                 fold_rows(m, norm, s)
                 if i+1 < len(links): links[i+1][0].weight.mul_(s.to(m.weight.dtype).reshape(-1, *[1]*(m.weight.dim()-1)))
@@ -100,14 +98,14 @@ def absorb(job):
     "What a channel hardly ever falls below goes into the next layer's constant (DFQ)."
     for name, site in job.sites.items():
         links = _chain(job, site)
-        if links is None or len(links) > 1 or links[0][1] is None or any(s.kind == 'spatial' for s in site.consumers[0].path): continue
+        if links is None or len(links) > 1 or links[0][1] is None or any(s.kind == 'spatial' for s in next(iter(job.readers(site))).steps): continue
         norm = links[0][1]
         a = (norm.bias-3*norm.weight.abs()).clamp(min=0)
         takers = [(u, job.mods[u.module], _taker(job, u.module)) for u in site.consumers]
         if not a.any() or any(t is None or getattr(m, 'groups', 1) > 1 for _, m, t in takers): continue
         norm.bias.sub_(a)
         for u, m, t in takers:
-            w = m.weight[:, u.offset:u.offset+site.size*u.repeat].flatten(2).sum(2) if m.weight.dim() > 2 else m.weight[:, u.offset:u.offset+site.size*u.repeat].unflatten(1, (site.size, u.repeat)).sum(2)
+            w = columns_of(m, u).sum(2)
             if isinstance(t, nn.Parameter): t.add_(w@a)
             else: t.sub_(w@a)
 
@@ -115,9 +113,9 @@ def _taker(job, name):
     "What takes up a constant behind a layer: its bias, or the running mean of the norm that alone reads it."
     m = job.mods[name]
     if m.bias is not None: return m.bias
-    users = [u for n in job.graph.gm.graph.nodes if n.target == name for u in n.users]
-    norm = job.mods.get(users[0].target) if len(users) == 1 and users[0].op == 'call_module' else None
-    return norm.running_mean if isinstance(norm, nn.modules.batchnorm._BatchNorm) else None
+    users = [u for n in job.layers[name].calls for u in n.users]
+    norm = job.mods.get(norm_name(users[0])) if len(users) == 1 and users[0].kind == 'norm' else None
+    return norm.running_mean if isinstance(norm, NORMS) else None
 
 # %% ../nbs/31_equalisation.ipynb #f632608f
 class MeanJob(FieldJob):

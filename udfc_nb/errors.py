@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UDFCError', 'RatioError', 'BitsError', 'RecipeError', 'LayerNameError', 'ExampleInputError', 'BudgetError',
-           'TraceError', 'NonFiniteError', 'UnsupportedError', 'FileError', 'Cancelled']
+           'NonFiniteError', 'UnsupportedError', 'FileError', 'Cancelled']
 
 # %% ../nbs/08_errors.ipynb #f054abd2
 class UDFCError(Exception):
@@ -28,7 +28,6 @@ class ExampleInputError(UDFCError, ValueError): "`example_inputs` that the netwo
 class BudgetError(UDFCError, ValueError): "A budget that is unknown, or that no allotment can meet."
 
 # %% ../nbs/08_errors.ipynb #bf05c93b
-class TraceError(UDFCError, RuntimeError): "A network whose forward cannot be followed by `torch.fx`."
 class NonFiniteError(UDFCError, ValueError): "Weights or statistics that are not finite numbers."
 class UnsupportedError(UDFCError, NotImplementedError): "A layer or a request that this package refuses rather than guesses."
 class FileError(UDFCError, ValueError): "A file that is damaged, hostile, of another version, or not one of ours."

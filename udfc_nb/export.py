@@ -12,15 +12,17 @@ import copy, importlib, io, json, math, os, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn
+from torch.utils._pytree import tree_map
 from fastcore.basics import patch
-from .activations import folded_pairs
+from .activations import folds_of
 from .checkpoint import write_atomic
 from .compress import Compressed
 from .errors import ExampleInputError, FileError, UnsupportedError
 from .notation import affine
 from .quantizer import Quantized
-from .surgery import norm_affine
-from .trace import LAYERS, call_args, is_norm
+from .graph.record import call_args
+from .graph.sites import LAYERS
+from .graph.surgery import norm_affine
 
 # %% ../nbs/41_export.ipynb #4a6ad7b1
 @dataclass
@@ -56,10 +58,11 @@ def to_integers(
 def fold_norms_(
     model:nn.Module, # is changed: batch norms become identities
     codes:dict, # layer name → `Integers`; is changed
+    pairs:list, # from `folds_of`
 )->dict: # layer name → (mean, standard deviation) of each output channel, as the batch norm states them
     "Folds batch norms into the convolutions before them."
     mods, known = dict(model.named_modules()), {}
-    for name, norm in folded_pairs(model):
+    for name, norm in pairs:
         conv, bn = mods[name], mods[norm]
         c, b = (t.float() for t in norm_affine(bn))
         i, one = codes.get(name), [-1]+[1]*(conv.weight.dim()-1)
@@ -90,6 +93,8 @@ def _plain(model):
         grids[n] = q
         m.__class__ = getattr(type(m), 'stock', None) or next(k for k in type(m).__mro__ if k in LAYERS)
     return net, grids
+
+def _float(a): return a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
 
 def _batched(example_inputs, model):
     "Example inputs for `torch.export`, of batch two, and which axis may vary."
@@ -296,7 +301,7 @@ def onnx_graph(
     ints = {n: halve(i) if reduce_range else i for n, i in ints.items() if i is not None}
     with torch.no_grad():
         for n, i in ints.items(): net.get_submodule(n).weight.copy_(i.dequantize())
-    law = fold_norms_(net, ints)
+    law = fold_norms_(net, ints, folds_of(net, tree_map(_float, example_inputs)))
     with torch.no_grad():
         for n in set(ints) & set(grids):
             m = net.get_submodule(n)

@@ -13,7 +13,7 @@ import torch, torch.nn as nn
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 from .errors import ExampleInputError, NonFiniteError, UnsupportedError
-from .trace import is_norm
+from .graph.steps import is_norm
 
 # %% ../nbs/33_images.ipynb #a5fd1a50
 def running_norms(

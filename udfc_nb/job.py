@@ -7,18 +7,21 @@ __all__ = ['JOBS', 'unwrap', 'check_finite', 'WorkingCopy', 'floating', 'fresh_n
 
 # %% ../nbs/16_job.ipynb #48f2ae50
 import copy
+from dataclasses import replace
+import numpy as np
 import torch, torch.nn as nn
-from torch import fx
+from torch.utils._pytree import tree_map
 from fastcore.basics import patch
 from .errors import NonFiniteError, UnsupportedError
-from .trace import NORMS
 from .quantizer import GRIDS
 from .assumption import CRITERIA, check_ratio, n_kept, split_channels
 from .error import pruning_error
 from .solution import solve_scale
 from .paths import from_filters, through_norm, through_depthwise, through_gate, through_slopes, through_sum, Vectors
-from .graph import find_sites, call_order
-from .surgery import matrix, norm_affine, keep_rows, keep_columns, keep_depthwise, keep_norm, keep_entries, merge_into, scale_into, kept_entries
+from .graph.proof import copied
+from .graph.record import evaluate, rerun
+from .graph.steps import NORMS, consumer_paths, norm_name
+from .graph.surgery import cut_inputs, cut_outputs, cut_rest, kept_columns, matrix, merge_into, norm_affine, out_first, scale_into
 from .recipe import Channels, PROJECTIONS
 
 # %% ../nbs/16_job.ipynb #d6229fb1
@@ -46,14 +49,19 @@ def check_finite(
 
 # %% ../nbs/16_job.ipynb #f7ab505c
 class WorkingCopy:
-    "A float32 copy (float64 if there are such weights) in eval mode that can be given back as the original came."
+    "A copy in eval mode that can be given back as the original came; half precision is computed in float32."
     def __init__(self, model, device=None):
         first = next(model.parameters(), torch.zeros(1))
         self.home, self.dtypes = first.device, {n: t.dtype for n, t in _state(model)}
-        self.net, self.device = copy.deepcopy(model), torch.device(device or first.device)
+        self.net = copied(model)
+        self.device = torch.device(device or first.device)
         self.modes = {n: m.training for n, m in self.net.named_modules()}
-        self.dtype = torch.float64 if torch.float64 in self.dtypes.values() else torch.float32
-        self.net.to(self.device, self.dtype).eval()
+        kinds = {d for d in self.dtypes.values() if d.is_floating_point}
+        self.dtype = kinds.pop() if len(kinds) == 1 else None # None: several, each stays as it is
+        if self.dtype in (torch.float16, torch.bfloat16): self.dtype = torch.float32
+        self.net.to(self.device).eval()
+        for _, t in _state(self.net):
+            if self.dtype is not None and t.is_floating_point(): t.data = t.data.to(self.dtype)
     def give_back(self):
         for n, m in self.net.named_modules(): m.training = self.modes[n]
         for n, t in _state(self.net): t.data = t.data.to(self.home, self.dtypes[n])
@@ -62,10 +70,10 @@ class WorkingCopy:
 # %% ../nbs/16_job.ipynb #c996b46d
 def floating(
     tree, # a tensor, or tuples, lists and dicts of tensors
-    device, dtype,
+    device, dtype, # None: as they are
 ): # the same tree
     "Inputs on a device, the floating ones in a dtype."
-    return fx.node.map_aggregate(tree, lambda t: (t.to(device, dtype) if t.is_floating_point() else t.to(device)) if isinstance(t, torch.Tensor) else t)
+    return tree_map(lambda t: t.to(device, dtype or t.dtype if t.is_floating_point() else t.dtype) if isinstance(t, torch.Tensor) else t, tree)
 
 # %% ../nbs/16_job.ipynb #6024ca36
 def fresh_norms(
@@ -85,58 +93,57 @@ class Job:
         progress=lambda done, total, layer: None, # called before every layer; may raise to stop
     ):
         self.net, self.graph, self.recipe, self.mods = net, graph, recipe, dict(net.named_modules())
-        self.order, self.sites = call_order(graph.gm), {s.name: s for s in graph.sites}
+        self.order, self.sites, self.layers = graph.order, {s.name: s for s in graph.sites}, graph.layers
         self.progress, self.done, self.total = progress, 0, len(self.order)
-        self.nodes = {n.name: n for n in graph.gm.graph.nodes}
+        self.paths, self.gone = {}, None # site → its readers by path; which labels go
         fresh = fresh_norms(net) # notes are for the report
         self.notes = [f'note: {len(fresh)} norms, the first is {fresh[0]!r}, have the running statistics of a fresh network; what stands on them is worth no more'] if fresh else []
         self.kept, self.codes, self.errors = {}, {}, {} # per layer: (K, P), `Quantized`, share of energy lost
         self.starts = {} # layer → its filters' `Vectors`, for as long as one site is looked at
+        self.unmerged = set() # readers whose path is not known
         self.inputs, self.bounds = {}, {} # layer → the grid that it reads through, and between what its input lies (notebook 28)
     def tick(self, layer=''): self.progress(self.done, self.total, layer); self.done += 1
 
 # %% ../nbs/16_job.ipynb #24d7730b
 @patch
-def vectors(self:Job, layer, path):
-    "A layer's output channels, behind the steps of `path`."
-    m = self.mods[layer]
-    if layer not in self.starts: self.starts[layer] = from_filters(m.weight, m.bias, getattr(m, 'groups', 1))
-    v = self.starts[layer]
-    for s in path: v = self.through(v, s)
+def vectors(self:Job, path):
+    "The channels at the end of a `Path`."
+    m = self.mods[path.layer]
+    if path.layer not in self.starts: self.starts[path.layer] = from_filters(out_first(m), m.bias, getattr(m, 'groups', 1))
+    v = self.starts[path.layer]
+    if path.rows != tuple(range(len(v.b))): rows = torch.tensor(path.rows, device=v.b.device); v = Vectors(v.G[rows][:, rows], v.b[rows])
+    for s in path.steps: v = self.through(v, s)
     return v
 
 @patch
 def tensor(self:Job, name):
-    "A parameter or buffer by its name, as a vector."
+    "A parameter or buffer by its name."
     owner, _, field = name.rpartition('.')
-    return getattr(self.mods[owner], field).detach().flatten()
+    return getattr(self.mods[owner], field).detach()
 
 # %% ../nbs/16_job.ipynb #771b81e5
 @patch
 def through(self:Job, v, s):
     "The channels behind one step."
-    m, cut = self.mods.get(s.module), slice(s.offset, s.offset+len(v.b))
-    if s.kind == 'norm': return through_norm(v, *norm_affine(m, s.offset, len(v.b)))
-    if s.kind == 'depthwise': return through_depthwise(v, m.weight[cut], None if m.bias is None else m.bias[cut])
-    if s.kind == 'sum': return through_sum(v, self.vectors(self.origin(s.other[0]), s.other[1]))
+    at = torch.tensor(s.index, device=v.b.device)
+    if s.kind == 'norm': return through_norm(v, *norm_affine(self.mods[s.module], at))
+    if s.kind == 'depthwise': m = self.mods[s.module]; return through_depthwise(v, m.weight[at], None if m.bias is None else m.bias[at])
+    if s.kind == 'sum': return through_sum(v, self.vectors(s.other))
     if s.kind in ('slopes', 'scale', 'shift'):
-        p = self.tensor(s.module)
-        p = p[cut] if len(p) > 1 else p.expand(len(v.b))
+        p = evaluate(s.fixed, self.tensor).detach().flatten()
+        p = p[at] if len(p) > 1 else p.expand(len(v.b))
         return through_slopes(v, p) if s.kind == 'slopes' else through_norm(v, p, 0*p) if s.kind == 'scale' else through_norm(v, 0*p+1, p)
-    return through_gate(v, *self.gate(*s.other)) if s.kind == 'gate' else v
-
-@patch
-def origin(self:Job, space): return self.graph.follower.origin[space]
+    return through_gate(v, *self.gate(s.other)) if s.kind == 'gate' else v
 
 # %% ../nbs/16_job.ipynb #6e3b18f3
 @patch
-def gate(self:Job, space, path):
+def gate(self:Job, path):
     "A gate's channels before its last activations, and those activations' value and slope at the constant part."
-    last = max((i+1 for i, s in enumerate(path) if s.kind not in ('act', 'spatial')), default=0)
-    v = self.vectors(self.origin(space), path[:last])
+    last = max((i+1 for i, s in enumerate(path.steps) if s.kind not in ('act', 'spatial')), default=0)
+    v = self.vectors(replace(path, steps=path.steps[:last]))
     with torch.enable_grad():
         b = v.b.clone().requires_grad_(True); y = b*1
-        for s in path[last:]:
+        for s in path.steps[last:]:
             if s.kind == 'act': y = self.apply(s, y.clone())
         slope = torch.autograd.grad(y.sum(), b)[0] if y.requires_grad else torch.zeros_like(b)
     return v, y.detach(), slope
@@ -144,10 +151,7 @@ def gate(self:Job, space, path):
 @patch
 def apply(self:Job, s, x):
     "Runs the recorded operation of an 'act' step on a tensor."
-    n = self.nodes[s.node]
-    if n.op == 'call_module': return self.mods[n.target](x)
-    args = [x if isinstance(a, fx.Node) else a for a in n.args]
-    return getattr(x, n.target)(*args[1:], **n.kwargs) if n.op == 'call_method' else n.target(*args, **n.kwargs)
+    return rerun(s.node, x, self.tensor)
 
 # %% ../nbs/16_job.ipynb #db33314a
 @patch
@@ -160,64 +164,91 @@ def select(
     "Which channels every site keeps, by the recipe's criterion on the original weights. Raises `RatioError`."
     score = CRITERIA[self.recipe.criterion]
     for name, site in self.sites.items():
-        n = site.groups*n_kept(site.size//site.groups, check_ratio(layer_ratios.get(name, ratio), name))
-        if n < site.size: self.kept[name] = split_channels(score(self.mods[name].weight.detach()), n, site.groups)
+        n = site.groups*n_kept(len(site.units)//site.groups, check_ratio(layer_ratios.get(name, ratio), name))
+        if n < len(site.units): self.kept[name] = self.take(site, score, n)
+
+@patch
+def take(self:Job, site, score, n):
+    "The n units of a site with the highest scores, equally many of every group, as channels (K, P)."
+    s = score(out_first(self.mods[site.name]).detach())[torch.as_tensor(site.rows)]
+    units = torch.as_tensor(site.units, device=s.device)
+    kept, _ = split_channels(s[units[:, 0]] if units.shape[1] == 1 else s[units].square().sum(1).sqrt(), n, site.groups)
+    gone = torch.ones(site.size, dtype=torch.bool, device=s.device).index_fill(0, units[kept].flatten(), False)
+    return (~gone).nonzero()[:, 0], gone.nonzero()[:, 0]
 
 # %% ../nbs/16_job.ipynb #3c928ba9
 @patch
 def channels(self:Job, site, path):
     "What a projection sees of a site along a path."
-    first, stats = next((s for s in path if s.kind == 'norm'), None), None
+    first, stats = next((s for s in path.steps if s.kind == 'norm'), None), None
+    W = out_first(self.mods[site.name]).detach().flatten(1)
     if first is not None:
-        n, cut = self.mods[first.module], slice(first.offset, first.offset+site.size)
-        fill = lambda t, like, v: torch.full_like(like, v) if t is None else t.detach()[cut]
-        mu = n.running_mean[cut]
-        stats = fill(n.weight, mu, 1.), fill(n.bias, mu, 0.), mu, n.running_var[cut]
-    return Channels(matrix(self.mods[site.name]), self.vectors(site.name, path), stats, site.groups)
+        n, at = self.mods[first.module], torch.tensor(first.index, device=W.device)
+        fill = lambda t, like, v: torch.full_like(like, v) if t is None else t.detach()[at]
+        mu = n.running_mean[at]
+        stats = fill(n.weight, mu, 1.), fill(n.bias, mu, 0.), mu, n.running_var[at]
+    return Channels(W if len(W) == site.size else W[torch.as_tensor(site.rows)], self.vectors(path), stats, site.groups)
+
+@patch
+def readers(self:Job, site):
+    "Path → uses of a site's readers."
+    if site.name not in self.paths: self.paths[site.name] = consumer_paths(self.graph, site)
+    return self.paths[site.name]
 
 # %% ../nbs/16_job.ipynb #9e8feaa8
 @patch
 def prune(self:Job, name):
-    "Hands the pruned channels' load to the kept ones, in every consumer."
+    "Hands the pruned channels' load to the kept ones, in every consumer whose path is known."
     site, (kept, pruned), lost, total = self.sites[name], self.kept[name], 0., 0.
     self.starts.clear() # weights have changed since the site before
-    for path in dict.fromkeys(u.path for u in site.consumers):
+    for path, uses in self.readers(site).items():
+        if path is None or not all(map(self.plain_weight, (path.layer, *(u.module for u in uses)))): self.unmerged.update({u.module for u in uses}); continue
         ch = self.channels(site, path)
         T = PROJECTIONS[self.recipe.projection](ch, kept, pruned, self.recipe)
-        for u in site.consumers:
-            if u.path == path: merge_into(self.mods[u.module], u, T, kept, pruned)
+        for u in uses: merge_into(self.mods[u.module], u, T, kept, pruned)
         G = ch.vectors.augmented(self.recipe.lam1)
         lost, total = lost+pruning_error(G, T, kept, pruned).sum().item(), total+G.diagonal()[pruned].sum().item()
     self.errors[name] = lost/total if total > 0 else 0.
 
 # %% ../nbs/16_job.ipynb #ad8ac856
 @patch
-def uses(self:Job):
-    "Module → role → (use, kept, channels) of every pruned space."
-    out = {}
-    for name, (kept, _) in self.kept.items():
-        for u in self.sites[name].space.uses: out.setdefault(u.module, {}).setdefault(u.role, []).append((u, kept, self.sites[name].size))
-    return out
+def plain_weight(self:Job, name):
+    "Is the layer a module that reads its weight as it is stored?"
+    return self.layers[name].plain and name in self.mods
+
+@patch
+def begin(self:Job):
+    "Which labels go, now that the channels are chosen."
+    self.gone = self.graph.removed(self.kept)
+
+@patch
+def inputs_kept(self:Job, name):
+    "Indices of a layer's inputs that stay; None if all do."
+    l = self.layers.get(name)
+    return None if l is None else kept_columns(self.graph.record, self.gone, l)
+
+@patch
+def outputs_kept(self:Job, name):
+    "Indices of a layer's outputs that stay; None if all do."
+    l = self.layers.get(name)
+    return None if l is None or l.rows is None or not self.gone[l.rows].any() else torch.from_numpy(np.flatnonzero(~self.gone[l.rows]))
 
 # %% ../nbs/16_job.ipynb #df170f5c
 @patch
-def cut(self:Job, name, roles):
-    "Slices one module, or one parameter, to what is kept of it."
-    if 'entries' in roles:
-        (owner, _, field), r = name.rpartition('.'), roles['entries']
-        return keep_entries(self.mods[owner], field, kept_entries(r, len(self.tensor(name)), r[0][1].device))
-    m = self.mods[name]
-    total = dict(norm=lambda: len(m.running_mean), depthwise=lambda: m.out_channels, out=lambda: len(m.weight),
-        **{'in': lambda: m.in_features if isinstance(m, nn.Linear) else m.in_channels})
-    for role, f in dict(norm=keep_norm, depthwise=keep_depthwise, out=keep_rows, **{'in': keep_columns}).items():
-        if role in roles: f(m, kept_entries(roles[role], total[role](), roles[role][0][1].device))
+def cut(self:Job, name, sides=('in', 'out')):
+    "Slices one layer to what is kept of it."
+    l = self.layers[name]
+    if l.name != name: return # another module of the same weight
+    if 'in' in sides: cut_inputs(self.net, self.graph.record, self.gone, l)
+    if 'out' in sides and l.rows is not None: cut_outputs(self.net, self.graph.record, self.gone, l)
 
 # %% ../nbs/16_job.ipynb #47fb77f9
 @patch
 def affine_of(self:Job, site, m):
     "c and b right behind a site's producer."
-    first = next(iter(site.consumers[0].path), None)
-    if first is not None and first.kind == 'norm': return norm_affine(self.mods[first.module], first.offset, site.size)
+    path = next((p for p in self.readers(site) if p is not None), None)
+    first = next(iter(path.steps), None) if path is not None else None
+    if first is not None and first.kind == 'norm': return norm_affine(self.mods[first.module], torch.tensor(first.index, device=m.weight.device))
     one = torch.ones(site.size, dtype=torch.float64, device=m.weight.device)
     return one, 0*one if m.bias is None else torch.zeros_like(one).index_copy(0, self.alive(site), m.bias.detach().double())
 
@@ -235,17 +266,18 @@ def own_scale(old, q):
 @patch
 def own_norm(self:Job, name):
     "The batch norm that reads a layer's outputs, if nothing else does."
-    users = [u for n in self.nodes.values() if n.op == 'call_module' and n.target == name for u in n.users]
-    m = self.mods.get(users[0].target) if len(users) == 1 and users[0].op == 'call_module' else None
+    calls = self.layers[name].calls
+    users = [u for n in calls for u in n.users]
+    m = self.mods.get(norm_name(users[0])) if len(users) == 1 and users[0].kind == 'norm' else None
     return m if isinstance(m, NORMS) and m.weight is not None and m.running_mean is not None else None
 
 @patch
 def round(self:Job, name, bits):
     "Rounds a layer's weights; if the recipe says so, the next layer (eq. 9) or its own grid corrects their length."
     m, r, site = self.mods[name], self.recipe, self.sites.get(name)
-    old, q = matrix(m).clone(), GRIDS[r.grid](m.weight.detach(), bits, r.per_channel)
-    if r.scale == 'own' and (norm := self.own_norm(name)) is not None: norm.weight.data[self.alive(site) if site else slice(None)] *= own_scale(old, q).flatten().to(q.scale)
-    elif r.scale == 'own': q = q._replace(scale=q.scale*own_scale(old, q).to(q.scale))
+    old, stored, q = matrix(m).clone(), m.weight.detach().flatten(1).clone(), GRIDS[r.grid](m.weight.detach(), bits, r.per_channel)
+    if r.scale == 'own' and not getattr(m, 'transposed', False) and (norm := self.own_norm(name)) is not None: norm.weight.data[self.alive(site) if site else slice(None)] *= own_scale(stored, q).flatten().to(q.scale)
+    elif r.scale == 'own': q = q._replace(scale=q.scale*own_scale(stored, q).to(q.scale))
     self.codes[name] = q
     with torch.no_grad(): m.weight.copy_(q.dequantize())
     if r.scale != 'next' or site is None: return
@@ -261,13 +293,20 @@ def run(
     bits:dict, # layer name → bit-width or None
 ):
     "Front to back: project, cut, round; the norms are cut last, because they are read until then."
-    uses = self.uses()
+    self.begin()
     for name in self.order:
         self.tick(name)
         if name in self.kept: self.prune(name)
-        self.cut(name, uses.pop(name, {}))
+        self.cut(name)
         if bits.get(name) is not None: self.round(name, bits[name])
-    for name, roles in uses.items(): self.cut(name, roles)
+    self.round_unread(bits)
+    cut_rest(self.net, self.graph.record, self.gone, self.order)
     self.tick()
+
+@patch
+def round_unread(self:Job, bits):
+    "Rounds weights that an operation without a rule reads (attention)."
+    for name, b in bits.items():
+        if b is not None and name not in self.layers and any(f'{name}.weight' in r.read for r in self.graph.records): self.round(name, b)
 
 JOBS = {'filters': Job} # metric → the kind of run; the notebooks beyond the paper add theirs

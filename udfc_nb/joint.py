@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from . import __version__
 from .activations import grid_of, quantize_input_
-from .best import FieldJob, Sizes
+from .best import FieldJob, Sizes, step_of
 from .budget import CAP, TRUST, hull
 from .checkpoint import MAX_BITS
 from .compress import Compressed
@@ -47,7 +47,7 @@ class FileSize(Sizes):
     def part(self, owner, less, bits):
         "Bytes of one module's tensors."
         less, b, total = self.less | less, bits.get(owner, self.bits.get(owner)), 0
-        cut = lambda n: sum(less.get(s, 0)*u.repeat for u, s, _ in self.uses.get(owner, ()) if u.role != 'in')/max(self.state[n].shape[:1].numel(), 1)
+        cut = lambda n: sum(less.get(s, 0)*u.index.size/size for u, s, size in self.uses.get(owner, ()) if u.role != 'in')/max(self.state[n].shape[:1].numel(), 1)
         for n in self.owned[owner]:
             t, rows = self.state[n], 1-cut(n) if self.state[n].dim() else 1.
             left = t.numel()*rows*(self.share(owner, 'in', less) if owner in self.per and t.dim() > 1 else 1.)
@@ -109,6 +109,6 @@ def fit(self:FieldJob,
     self.total = 2*len(self.order)
     size = FileSize(self, bits, {n: len(p) for n, (_, p) in self.kept.items()}, reads)
     sites = {n: s for n, s in self.sites.items() if n not in closed}
-    less, widths = allot_both(self.curves(sites), self.bit_curves(free), size, target, {n: s.groups for n, s in sites.items()})
-    self.spend({n: k//self.sites[n].groups for n, k in less.items()})
+    less, widths = allot_both(self.curves(sites), self.bit_curves(free), size, target, {n: step_of(s) for n, s in sites.items()})
+    self.spend({n: k//step_of(self.sites[n]) for n, k in less.items()})
     return bits | widths

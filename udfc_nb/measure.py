@@ -16,7 +16,7 @@ from .compress import Compressed
 from .errors import ExampleInputError, UDFCError, UnsupportedError
 from .export import _extra, export_onnx
 from .report import count
-from .trace import call_args
+from .graph.record import call_args
 from .checkpoint import contents
 
 # %% ../nbs/42_measure.ipynb #d626448d

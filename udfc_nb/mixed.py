@@ -8,7 +8,6 @@ __all__ = ['WIDTHS', 'allot_bits']
 # %% ../nbs/29_mixed.ipynb #3a00b2db
 import torch
 from fastcore.basics import patch
-from . import channels as rules
 from .best import FieldJob, Sizes, reads
 from .errors import BitsError
 from .job import Job
@@ -44,10 +43,10 @@ def allot_bits(
 @patch
 def bit_curves(self:FieldJob, names):
     "Layer → predicted error at each of WIDTHS; only layers with a model of what they read."
-    out, walk = {}, Walk(self.graph.follower)
-    for n, rule, m, f in walk.steps():
-        if rule is not rules.layer or n.target not in names or n.target in out or f is None or not reads(m, f): continue
-        x, W, price = Patch(f, geometry(m, f.size)), m.weight.detach(), self.price(walk, n, m)
+    out, walk = {}, Walk(self.graph, self.mods)
+    for n, kind, m, f in walk.steps():
+        if kind != 'layer' or n.target not in names or n.target in out or f is None or not reads(m, f): continue
+        x, W, price = Patch(f, geometry(n, m, f.size)), m.weight.detach(), self.price(walk, n, m)
         lost = lambda b, how: (price*x.statistics((ROUNDINGS[how](x, W, b, self.recipe).dequantize()-W).flatten(1))[1]).sum().item()
         share = lost(4, self.recipe.rounding)/max(lost(4, 'nearest'), 1e-30) if self.recipe.rounding != 'nearest' else 1.
         out[n.target] = [share*lost(b, 'nearest') for b in WIDTHS]

@@ -25,8 +25,9 @@ from .generators import FORMS, Generator, discrepancy, distillation, pleasing_lo
 from .images import ImageSchedule, image_shape, make_images, running_norms
 from .job import WorkingCopy, check_finite, floating, unwrap
 from .report import eval_mode
+from .activations import folds_of
 from .students import Grid, settle_student, student_of
-from .trace import call_args
+from .graph.record import call_args
 
 # %% ../nbs/45_refine.ipynb #be5366bf
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class Run:
         answer = _answers(self.teacher, example)
         if _answers(self.work.net, example).shape != answer.shape: raise UnsupportedError('teacher and compressed network have different classes', layer='teacher', hint='pass the network that was compressed')
         self.classes, self.gen = answer.shape[1], torch.Generator().manual_seed(seed)
-        self.student = student_of(self.work.net, out.codes, how.learned)
+        self.student = student_of(self.work.net, out.codes, how.learned, folds_of(out.model, out.example))
         self.images = self.judges = None # made by gradient: to learn from, to be judged on
         self.source = {} if source is None else source.made # generator, images, judges of an earlier run
         with torch.random.fork_rng(devices=[]):

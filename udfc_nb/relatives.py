@@ -12,7 +12,7 @@ from .assumption import n_kept, check_ratio
 from .job import Job, JOBS
 from .recipe import Recipe, RECIPES, METRICS, PROJECTIONS
 from .refit import factor
-from .surgery import merge_into, matrix
+from .graph.surgery import columns_of, merge_into, matrix, out_first
 
 # %% ../nbs/32_relatives.ipynb #bc2d2559
 RIDGE = .01 # λ of LBYL, in units of the mean diagonal
@@ -39,8 +39,8 @@ class ReplaceJob(Job):
     def select(self, ratio, layer_ratios, macs=None):
         self.to = {}
         for name, site in self.sites.items():
-            n = site.groups*n_kept(site.size//site.groups, check_ratio(layer_ratios.get(name, ratio), name))
-            if n == site.size or site.groups > 1: continue
+            n = n_kept(site.size, check_ratio(layer_ratios.get(name, ratio), name))
+            if n == site.size or site.groups > 1 or site.units.shape[1] > 1 or any(p is None for p in self.readers(site)): continue
             to = self.to[name] = self.replace(site, n)
             here = torch.arange(site.size, device=to.device) == to
             self.kept[name] = here.nonzero()[:, 0], (~here).nonzero()[:, 0]
@@ -53,7 +53,7 @@ class ReplaceJob(Job):
 
 def incoming(job, site):
     "Gram matrix of a site's augmented vectors, shifts in full."
-    return job.channels(site, site.consumers[0].path).vectors.augmented(1.)
+    return job.channels(site, next(iter(job.readers(site)))).vectors.augmented(1.)
 
 def outgoing(job, site):
     "Gram matrix of the columns with which a site's channels are read."
@@ -61,7 +61,7 @@ def outgoing(job, site):
     for u in site.consumers:
         m = job.mods[u.module]
         if getattr(m, 'groups', 1) > 1: continue
-        F = m.weight.detach()[:, u.offset:u.offset+site.size*u.repeat].double().reshape(len(m.weight), site.size, -1).transpose(0, 1).flatten(1)
+        F = columns_of(m, u).double().transpose(0, 1).flatten(1)
         A += F@F.T
     return A
 
@@ -114,12 +114,13 @@ class FoldingJob(ReplaceJob):
     def replace(self, site, n): return cluster(incoming(self, site)+outgoing(self, site), n)
     @torch.no_grad()
     def merge_rows(self, site, to):
-        m, path = self.mods[site.name], site.consumers[0].path
-        norms = [s for s in path if s.kind == 'norm']
-        if len(norms) != 1 or any(s.kind not in ('norm', 'act', 'spatial') for s in path) or len(self.mods[norms[0].module].running_mean) != site.size: return
+        m, steps = self.mods[site.name], next(iter(self.readers(site))).steps
+        norms = [s for s in steps if s.kind == 'norm']
+        if len(norms) != 1 or any(s.kind not in ('norm', 'act', 'spatial') for s in steps) or len(self.mods[norms[0].module].running_mean) != site.size: return
+        if self.mods[norms[0].module].weight is None or not self.plain_weight(site.name): return
         norm, M = self.mods[norms[0].module], torch.nn.functional.one_hot(to, site.size).double()
         size = M.sum(0); mean = lambda t: (M.T@t)/size.clamp(min=1)[:, None]
-        W, std = m.weight.detach().double().flatten(1), (norm.running_var.double()+norm.eps).sqrt()
+        W, std = matrix(m).double(), (norm.running_var.double()+norm.eps).sqrt()
         c = norm.weight.double()/std
         unit = torch.nn.functional.normalize(W, dim=1)*c.sign()[:, None]
         pairs = (M.T@unit).square().sum(1)-size # Σ of cosines over pairs
@@ -128,7 +129,7 @@ class FoldingJob(ReplaceJob):
         folded = size > 1
         new = mean(torch.cat([c[:, None]*W, (c*norm.running_mean)[:, None], norm.bias.double()[:, None]], 1))
         rows = folded.nonzero()[:, 0]
-        m.weight[rows] = new[rows, :-2].reshape(len(rows), *m.weight.shape[1:]).to(m.weight.dtype)
+        out_first(m)[rows] = new[rows, :-2].reshape(len(rows), *out_first(m).shape[1:]).to(m.weight.dtype)
         if m.bias is not None: m.bias[rows] = mean((c*m.bias)[:, None])[rows, 0].to(m.bias.dtype)
         norm.running_mean[rows], norm.bias[rows], norm.weight[rows] = (t[rows].to(norm.bias.dtype) for t in (new[:, -2], new[:, -1], boost*std))
 

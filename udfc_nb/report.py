@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 import torch, torch.nn as nn
 from fastcore.basics import patch
-from .trace import LAYERS, call_args
+from .graph.record import call_args
+from .graph.sites import LAYERS
 
 # %% ../nbs/15_report.ipynb #2e303596
 def layer_macs(
@@ -36,8 +37,8 @@ def eval_mode(model):
 @contextmanager
 def _watching(model, calls):
     "Notes the shapes of every layer's calls while the context lasts."
-    def note(name): return lambda m, i, o: calls.setdefault(name, []).append((tuple(i[0].shape), tuple(o.shape)))
-    hooks = [m.register_forward_hook(note(n)) for n, m in model.named_modules() if isinstance(m, LAYERS)]
+    def note(name): return lambda m, i, kw, o: calls.setdefault(name, []).append((tuple([*i, *kw.values()][0].shape), tuple(o.shape)))
+    hooks = [m.register_forward_hook(note(n), with_kwargs=True) for n, m in model.named_modules() if isinstance(m, LAYERS)]
     try: yield
     finally:
         for h in hooks: h.remove()

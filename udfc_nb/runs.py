@@ -12,7 +12,8 @@ __all__ = ['KEPT', 'GONE', 'ERROR', 'LINE', 'MARKERS', 'Subject', 'digits_subjec
 import argparse, contextvars, copy, html, io, math, threading, time, traceback
 from dataclasses import dataclass
 import torch
-from torch import nn, fx
+from torch import nn
+from torch.utils._pytree import tree_map
 from safetensors import safe_open, SafetensorError
 import udfc_nb.export # gives what `compress` returns its `export`
 from .checkpoint import load
@@ -20,10 +21,11 @@ from .compress import Compressed, compress
 from .demo import file_bytes
 from .digits import accuracy, digits, digits_net
 from .errors import BitsError, Cancelled, ExampleInputError, FileError, RatioError, UDFCError, UnsupportedError
-from .graph import find_sites, verdict
+from .graph.proof import find_sites
+from .graph.record import call_args
+from .graph.sites import LAYERS, verdict
 from .job import unwrap
 from .report import Report
-from .trace import LAYERS, call_args
 
 # %% ../nbs/51_runs.ipynb #1b72efd4
 @dataclass
@@ -146,7 +148,7 @@ def noise(
     "Random numbers of the shape of an example; what is not floating stays."
     gen = torch.Generator().manual_seed(0)
     draw = lambda t: torch.randn(t[:2].shape if t.dim() else t.shape, generator=gen).to(t) if t.is_floating_point() else t[:2] if t.dim() else t
-    return fx.node.map_aggregate(tree, lambda t: draw(t).to(device) if isinstance(t, torch.Tensor) else t)
+    return tree_map(lambda t: draw(t).to(device) if isinstance(t, torch.Tensor) else t, tree)
 
 @torch.no_grad()
 def heard_outputs(

@@ -9,10 +9,10 @@ __all__ = ['straight_through', 'Grid', 'codes_range', 'OnSteps', 'put_biases_on_
 import copy
 import torch, torch.nn as nn
 from torch.nn.utils import parametrize
-from .activations import INPUT_BITS, InputQuantizer, biases_on_steps_, folded_pairs, on_steps, quantize_input_
+from .activations import INPUT_BITS, InputQuantizer, biases_on_steps_, folds_of, on_steps, quantize_input_
 from .compress import Compressed
 from .errors import UnsupportedError
-from .graph import find_sites
+from .graph.proof import find_sites
 from .job import Job, WorkingCopy, floating, unwrap
 from .quantizer import Quantized
 from .recipe import RECIPES
@@ -73,9 +73,10 @@ class OnSteps(nn.Module):
 def put_biases_on_steps(
     net:nn.Module, # a student whose weights and inputs have their grids; is changed
     codes:dict, # layer name → `Quantized`
+    pairs:list, # from `folded_pairs`
 ):
     "Where `biases_on_steps_` would move a bias, lets the student know."
-    mods, pairs = dict(net.named_modules()), dict(folded_pairs(net))
+    mods, pairs = dict(net.named_modules()), dict(pairs)
     for name, q in codes.items():
         m, norm, grid = mods[name], mods.get(pairs.get(name)), getattr(mods[name], 'input_quantizer', None)
         owner = m if norm is None else norm
@@ -87,6 +88,7 @@ def student_of(
     net:nn.Module, # a copy of the compressed network, float32; is changed
     codes:dict, # layer name → `Quantized`
     learned:tuple=(), # whose steps are learned: 'weights', 'inputs', of fewer than 8 bits
+    pairs:list=(), # convolutions and the norms that can be folded into them, from `folds_of`
 )->nn.Module: # the same network, ready to be trained
     "Puts latent weights behind the codes, and grids with gradients where layers read through one."
     mods = dict(net.named_modules())
@@ -96,7 +98,7 @@ def student_of(
     for m in mods.values():
         q = getattr(m, 'input_quantizer', None)
         if q is not None: m.input_quantizer = Grid(q.scale, q.zero_point, q.low, q.high, 'inputs' in learned and q.bits < INPUT_BITS).to(m.weight.device)
-    put_biases_on_steps(net, codes)
+    put_biases_on_steps(net, codes, pairs)
     return net
 
 # %% ../nbs/35_students.ipynb #94f7937b
@@ -126,7 +128,7 @@ def settle_student(
         quantize_input_(m, inputs[name])
     for name, m in mods.items():
         for k in before[name]._parameters if name in before else (): m._parameters[k] = m._parameters.pop(k) # in their old order
-    biases_on_steps_(student, codes, inputs)
+    biases_on_steps_(student, codes, inputs, folds_of(out.model, out.example))
     flags = dict(out.model.named_parameters())
     for name, p in student.named_parameters(): p.requires_grad_(flags[name].requires_grad); p.grad = None
     return codes
@@ -139,7 +141,7 @@ def ticket(
     "The same channels with the weights of an initialisation, rounded to the nearest. Raises `UnsupportedError`."
     work = WorkingCopy(unwrap(initial))
     example = floating(out.example, work.device, work.dtype)
-    job = Job(work.net, find_sites(work.net, example), RECIPES['prune'])
+    job = Job(work.net, find_sites(work.net, example, verify=False), RECIPES['prune'])
     for name, k in out.kept.items():
         if name not in job.sites or int(k.max()) >= job.sites[name].size: raise UnsupportedError('no such site in the initial network', layer=name, hint='pass the same architecture, untrained')
         k = k.to(work.device)

@@ -11,33 +11,43 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 import torch, torch.nn as nn
-from torch import fx
 from fastcore.basics import patch
-from . import channels as rules
-from .trace import CONVS
+from .graph.record import Node, evaluate, rerun
+from .graph.sites import Graph
+from .graph.steps import NORMS, norm_name
 from .moments import *
 from .field import *
 from .fieldops import *
 
 # %% ../nbs/23_walk.ipynb #f42a7fea
-def pair(v): return (v, v) if isinstance(v, int) else tuple(v)
+def pair(v): return (v, v) if isinstance(v, int) else tuple(v)*(2 if len(v) == 1 else 1)
 
 def geometry(
-    m:nn.Module, # convolution or linear
+    n:Node, # a call of a convolution or linear layer
+    m:nn.Module, # the layer
     size:tuple, # (H, W) of what it reads
 )->Geometry:
     "The window of a layer; a linear layer behind a flatten sees the whole image."
-    if isinstance(m, nn.Linear): return Geometry(tuple(size))
-    pad = {'valid': (0, 0), 'same': tuple(d*(k-1)//2 for k, d in zip(m.kernel_size, m.dilation))}.get(m.padding, m.padding)
-    return Geometry(m.kernel_size, m.stride, pair(pad), m.dilation, m.groups)
+    if len(n.shape) != 4: return Geometry(tuple(size))
+    _, _, _, stride, padding, dilation, *_, groups = n.args
+    return Geometry(tuple(m.weight.shape[2:]), pair(stride), pair(padding), pair(dilation), groups)
 
 def kernel(
-    m:nn.Module, # convolution or linear
+    w:torch.Tensor, # weight of a convolution or linear layer
     f:Field, # what it reads
 )->torch.Tensor: # (O, I/groups, k, k)
     "A layer's weights as filters over images."
-    w = m.weight.detach()
-    return w.reshape(len(w), f.channels, *f.size) if isinstance(m, nn.Linear) else w
+    return w.reshape(len(w), f.channels, *f.size) if w.dim() == 2 else w
+
+def weight_of(
+    walk, # a `Walk`
+    n:Node, # a call of a layer
+    m:nn.Module, # the layer
+)->torch.Tensor: # (O, I/groups, …)
+    "The weight as the operation read it, which a layer may compute anew at every call."
+    if walk.graph.layers[n.target].plain: return m.weight.detach()
+    w = evaluate(n.args[{'convolution': 1, 'addmm': 2}.get(n.op, 1)], walk.tensor)
+    return w if n.op == 'convolution' else w.T
 
 # %% ../nbs/23_walk.ipynb #a9fb74d9
 def _meet(dom, a, b):
@@ -48,11 +58,11 @@ def _meet(dom, a, b):
         else: b = dom[b][1]
     return a
 
-def _dominators(graph):
+def _dominators(nodes):
     "Node → (depth, the nearest node that every path to it goes through)."
     dom = {}
-    for n in graph.nodes:
-        parents = [p for p in n.all_input_nodes if p in dom]
+    for n in nodes:
+        parents = [p for p in n.sources if p in dom]
         up = parents[0] if parents else None
         for p in parents[1:]: up = _meet(dom, up, p)
         dom[n] = (dom[up][0]+1 if up is not None else 0, up)
@@ -63,16 +73,16 @@ def _between(root, ends):
     while todo:
         n = todo.pop()
         if n is root or n in seen: continue
-        seen.add(n); todo += n.all_input_nodes
+        seen.add(n); todo += n.sources
     return seen
 
 # %% ../nbs/23_walk.ipynb #58aa8564
 def find_roots(
-    graph:fx.Graph,
+    nodes:list, # of `Node`s
     joins:dict, # node that joins tensors → the tensors' nodes
 )->tuple: # (join → root, node → roots that it stays tied to)
     "For every add and concatenation the common root of what it joins."
-    dom, roots, ties = _dominators(graph), {}, {}
+    dom, roots, ties = _dominators(nodes), {}, {}
     for n, ends in joins.items():
         r = ends[0]
         for e in ends[1:]: r = _meet(dom, r, e)
@@ -84,19 +94,29 @@ def find_roots(
 LAGS = 1024 # channels × lags along an axis that one field may have, though never fewer than NEAR lags
 
 class Walk:
-    "Carries a `Field` through a traced network, and stops at every operation."
+    "Carries a `Field` through a recorded network, and stops at every operation."
     def __init__(self,
-        follower, # of `udfc_nb.channels`: the traced network and the rules
+        graph:Graph, # with the record
+        mods:dict, # name → module of the network whose weights are read
         prior:Callable=image_prior, # (channels, size) → Field of an input
         lags:int=LAGS,
     ):
-        self.f, self.gm, self.mods, self.prior, self.lags = follower, follower.gm, follower.mods, prior, lags
+        self.graph, self.nodes, self.mods, self.prior, self.lags = graph, graph.nodes, mods, prior, lags
         self.fields, self.fallbacks = {}, [] # fallbacks: (node, why) wherever the model had to guess
-        self.rule = {n: follower.lookup(n)[0] for n in self.gm.graph.nodes if n.op in ('call_module', 'call_function', 'call_method')}
-        joins = {n: tensors for n, r in self.rule.items() if r in (rules.add, rules.cat) and len(tensors := _tensors(n)) > 1}
-        self.roots, self.ties = find_roots(self.gm.graph, joins)
+        joins = {n: n.sources for n in self.nodes if n.kind in ('add', 'sub', 'cat') and len(n.sources) > 1}
+        self.roots, self.ties = find_roots(self.nodes, joins)
+    def tensor(self, name):
+        "A parameter or buffer by its name."
+        owner, _, field = name.rpartition('.')
+        return getattr(self.mods[owner], field).detach()
 
-def _tensors(n): return [a for a in n.all_input_nodes if a.meta.get('tensor')]
+def module_of(
+    walk:Walk,
+    n:Node,
+)->nn.Module: # None if the operation is no layer's or norm's
+    "The layer or norm that an operation is a call of."
+    if n.kind in ('layer', 'depthwise'): return walk.mods.get(n.target) if n.target in walk.graph.layers else None
+    return walk.mods.get(norm_name(n)) if n.kind == 'norm' else None
 
 def white_field(channels, size, like=None):
     "Independent channels of unit variance: what is assumed of a tensor about which nothing is known."
@@ -111,13 +131,15 @@ def near(self:Walk, channels, least=(1, 1)):
 
 @patch
 def steps(self:Walk):
-    "Yields (node, its rule, its module, the field that it reads) for every operation, just before the field goes on."
-    last = {a: n for n in self.gm.graph.nodes for a in n.all_input_nodes}
-    for n in self.gm.graph.nodes:
-        m = self.mods.get(n.target) if n.op == 'call_module' else None
-        src = next((self.fields[a] for a in n.all_input_nodes if self.fields.get(a) is not None), None)
+    "Yields (node, its kind, its module, the field that it reads) for every operation, just before the field goes on."
+    last = {a: n for n in self.nodes for a in n.inputs}
+    for n in self.nodes:
+        if not n.live: continue
+        m, kind = module_of(self, n), n.kind
+        if kind in ('layer', 'depthwise'): kind = 'layer' if m is not None and not getattr(m, 'transposed', False) and len(n.shape) in (2, 4) else 'other'
+        src = next((self.fields[a] for a in n.sources if self.fields.get(a) is not None), None)
         with torch.no_grad(): self.fields[n] = self.tie(n, self.visit(n, m, src))
-        yield n, self.rule.get(n), m, src
+        yield n, kind, m, src
         for a in [a for a in self.fields if last.get(a) is n]: del self.fields[a]
 
 @patch
@@ -133,13 +155,19 @@ def tie(self:Walk, n, f):
 @patch
 def visit(self:Walk, n, m, src):
     "The field of one operation's output; None for what is no image or vector."
-    shape, rule = n.meta.get('shape'), self.rule.get(n)
-    if shape is None or len(shape) not in (2, 4) or n.op in ('get_attr', 'output'): return None
-    if n.op == 'placeholder': return self.prior(shape[1], _size(shape))
+    if n.kind in ('reshape', 'slice') and _long(n) == _long(n.sources[0]): return src # only axes of length 1 come or go
+    if len(n.shape) not in (2, 4) or n.tokens or n.op == 'output' or n.kind in ('split', 'other') and n.op in PARTED: return None
+    if n.op == 'input': return self.prior(n.shape[1], _size(n.shape))
     if src is None: return self.guess(n, 'reads a tensor without a model')
-    try: out = FIELD_RULES[rule](self, n, m, src) if rule in FIELD_RULES else None
+    try: out = FIELD_RULES[n.kind](self, n, m, src) if n.kind in FIELD_RULES else None
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError): out = None # a form that the rule does not foresee
-    return out if out is not None and _fits(out, shape) else self.guess(n, 'has no rule for its statistics')
+    return out if out is not None and _fits(out, n.shape) and _finite(out) else self.guess(n, 'has no rule for its statistics')
+
+def _long(n): return [k for k in n.shape if k != 1]
+
+def _finite(f): return bool(torch.isfinite(f.mean).all() and torch.isfinite(f.var).all())
+
+PARTED = ('split', 'split_with_sizes', 'unbind', 'part') # several tensors, and those of them that are no channels
 
 def _fits(f, shape):
     "Has a field the shape of the tensor that it stands for (a flatten keeps its image)?"
@@ -152,10 +180,10 @@ def _size(shape): return tuple(shape[2:]) if len(shape) == 4 else (1, 1)
 def guess(self:Walk, n, why):
     self.fallbacks.append((n.name, why))
     device = next((f.cov for f in self.fields.values() if f is not None), None)
-    return white_field(n.meta['shape'][1], _size(n.meta['shape']), device)
+    return white_field(n.shape[1], _size(n.shape), device)
 
 # %% ../nbs/23_walk.ipynb #54b54e76
-FIELD_RULES = {} # rule of `udfc_nb.channels` → what it does to a field
+FIELD_RULES = {} # kind of an operation → what it does to a field
 
 def field_rule(*keys):
     def register(f): FIELD_RULES.update(dict.fromkeys(keys, f)); return f
@@ -163,9 +191,10 @@ def field_rule(*keys):
 
 MOST = 2**30 # entries of a covariance in front of the stride; a layer with more is guessed (768 filters over 16×16 patches of a 224×224 image: 3·10¹⁰)
 
-@field_rule(rules.layer)
+@field_rule('layer', 'depthwise')
 def _layer(walk, n, m, f):
-    w, geo = kernel(m, f), geometry(m, f.size)
+    if m is None or getattr(m, 'transposed', False): return None # weights that are computed, or spread out
+    w, geo = kernel(weight_of(walk, n, m), f), geometry(n, m, f.size)
     near = walk.near(max(len(w), f.channels), w.shape[-2:])
     f = shrink_field(f, *[n*s+2*d*(k-1) for n, s, d, k in zip(near, geo.stride, geo.dilation, geo.kernel)]) # what those lags of the output need
     bias = None if m.bias is None else m.bias.detach()
@@ -179,99 +208,103 @@ def _layer(walk, n, m, f):
 
 def _normed(walk, n):
     "Does a batch norm follow at once? It will set mean and variance, so they need not be exact here."
-    return len(n.users) == 1 and walk.rule.get(next(iter(n.users))) is rules.norm
+    return len(n.users) == 1 and n.users[0].kind == 'norm'
 
 # %% ../nbs/23_walk.ipynb #aace4c42
-@field_rule(rules.norm)
+@field_rule('norm')
 def _norm(walk, n, m, f):
-    m = walk.mods[rules.norm_name(n)]
+    if not isinstance(m, NORMS): return None
     one = torch.ones_like(m.running_var)
     return norm_field(f, one if m.weight is None else m.weight.detach(), 0*one if m.bias is None else m.bias.detach(), m.running_var, m.eps)
 
 # %% ../nbs/23_walk.ipynb #528f9a4d
-CLOSED_FORM = {'relu': 'relu', 'relu_': 'relu', 'relu6': 'relu6', 'ReLU': 'relu', 'ReLU6': 'relu6'}
+def closed_form(
+    n:Node, # an elementwise operation
+)->str: # 'relu', 'relu6', or None
+    "The name under which the moments of an activation are known."
+    if n.op == 'relu': return 'relu'
+    return 'relu6' if n.op == 'hardtanh' and tuple(n.args[1:]) == (0., 6.) else None
 
-@field_rule(rules.elementwise)
+@field_rule('act')
 def _elementwise(walk, n, m, f):
-    name = type(m).__name__ if m is not None else n.target if isinstance(n.target, str) else getattr(n.target, '__name__', '')
-    return activate_field(f, CLOSED_FORM.get(name) or (lambda x: recorded(n, m, x)))
-
-def recorded(
-    n:fx.Node, # an elementwise operation
-    m:nn.Module, # its module, or None
-    x:torch.Tensor,
-)->torch.Tensor:
-    "Runs a recorded elementwise operation on another tensor."
-    x = x.clone()
-    if m is not None: return m(x)
-    args = [x if isinstance(a, fx.Node) else a for a in n.args]
-    return getattr(x, n.target)(*args[1:], **n.kwargs) if n.op == 'call_method' else n.target(*args, **n.kwargs)
+    return activate_field(f, closed_form(n) or (lambda x: rerun(n, x, walk.tensor)))
 
 # %% ../nbs/23_walk.ipynb #85de588c
-@field_rule(rules.prelu)
+def _fixed(walk, n, f):
+    "The parameter that an operation reads besides, as a vector over the channels."
+    p = evaluate(next(a for a in n.inputs if not a.live), walk.tensor)
+    return p.detach().flatten().to(f.mean.dtype)
+
+@field_rule('slopes')
 def _prelu(walk, n, m, f):
-    a = m.weight.detach().to(f.mean.dtype)
+    a = _fixed(walk, n, f)
     return activate_field(f, lambda x: torch.where(x > 0, x, x*(a if len(a) == 1 else a.reshape(-1, *[1]*(x.dim()-1)))))
 
-def _fixed(walk, n, f):
-    "The parameter that a sum or product reads, as a vector over the channels; None if there is none."
-    p = rules._parameter(n)
-    if p is None: return None
-    owner, _, name = p.target.rpartition('.')
-    return getattr(walk.mods[owner], name).detach().flatten().to(f.mean.dtype).expand(f.channels)
+@field_rule('shift')
+def _shift(walk, n, m, f):
+    p = _fixed(walk, n, f).expand(f.channels)
+    return affine_field(f, torch.ones_like(p), n.alpha*p)
+
+@field_rule('scale')
+def _scale(walk, n, m, f):
+    p = _fixed(walk, n, f).expand(f.channels)
+    return affine_field(f, p, torch.zeros_like(p))
 
 # %% ../nbs/23_walk.ipynb #a2c5e8cc
-@field_rule(rules.same, rules.reshape, rules.mixes, rules.per_image)
+@field_rule('same', 'reshape', 'own statistics')
 def _same(walk, n, m, f): return f
 
-@field_rule(rules.add, rules.cat)
+@field_rule('add', 'sub', 'cat')
 def _join(walk, n, m, f):
-    parts = [walk.fields.get(a) for a in _tensors(n)]
-    if len(parts) == 1: return _elementwise(walk, n, m, f)
-    if (p := _fixed(walk, n, f)) is not None: return affine_field(f, torch.ones_like(p), p)
+    parts = [walk.fields.get(a) for a in n.sources]
     if any(p is None for p in parts): return None
-    for p in parts[1:]: f = (add_field if walk.rule[n] is rules.add else cat_field)(f, p, walk.roots[n])
+    if len(parts) == 1: parts = parts*2 # a tensor and itself
+    sign = (-1 if n.kind == 'sub' else 1)*n.alpha
+    for p in parts[1:]: f = cat_field(f, p, walk.roots.get(n)) if n.kind == 'cat' else add_field(f, p if sign == 1 else _times(p, sign), walk.roots.get(n))
     return shrink_field(f, *walk.near(f.channels))
 
+def _times(f, c):
+    "A field times a number."
+    return scaled(f, torch.full_like(f.mean, c), c*f.mean)
+
 # %% ../nbs/23_walk.ipynb #ced9566e
-@field_rule(rules.multiply)
+@field_rule('mul')
 def _multiply(walk, n, m, f):
     "A gate is taken as the constant that it is on the average."
-    if (p := _fixed(walk, n, f)) is not None: return affine_field(f, p, torch.zeros_like(p))
-    parts = sorted((walk.fields.get(a) for a in _tensors(n)), key=lambda p: -math.prod(p.size) if p else 0)
+    parts = sorted((walk.fields.get(a) for a in n.sources), key=lambda p: -math.prod(p.size) if p else 0)
     if len(parts) == 1: return _elementwise(walk, n, m, f)
     walk.fallbacks.append((n.name, 'a gate is taken as its mean'))
     return None if None in parts else scaled(parts[0], parts[1].mean, parts[0].mean*parts[1].mean)
 
 # %% ../nbs/23_walk.ipynb #c45784d3
-def _window(n, m):
-    "The window of a pooling module or function."
-    get = (lambda k, i, d: getattr(m, k, d)) if m is not None else (lambda k, i, d: n.kwargs.get(k, n.args[i] if len(n.args) > i else d))
-    k, stride = pair(get('kernel_size', 1, None)), get('stride', 2, None)
-    return Geometry(k, pair(stride) if stride else k, pair(get('padding', 3, 0)))
+def _window(n):
+    "The window of a pool."
+    _, k, stride, padding, *_ = (*n.args, *[None]*4)
+    return Geometry(pair(k), pair(stride) if stride else pair(k), pair(padding or 0))
 
-@field_rule(rules.spatial, rules.reduce)
+@field_rule('spatial', 'reduce')
 def _spatial(walk, n, m, f):
-    out, name = _size(n.meta['shape']), (type(m).__name__ if m is not None else str(getattr(n.target, '__name__', n.target))).lower().replace('_', '')
+    out = _size(n.shape)
     if out == f.size: return f
-    if 'adaptive' in name or walk.rule[n] is rules.reduce:
+    if 'adaptive' in n.op or n.kind == 'reduce':
         if out == (1, 1): return global_pool(f)
         k = tuple(max(a//b, 1) for a, b in zip(f.size, out))
         return average_pool(f, Geometry(k, k)) if out == tuple(s//w for s, w in zip(f.size, k)) else None
-    if 'pool' not in name or 'lp' in name: return None
-    return (max_pool if 'max' in name or 'boolean' in name else average_pool)(f, _window(n, m))
+    if n.op.startswith(('reflection_pad', 'replication_pad')): return replace(f, size=out) # more of the same
+    if 'pool' not in n.op: return None
+    return (max_pool if 'max' in n.op else average_pool)(f, _window(n))
 
 # %% ../nbs/23_walk.ipynb #2a0ba463
-@field_rule(rules.getitem)
-def _getitem(walk, n, m, f):
-    index = n.args[1] if isinstance(n.args[1], tuple) else (n.args[1],)
-    if all(i is None or i is Ellipsis or i == 0 and type(i) is int or i == slice(None) for i in index): return f # only axes of length 1 come or go
-    steps = [s.step or 1 for s in n.args[1][2:]] if isinstance(n.args[1], tuple) and len(n.args[1]) == 4 else None
-    return subsample(f, tuple(steps)) if steps and all(s.start is None and s.stop is None for s in n.args[1][2:]) else None
+@field_rule('slice')
+def _slice(walk, n, m, f):
+    if n.op == 'select': return f if n.args[2] == 0 else None # only axes of length 1 come or go
+    x, dim, start, stop, step = (*n.args, *(0, 0, None, 1)[len(n.args)-1:])
+    if n.op != 'slice' or len(x.shape) != 4 or start not in (0, None) or stop is not None and stop < x.shape[dim] or dim < 2: return None
+    return subsample(f, (step, 1) if dim == 2 else (1, step))
 
-@field_rule(rules.pad)
+@field_rule('pad')
 def _pad(walk, n, m, f):
-    pads = list(n.args[1] if len(n.args) > 1 else n.kwargs['pad'])+[0]*6
+    pads = list(n.args[1])+[0]*6
     return pad_channels(f, *pads[4:6]) if not any(pads[:4]) else None
 
 # %% ../nbs/23_walk.ipynb #c04d957c
@@ -280,9 +313,9 @@ class WhiteWalk(Walk):
     def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs); self.ties = {} # no layer reads what a sum's parts have in common
     def near(self, channels, least=(1, 1)): return [1, 1]
     def visit(self, n, m, src):
-        if n.op == 'placeholder' and (f := super().visit(n, m, src)) is not None: return shrink_field(f, 1, 1)
-        if self.rule.get(n) is not rules.layer or src is None: return super().visit(n, m, src)
-        geo, V = geometry(m, src.size), m.weight.detach().flatten(1)
+        if n.op == 'input' and (f := super().visit(n, m, src)) is not None: return shrink_field(f, 1, 1)
+        if n.kind not in ('layer', 'depthwise') or n.tokens or src is None or m is None or getattr(m, 'transposed', False): return super().visit(n, m, src)
+        geo, V = geometry(n, m, src.size), weight_of(self, n, m).flatten(1)
         wide = src.channels == geo.groups == len(V) # depthwise
         cov = src.cov[0, 0]*(V@V.T) if wide else torch.block_diag(*(v@v.T for v in V.chunk(geo.groups))) if geo.groups > 1 else V@V.T
         mean = grouped_left(V.unflatten(1, (-1, math.prod(geo.kernel))).sum(2), src.mean[:, None], geo.groups)[:, 0] if V.shape[1]*geo.groups == src.channels*math.prod(geo.kernel) else 0*V[:, 0]
