@@ -1,5 +1,6 @@
 # Everything runs in .venv, which is made on first use; what is installed there is fixed by constraints.txt.
 #   make demo    compress a network and show the result       make test    notebooks and pytest, within 15 minutes
+#   make zoo     read, cut and prove some 450 networks of public libraries, in an environment of its own
 # Another interpreter: make demo PYTHON=python3.12.
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +14,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --no-input -q
 NBTEST := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --do_print
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev demo test test-slow test-torchvision test-data test-gpu docs export check clean distclean
+.PHONY: help venv dev demo test test-slow test-torchvision test-data test-gpu zoo zoo-sample docs export check clean distclean
 
 help:
 	@echo "make demo       install into $(VENV) and run udfc demo"
@@ -22,6 +23,8 @@ help:
 	@echo "make test-torchvision  every network of torchvision, one process each; an hour and a half"
 	@echo "make test-data  the same with what needs ../shared/data (or UDFC_DATA), slow cells included"
 	@echo "make test-gpu   the same with what needs CUDA"
+	@echo "make zoo-sample forty networks of timm and torchvision: recorded, cut, proven; some minutes"
+	@echo "make zoo        the same for some 450 networks of public libraries, in zoo/.venv, into zoo/table.csv"
 	@echo "make docs       build the site into _docs (needs quarto)"
 	@echo "make export     notebooks to modules, notebooks cleaned"
 	@echo "make check      fail if make export would change a file"
@@ -68,6 +71,22 @@ test-data:
 test-gpu:
 	$(MAKE) test FLAGS="gpu" PYTEST="--run-gpu"
 
+zoo-sample: $(VENV)/.installed-dev
+	env OMP_NUM_THREADS=2 $(BIN)/python zoo/run.py --sample 40 --strict --settle --out zoo/sample.csv
+
+# one row a network, e.g. make zoo ZOO="--only smp --resume"
+ZOOENV ?= zoo/.venv
+ZOOPIP := $(ZOOENV)/bin/python -m pip --disable-pip-version-check install --no-input -q
+
+zoo: $(ZOOENV)/.installed
+	env OMP_NUM_THREADS=1 $(ZOOENV)/bin/python zoo/run.py --versions --settle $(ZOO)
+
+$(ZOOENV)/.installed: zoo/requirements.txt zoo/requirements-nodeps.txt $(SETUP)
+	$(PYTHON) -m venv $(ZOOENV)
+	$(ZOOPIP) -c constraints.txt torch==2.14.1 torchvision==0.29.1 -e . -r zoo/requirements.txt
+	$(ZOOPIP) --no-deps -r zoo/requirements-nodeps.txt
+	@touch $@
+
 docs: $(VENV)/.installed-dev
 	@command -v quarto >/dev/null || { echo "make docs needs quarto: https://quarto.org/docs/get-started" >&2; exit 1; }
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev_docs --n_workers 2
@@ -85,4 +104,4 @@ clean:
 	find nbs tests udfc_nb -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(ZOOENV)

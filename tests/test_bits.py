@@ -6,7 +6,7 @@ from udfc_nb.activations import InputQuantizer, best_range, bounds, grid_of, ima
 from udfc_nb.digits import accuracy, digits, digits_net
 from udfc_nb.errors import BitsError, RecipeError, UDFCError
 from udfc_nb.flips import flip
-from udfc_nb.graph import find_sites
+from udfc_nb.graph.proof import find_sites
 from udfc_nb.quantizer import GRIDS
 from udfc_nb.recipe import Recipe, recipe_from_json
 from udfc_nb.rounding import ROUNDINGS
@@ -99,8 +99,8 @@ def test_odd_operations():
     out = compress(roughen(Odd()), blank, activation_bits=8, recipe='paper')
     q = {n: getattr(m, 'input_quantizer', None) for n, m in out.model.named_modules()}
     low = lambda g: (g.low-g.zero_point)*g.scale
-    assert -.3 < low(q['b']) < 0 and low(q['c']) < 0 and not q['t'].signed and q['fc'].signed and q['one'] is None
-    assert any('one' in n and 'float' in n for n in out.report.notes)
+    assert -.3 < low(q['b']) < 0 and low(q['c']) < 0 and not q['t'].signed and q['fc'].signed and q['one'].signed and type(out.model.one).__name__ == 'QuantizedConv1d'
+    assert all(g.bits == 8 for n, g in q.items() if g is not None) and not any('float' in n for n in out.report.notes)
     with torch.no_grad(): assert (out.model(torch.randn(3, 1, 8, 8))).isfinite().all()
 
 

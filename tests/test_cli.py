@@ -1,5 +1,5 @@
 "The command line: what it prints, what it writes, and how it refuses."
-import csv, json, os, subprocess, sys
+import csv, json, os, subprocess, sys, threading
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import save_file
@@ -134,12 +134,19 @@ class Code:
 
 def broken(): raise RuntimeError('the builder is broken')
 def no_network(): return 3
-def untraceable(): return Untraceable()
+def branching(): return Branching()
+def locked(): return Locked()
 
 
-class Untraceable(nn.Module):
-    def __init__(self): super().__init__(); self.conv = nn.Conv2d(1, 4, 3)
-    def forward(self, x): return self.conv(x) if x.sum() > 0 else x
+class Branching(nn.Module):
+    def __init__(self): super().__init__(); self.conv, self.more = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3)
+    def forward(self, x): return self.more(self.conv(x)) if x.sum() < 1e9 else x
+
+
+class Locked(nn.Module):
+    "Cannot be copied."
+    def __init__(self): super().__init__(); self.conv, self.lock = nn.Conv2d(1, 4, 3), threading.Lock()
+    def forward(self, x): return self.conv(x)
 
 
 @pytest.fixture
@@ -152,7 +159,13 @@ def here(monkeypatch):
 def test_networks_that_cannot_be_built(network, says, refused, here): assert says in refused('info', network)
 
 
-def test_untraceable_network(refused, here): assert 'torch.fx cannot follow' in refused('info', 'here:untraceable', '--input-shape', '1,1,8,8')
+def test_network_that_cannot_be_copied(refused, here): assert 'udfc info: lock: the network cannot be copied' in refused('info', 'here:locked', '--input-shape', '1,1,8,8')
+
+
+def test_network_that_decides_by_a_value(capsys, here):
+    assert main(['info', 'here:branching', '--input-shape', '1,1,8,8']) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.split()}
+    assert 'prunable' in rows['conv'] and 'kept: feeds an output' in rows['more']
 
 
 @pytest.mark.parametrize('args, says', [(['--ratio', '-0.1'], '-0.1'), (['--ratio', '1'], '1.0'), (['--ratio', 'nan'], 'nan'), (['--ratio', 'half'], 'invalid float'),
@@ -167,7 +180,7 @@ def test_bad_options(args, says, refused): assert says in refused('compress', *D
 def test_bad_shapes(shape, says, refused): assert says in refused('info', DIGITS[0], '--input-shape', shape)
 
 
-def test_too_many_inputs(refused): assert '2 inputs' in refused('info', *DIGITS, '--input-shape', '1,1,8,8')
+def test_too_many_inputs(refused): assert 'takes 2 positional arguments but 3 were given' in refused('info', *DIGITS, '--input-shape', '1,1,8,8')
 
 
 @pytest.mark.parametrize('content, says', [(lambda p: torch.save(digits_net(), p), 'could run code'), (lambda p: torch.save({'a': Code()}, p), 'could run code'),

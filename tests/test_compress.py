@@ -396,12 +396,14 @@ def test_other_norms(norm):
     if out.model[0].out_channels == 8: assert why['0'] not in ('pruned', '')
     assert torch.equal(run(compress(model, images).model, images), run(model, images))
 
-WHY = dict(group=(lambda: nn.GroupNorm(2, 8), 'normalised across channels'), layer=(lambda: nn.LayerNorm([8, 10, 10]), 'normalised across channels'),
-    instance=(lambda: nn.InstanceNorm2d(8), 'normalised by each image itself'), untracked=(lambda: nn.BatchNorm2d(8, track_running_stats=False), 'normalised by each image itself'),
-    softmax=(nn.Softmax2d, 'normalised across channels'), glu=(lambda: nn.Sequential(nn.GLU(1), nn.Conv2d(4, 8, 1)), 'passes an operation without a rule: GLU'),
-    roll=(lambda: Call(lambda x: x.roll(1, 1)), 'passes an operation without a rule: roll'), power=(lambda: Call(lambda x: torch.cumsum(x, 1)), 'passes an operation without a rule: cumsum'),
-    slice=(lambda: Call(lambda x: torch.cat([x[:, 4:], x[:, :4]], 1)), 'passes an operation without a rule: getitem'),
-    constant=(lambda: Call(lambda x: x*torch.arange(8.)[:, None, None]), 'has a hard-coded channel count'), chunk=(lambda: Call(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), 'shuffled'))
+WHY = dict(group=(lambda: nn.GroupNorm(2, 8), 'pruned'), group1=(lambda: nn.GroupNorm(1, 8), 'normalised across channels'), layer=(lambda: nn.LayerNorm([8, 10, 10]), 'normalised across channels'),
+    instance=(lambda: nn.InstanceNorm2d(8), 'pruned'), untracked=(lambda: nn.BatchNorm2d(8, track_running_stats=False), 'pruned'),
+    softmax=(nn.Softmax2d, 'normalised across channels'), glu=(lambda: nn.Sequential(nn.GLU(1), nn.Conv2d(4, 8, 1)), 'pruned'),
+    cumsum=(lambda: Call(lambda x: torch.cumsum(x, 1)), 'normalised across channels'),
+    slice=(lambda: Call(lambda x: torch.cat([x[:, 4:], x[:, :4]], 1)), 'has a hard-coded channel count: slice at'), # slice
+    constant=(lambda: Call(lambda x: x*torch.arange(8.)[:, None, None]), 'has a hard-coded channel count: mul at'), # constant
+    rule=(lambda: Call(lambda x: torch.special.erfcx(torch.linalg.matrix_exp(x))), 'passes an operation without a rule: linalg_matrix_exp at'), # rule
+    chunk=(lambda: Call(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), 'pruned'))
 
 class Call(nn.Module):
     def __init__(self, f): super().__init__(); self.f = f
@@ -409,7 +411,9 @@ class Call(nn.Module):
 
 @pytest.mark.parametrize('case', WHY)
 def test_the_reason_names_what_is_in_the_way(case):
+    "A reason that is an operation's comes with its file and line."
     make, reason = WHY[case]
+    if reason.endswith(' at'): reason += f' test_compress.py:{next(i for i, l in enumerate(open(__file__), 1) if l.rstrip().endswith(f"# {case}"))}'
     model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3), make(), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)))
     before = set(vars(model))
     g = find_sites(model, images)
@@ -434,7 +438,8 @@ def test_learned_numbers_per_channel(recipe, tmp_path):
     out = compress(model, images, pruning_ratio=.5, weight_bits=6, recipe=recipe, **({'budget': 'uniform'} if recipe == 'best' else {}))
     assert_unchanged(model, before)
     why, net = reasons(out), out.model
-    assert why['a'] == why['b'] == 'pruned' and why['c'] == why['d'] == why['excite'] == 'gated together with other channels'
+    assert why['a'] == why['b'] == why['c'] == why['d'] == why['excite'] == 'pruned'
+    assert (net.c.out_channels, net.d.out_channels, net.excite.in_features, net.excite.out_features, net.head.in_features) == (2, 2, 4, 4, 4)
     assert net.act.num_parameters == net.gamma.numel() == net.beta.numel() == net.b.in_channels == 4 and net.one.numel() == 1
     y = run(net, images)
     assert torch.isfinite(y).all() and y.shape == (3, 3)
@@ -484,10 +489,10 @@ class Response(nn.Module):
     def __init__(self): super().__init__(); self.g = nn.Parameter(torch.rand(1, 8, 1, 1))
     def forward(self, x): n = x.norm(2, dim=(2, 3), keepdim=True); return x+self.g*(x*(n/(n.mean(1, keepdim=True)+1e-6)))
 
-NO_RULE, OF_A_KIND = 'passes an operation without a rule: ', 'is of a kind that is not pruned'
-LIKE_TIMM = dict(same_padding=(lambda: SamePadding(8, 8, 3), {'0': NO_RULE+'conv2d', '3': OF_A_KIND}), standardised=(lambda: Standardised(8, 8, 3), {'0': NO_RULE+'conv2d', '3': OF_A_KIND}),
-    drop_path=(DropPath, {'0': 'pruned'}), effective=(Effective, {'0': 'pruned', '3.fc': 'pruned'}), neighbours=(Neighbours, {'0': 'shuffled', '3.conv': 'shuffled'}),
-    where=(Where, {'0': 'normalised across channels', '3.conv': NO_RULE+'mul'}), norm2d=(Norm2d, {'0': 'normalised across channels'}), blur=(Blur, {'0': NO_RULE+'conv2d'}), response=(Response, {'0': NO_RULE+'norm'}))
+OWN_WAY, OF_A_KIND, ACROSS = 'holds its weights in its own way', 'is of a kind that is not pruned', 'normalised across channels'
+LIKE_TIMM = dict(same_padding=(lambda: SamePadding(8, 8, 3), {'0': 'pruned', '3': 'pruned'}), standardised=(lambda: Standardised(8, 8, 3), {'0': OWN_WAY, '3': OF_A_KIND}),
+    drop_path=(DropPath, {'0': 'pruned'}), effective=(Effective, {'0': 'pruned', '3.fc': 'pruned'}), neighbours=(Neighbours, {'0': 'meets other channels in a product', '3.conv': OF_A_KIND}),
+    where=(Where, {'0': ACROSS, '3.conv': OF_A_KIND}), norm2d=(Norm2d, {'0': ACROSS}), blur=(Blur, {'0': 'pruned'}), response=(Response, {'0': ACROSS}))
 
 @pytest.mark.parametrize('case', LIKE_TIMM)
 def test_timm_like(case):
@@ -541,7 +546,7 @@ def test_several_outputs(form):
     model, depth = TwoOutputs().eval(), torch.randn(3, 1, 12, 12)
     inputs = (images, depth) if form == 'tuple' else dict(depth=depth, image=images)
     out = compress(model, inputs, pruning_ratio=.5, recipe='paper')
-    assert reasons(out) == dict(a='pruned', b='pruned', c='feeds an output', d='feeds an output')
+    assert reasons(out) == dict(a='pruned', b='pruned', c='normalised across channels', d='normalised across channels') # by the sum of d's weights
     with torch.no_grad(): got, want = out.model(images, depth), model(images, depth)
     assert got['all'][0].shape == want['all'][0].shape and got['all'][1].shape == want['all'][1].shape
 
@@ -573,8 +578,14 @@ class Shuffle(nn.Module):
         return self.fc(F.relu(self.c(F.relu(self.b(x)))).mean((2, 3)))
 
 def test_channel_shuffle():
-    out, why = kept_back(Shuffle().eval(), images, 'a')
-    assert 'shuffled' in why['a'] and why['b'] == why['c'] == 'pruned'
+    "Equally many of each half go, and what the next layer then reads is what it read, the removed channels at zero."
+    model = Shuffle().eval()
+    out = compress(model, images, layer_ratios={'a': .5}, recipe='prune')
+    kept, silent = out.kept['a'].tolist(), copy.deepcopy(model)
+    assert reasons(out)['a'] == 'pruned' and sum(k < 4 for k in kept) == sum(k >= 4 for k in kept) == 2
+    with torch.no_grad(): silent.b.weight[:, [2*(k % 4)+k//4 for k in range(8) if k not in kept]] = 0
+    assert relative(run(out.model, images), run(silent, images)) < 1e-5
+    assert set(reasons(compress(model, images, pruning_ratio=.5)).values()) == {'pruned', 'feeds an output'}
 
 class OddOps(nn.Module):
     "Operations across channels, for which nothing but keeping is right."
@@ -589,18 +600,24 @@ ODD = dict(softmax=lambda x: F.softmax(x, 1), normalize=lambda x: F.normalize(x,
     pixel=lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2), 2), sum=lambda x: x+x.sum((2, 3), keepdim=True), group_norm=lambda x: F.group_norm(x, 4), layer_norm=lambda x: F.layer_norm(x, x.shape[1:]),
     instance_norm=lambda x: F.instance_norm(x), expand=lambda x: x[:, :, None].expand(-1, -1, 1, -1, -1)[:, :, 0], one_channel=lambda x: x*x[:, :1])
 
+@pytest.mark.parametrize('last', [5, 7])
 @pytest.mark.parametrize('op', ODD)
-def test_unusual_operations(op):
+def test_unusual_operations(op, last):
     "Whatever stands between two convolutions: what comes out runs, and a channel that is gone had no other effect than by itself."
     model = OddOps(ODD[op]).eval()
-    with torch.no_grad(): model.a.weight[5] = .001*model.a.weight[5]; model.a.bias[5] = 0 # the one that goes
+    with torch.no_grad(): model.a.weight[last] = .001*model.a.weight[last]; model.a.bias[last] = 0 # the one that goes
     y = run(model, images)
     out = compress(model, images, layer_ratios={'a': 1/8}, recipe='prune')
     z = run(out.model, images)
     assert z.shape == y.shape
-    if out.model.a.out_channels == 7: # it was removed: the network with the channel's effect on `c` set to zero says what is right
-        silent = copy.deepcopy(model)
-        with torch.no_grad(): silent.c.weight[:, 5] = 0
+    if out.model.a.out_channels < 8: # some were removed: the network with all that comes of them, where `c` reads it, set to zero says what is right
+        gone = [k for k in range(8) if k not in out.kept['a'].tolist()]
+        assert last in gone and reasons(out)['a'] == 'pruned'
+        with torch.no_grad():
+            h = F.relu(model.a(images)); other = h.clone(); other[:, gone] += torch.rand(len(gone), *h.shape[2:])
+            moved = (model.op(h)-model.op(other)).abs().amax((0, 2, 3)) > 0
+            silent = copy.deepcopy(model); silent.c.weight[:, moved] = 0
+        assert moved.sum() == 8-out.model.c.in_channels
         assert relative(z, run(silent, images)) < 1e-5
     else: assert reasons(out)['a'] not in ('pruned', '')
     assert torch.equal(run(compress(model, images).model, images), y)

@@ -8,7 +8,7 @@ from udfc_nb.cli import main
 from udfc_nb.digits import digits, digits_net
 from udfc_nb.errors import BudgetError
 from udfc_nb.evaluate import ImageFolderError, image_folder, image_transform, top_k
-from udfc_nb.graph import find_sites
+from udfc_nb.graph.proof import find_sites
 from udfc_nb.job import WorkingCopy
 from udfc_nb.joint import FileSize, allot_both
 from udfc_nb.mixed import WIDTHS

@@ -8,7 +8,7 @@ from udfc_nb.graph.proof import copied
 
 def conv(i, o): return nn.Conv2d(i, o, 3, padding=1)
 def literal_view(x): return x.view(len(x), 16, -1).mean(2)[:, :, None, None]*x
-def literal_slice(x): return x[:, :16].flip(2)
+def literal_slice(x): return torch.cat([x[:, 6:], x[:, :6]], 1)
 def scaled(x): return x*x.shape[1]**-.5
 def condition(x): return x*2 if x.shape[1] == 16 else x
 def asserted(x): torch._assert(x.shape[1] == 16, 'sixteen channels'); return x
@@ -16,11 +16,11 @@ def expanded(x): return x+x.new_zeros(1).expand(16)[:, None, None]
 def literal_split(x): a, b = torch.split(x, [6, 10], 1); return torch.cat([b, a], 1)
 def of_module(x, m): return x.reshape(len(x), m.width, x.shape[2]*x.shape[3]).reshape(x.shape[0], -1, *x.shape[2:]).relu()
 def indexed(x, m): return x[:, m.order]
-def literal_permute(x): return x.permute(0, 2, 3, 1).reshape(-1, 16).reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+def literal_permute(x): return x.flatten(2).permute(0, 2, 1).reshape(len(x), -1, 16).permute(0, 2, 1).reshape(x.shape)
 
 BAKED = dict(literal_view=literal_view, literal_slice=literal_slice, scaled=scaled, condition=condition, asserted=asserted, expanded=expanded,
     literal_split=literal_split, of_module=of_module, indexed=indexed, literal_permute=literal_permute)
-OPERATION = dict(literal_view='view', literal_slice='slice', scaled='mul', condition='mul', asserted='AssertionError', expanded='add', literal_split='split_with_sizes',
+OPERATION = dict(literal_view='m', literal_slice='slice', scaled='mul', condition='mul', asserted='AssertionError', expanded='add', literal_split='split_with_sizes',
     of_module='view', indexed='index', literal_permute='view')
 
 class Baked(nn.Module):

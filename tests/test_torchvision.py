@@ -107,7 +107,7 @@ def test_nine_tenths_are_reached(name, cut):
     lose channels on one side themselves (in ResNet-50 the shortcuts' convolutions, 12 %, stand between two residual sums)."""
     model = build(name).eval()
     g = find_sites(model, torch.randn(1, 3, 64, 64))
-    pruned, smaller = {u.module for s in g.sites for u in s.producers}, {u.module for s in g.sites for u in s.space.uses}
+    pruned, smaller = {u.module for s in g.sites for u in s.producers}, {u.module for s in g.sites for u in s.uses}
     convs, after = {n: m.weight.numel() for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}, next_layers(model)
     total = sum(convs.values())
     assert sum(v for n, v in convs.items() if n in pruned or after[n] & pruned) >= .9*total

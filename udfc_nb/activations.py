@@ -105,20 +105,24 @@ def on_steps(
 # %% ../nbs/28_activations.ipynb #847efea7
 def folded_pairs(
     nodes:list, # of a record in eval mode
+    mods:dict, # name → module
 )->list: # of (name of a convolution, name of the batch norm that alone reads it)
     "Which batch norms can be folded."
     calls = [n.target for n in nodes if n.kind in ('layer', 'depthwise')]
     convs = [n for n in nodes if n.kind in ('layer', 'depthwise') and calls.count(n.target) == 1 and n.op == 'convolution' and not n.args[6]]
-    pairs = [(n.target, norm_name(n.users[0])) for n in convs if len(n.users) == 1 and n.users[0].kind == 'norm']
+    pairs = [(n.target, norm_name(n.users[0])) for n in convs if len(n.users) == 1 and n.users[0].kind == 'norm' and n.users[0].module == norm_name(n.users[0])]
     norms = [b for _, b in pairs]
-    return [(a, b) for a, b in pairs if b is not None and norms.count(b) == 1]
+    stock = {k.forward for k in NORMS} # a norm with a forward of its own may do more
+    return [(a, b) for a, b in pairs if norms.count(b) == 1 and type(mods[b]).forward in stock]
 
 def folds_of(
     model:nn.Module, # is not changed
     example_inputs, # what its forward takes; None: nothing is known
 )->list: # of pairs
     "`folded_pairs` of a network."
-    return [] if example_inputs is None else folded_pairs(record(copy.deepcopy(model), example_inputs).nodes)
+    if example_inputs is None: return []
+    net = copy.deepcopy(model)
+    return folded_pairs(record(net, example_inputs).nodes, dict(net.named_modules()))
 
 @torch.no_grad()
 def biases_on_steps_(
@@ -314,5 +318,5 @@ def find_ranges(self:Job,
 @patch
 def set_inputs(self:Job):
     "Gives the layers their grids, and moves their biases to the steps of their sums."
-    biases_on_steps_(self.net, self.codes, self.inputs, folded_pairs(self.graph.nodes))
+    biases_on_steps_(self.net, self.codes, self.inputs, folded_pairs(self.graph.nodes, self.mods))
     for name, q in self.inputs.items(): quantize_input_(self.mods[name], q)

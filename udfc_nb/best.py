@@ -13,7 +13,7 @@ from .assumption import CRITERIA, check_ratio, n_kept, split_channels
 from .budget import CAP, TRUST, loss_curve, allot, worth_it
 from .graph.proof import find_sites
 from .graph.sites import LAYERS
-from .graph.steps import NORMS, norm_name
+from .graph.steps import is_norm, norm_name
 from .graph.surgery import cut_rest, matrix, merge_into, out_first
 from .job import Job, JOBS, WorkingCopy, check_finite, floating
 from .recipe import Recipe, RECIPES, get_recipe, METRICS, BUDGETS, PROJECTIONS, no_projection, ROUNDINGS as ROUNDING_NAMES
@@ -35,7 +35,7 @@ class Sizes:
         "The share of a module's entries that is left."
         m, uses = self.job.mods[module], [t for t in self.uses.get(module, ()) if t[0].role == role]
         total = inputs_of(m) if role == 'in' else outputs_of(m)
-        return 1-sum(less.get(s, 0)*u.index.size/size for u, s, size in uses)/total
+        return 1-sum(less.get(s, 0)*u.index.size/size for u, s, size in uses)/max(total, 1)
     def __call__(self, less):
         return sum(v*self.share(n, 'out', less)*self.share(n, 'in', less)*self.share(n, 'depthwise', less) for n, v in self.per.items())
     def gain(self, site, step): return self({})-self({site: step})
@@ -161,7 +161,7 @@ def price(self:FieldJob, walk, n, m):
     "What a unit of error variance costs, per output: in the units of the norm behind it, over the scale of the stream it joins."
     user, scale = next(iter(n.users), None), torch.ones(len(m.weight), dtype=torch.float64, device=self.device)
     norm = module_of(walk, user) if user is not None and user.kind == 'norm' and len(n.users) == 1 else None
-    if not isinstance(norm, NORMS): norm = None
+    if norm is None or not is_norm(norm): norm = None
     if norm is None: return scale/walk.fields[n].var.double().sum().clamp(min=1e-20).sqrt()
     g2 = (scale if norm.weight is None else norm.weight.detach().double().square())/(norm.running_var.double()+norm.eps)
     return g2/self.stream(walk, n, user, norm)
@@ -235,9 +235,10 @@ def heard(self:FieldJob, n, m, f, x):
 @patch
 def still_read(self:Job, m, f, name):
     "The field of the channels that a layer reads when it is cut."
-    kept = self.outputs_kept(name) if name in self.layers and self.layers[name].depthwise else self.inputs_kept(name)
+    deep = name in self.layers and self.layers[name].depthwise
+    kept = self.outputs_kept(name) if deep else self.inputs_kept(name)
     if kept is None: return f
-    each = f.size[0]*f.size[1] if isinstance(m, nn.Linear) else 1
+    each = len(self.layers[name].rows)//f.channels if deep else f.size[0]*f.size[1] if isinstance(m, nn.Linear) else 1
     return slice_channels(f, torch.unique(kept.to(f.mean.device)//each))
 
 # %% ../nbs/27_best.ipynb #edf4bbdc
@@ -290,14 +291,14 @@ PASSING = ('same', 'reshape', 'add', 'sub', 'shift', 'cat')
 @patch
 def absorbed(self:FieldJob, n):
     "Does every reader of these channels normalise them first?"
-    def norm_or_on(u): return isinstance(module_of(self.walk, u), NORMS) or u.kind in PASSING and self.absorbed(u)
+    def norm_or_on(u): return u.kind == 'norm' and is_norm(module_of(self.walk, u)) or u.kind in PASSING and self.absorbed(u)
     return len(n.users) > 0 and all(norm_or_on(u) for u in n.users)
 
 @patch
 def carry(self:FieldJob, n, kind, m):
     "Hands changes of statistics on to where they are taken up."
     ins = n.sources
-    if kind == 'norm' and ins[0] in self.drift and isinstance(m, NORMS):
+    if kind == 'norm' and ins[0] in self.drift and is_norm(m):
         dm, dv, v = self.drift[ins[0]]
         self.norms[norm_name(n)] = reestimate(m.running_mean, m.running_var, (0*dm, v), (dm, v+dv))
     elif kind in PASSING and any(a in self.drift for a in ins):

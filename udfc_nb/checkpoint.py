@@ -10,6 +10,7 @@ __all__ = ['VERSION', 'MAX_TEXT', 'MAX_BITS', 'CHUNK', 'encode', 'decode', 'cont
 import copy, hashlib, json, math, os, tempfile, zlib
 from pathlib import Path
 import torch, torch.nn as nn
+from torch.nn.modules.conv import _ConvNd
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save as to_bytes
 from fastcore.basics import patch
@@ -17,7 +18,6 @@ from . import __version__
 from .errors import FileError, UnsupportedError
 from .quantizer import pack, unpack, Quantized, GRIDS
 from .graph.sites import LAYERS
-from .graph.steps import NORMS
 from .compress import Compressed
 
 # %% ../nbs/40_checkpoint.ipynb #984aae16
@@ -71,7 +71,7 @@ def _checksum(tensors, meta):
     h = hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != 'sha256'}, sort_keys=True).encode())
     for n in sorted(tensors):
         t = tensors[n].detach().cpu().contiguous()
-        h.update(f'{n}|{t.dtype}|{list(t.shape)}|'.encode()); h.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
+        h.update(f'{n}|{t.dtype}|{list(t.shape)}|'.encode()); h.update(t.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
 # %% ../nbs/40_checkpoint.ipynb #d95c0a1f
@@ -199,8 +199,7 @@ def _shapes(tensors, info):
 def _fits(module, name, new, old):
     "May a tensor of shape `new` stand where the architecture has `old`? Channels may go, and nothing else."
     if new == old: return True
-    long = [i for i, n in enumerate(old) if n > 1]
-    free = (0, 1) if isinstance(module, LAYERS) else long if len(long) == 1 else () # a layer's rows and columns, or the one axis of a vector over channels
+    free = (0, 1) if isinstance(module, LAYERS) else range(len(old)) # a layer's rows and columns; any axis of what no layer holds
     return len(new) == len(old) and all(a == b or i in free and 1 <= a < b for i, (a, b) in enumerate(zip(new, old)))
 
 # %% ../nbs/40_checkpoint.ipynb #db02e357
@@ -212,10 +211,13 @@ def _check_shapes(path, mods, old, new):
     for n, (shape, floating) in new.items():
         owner, _, name = n.rpartition('.')
         if floating != old[n][1] or not _fits(mods[owner], name, shape, old[n][0]): _fail(path, f'{n} has shape {list(shape)}, the architecture {list(old[n][0])}', way)
-        if shape and lengths.setdefault((owner, old[n][0][0]), shape[0]) != shape[0]: _fail(path, f'{n} has {shape[0]} entries, its module {lengths[owner, old[n][0][0]]}', way)
+        rows = name in BY_ROW and not (len(shape) > 1 and getattr(mods[owner], 'transposed', False))
+        if shape and rows and lengths.setdefault((owner, old[n][0][0]), shape[0]) != shape[0]: _fail(path, f'{n} has {shape[0]} entries, its module {lengths[owner, old[n][0][0]]}', way)
         if name == 'weight' and shape[0] % getattr(mods[owner], 'groups', 1) and not _depthwise(mods[owner]): _fail(path, f'{n} has {shape[0]} rows for {mods[owner].groups} groups', way)
 
-def _depthwise(m): return isinstance(m, CONVS) and m.groups > 1 and m.groups == m.in_channels == m.out_channels
+BY_ROW = ('weight', 'bias', 'running_mean', 'running_var') # of a module: as many entries in each, if there were
+
+def _depthwise(m): return isinstance(m, _ConvNd) and m.groups > 1 and m.groups == m.in_channels
 
 # %% ../nbs/40_checkpoint.ipynb #1e1564e1
 def _decoded(path, name, packed, scale, c):
@@ -231,9 +233,12 @@ def _decoded(path, name, packed, scale, c):
 def _resize(m):
     "A module's sizes, from its tensors."
     if isinstance(m, nn.Linear): m.out_features, m.in_features = m.weight.shape
-    elif _depthwise(m): m.in_channels = m.out_channels = m.groups = len(m.weight)
-    elif isinstance(m, CONVS): m.out_channels, m.in_channels = len(m.weight), m.weight.shape[1]*m.groups
-    elif isinstance(m, NORMS) and m.running_mean is not None: m.num_features = len(m.running_mean)
+    elif isinstance(m, _ConvNd):
+        own, other = m.weight.shape[:2]
+        if _depthwise(m): m.groups = own if m.transposed else own//(m.out_channels//m.groups)
+        m.out_channels, m.in_channels = (other*m.groups, own) if m.transposed else (own, other*m.groups)
+    elif isinstance(m, nn.GroupNorm) and m.weight is not None: m.num_groups, m.num_channels = len(m.weight)*m.num_groups//m.num_channels, len(m.weight)
+    elif isinstance(getattr(m, 'num_features', None), int) and (t := next((t for t in (m.running_mean, m.weight) if t is not None), None)) is not None: m.num_features = len(t)
     elif isinstance(m, nn.PReLU): m.num_parameters = len(m.weight)
 
 # %% ../nbs/40_checkpoint.ipynb #972d8f19

@@ -367,7 +367,7 @@ def _hold_codes_(layer, q):
     codes = (q.codes-low).to(torch.uint8 if q.codes.max()-low < 256 else torch.int32)
     if not torch.equal((q.scale*(codes.to(q.scale.dtype)-(q.zero-low))).to(dtype), layer.weight) or q.scale.dtype != dtype: return
     del layer._parameters['weight']
-    for n, t in dict(codes=codes, scale=q.scale, zero=q.zero-low).items(): layer.register_buffer(n, t.clone())
+    for n, t in dict(codes=codes, scale=q.scale, zero=q.zero-low).items(): layer.register_buffer(n, t.clone(memory_format=torch.contiguous_format))
     layer.__class__ = type(f'Coded{type(layer).__name__}', (_Coded, type(layer)), {})
 
 # %% ../nbs/41_export.ipynb #60e75752

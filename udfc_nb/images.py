@@ -91,7 +91,7 @@ class ImageSchedule:
     class_weight:float=0. # α of eq. 33.4
 
 def image_shape(
-    example_inputs, # what the network was traced with
+    example_inputs, # what the network takes
 )->tuple: # (C, H, W)
     "The shape of one image. Raises `ExampleInputError` unless the network takes one batch of images."
     x = example_inputs

@@ -6,10 +6,11 @@
 __all__ = ['JOBS', 'unwrap', 'check_finite', 'WorkingCopy', 'floating', 'fresh_norms', 'Job', 'own_scale']
 
 # %% ../nbs/16_job.ipynb #48f2ae50
-import copy
+import functools
 from dataclasses import replace
 import numpy as np
 import torch, torch.nn as nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 from fastcore.basics import patch
 from .errors import NonFiniteError, UnsupportedError
@@ -20,6 +21,7 @@ from .solution import solve_scale
 from .paths import from_filters, through_norm, through_depthwise, through_gate, through_slopes, through_sum, Vectors
 from .graph.proof import copied
 from .graph.record import evaluate, rerun
+from .graph.sites import LAYERS
 from .graph.steps import NORMS, consumer_paths, norm_name
 from .graph.surgery import cut_inputs, cut_outputs, cut_rest, kept_columns, matrix, merge_into, norm_affine, out_first, scale_into
 from .recipe import Channels, PROJECTIONS
@@ -41,8 +43,10 @@ def check_finite(
     model:nn.Module,
 ):
     "Raises `NonFiniteError` at the first parameter or buffer with a value that is not a finite number."
+    if isinstance(model, torch.jit.ScriptModule): raise UnsupportedError('is scripted: its layers cannot be taken apart', layer='model', hint='pass the network that it was scripted or traced from')
     if not isinstance(model, nn.Module): raise UnsupportedError(f'{type(model).__name__} is no torch.nn.Module', layer='model', hint='pass the network itself')
     for name, t in _state(model):
+        if is_lazy(t): continue # refused when it is copied
         if t.is_meta: raise UnsupportedError('the network is on the meta device and has no weights', layer=name, hint='load its weights first')
         if not t.is_floating_point() or torch.isfinite(t).all(): continue
         raise NonFiniteError(f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} values are not finite', layer=name, hint='repair the checkpoint before compressing it')
@@ -62,6 +66,11 @@ class WorkingCopy:
         self.net.to(self.device).eval()
         for _, t in _state(self.net):
             if self.dtype is not None and t.is_floating_point(): t.data = t.data.to(self.dtype)
+    def widen(self):
+        "One type for all, for a network whose own do not run together (under autocast they do)."
+        self.dtype = functools.reduce(torch.promote_types, {d for d in self.dtypes.values() if d.is_floating_point}, torch.float32)
+        for _, t in _state(self.net):
+            if t.is_floating_point(): t.data = t.data.to(self.dtype)
     def give_back(self):
         for n, m in self.net.named_modules(): m.training = self.modes[n]
         for n, t in _state(self.net): t.data = t.data.to(self.home, self.dtypes[n])
@@ -121,13 +130,19 @@ def tensor(self:Job, name):
     owner, _, field = name.rpartition('.')
     return getattr(self.mods[owner], field).detach()
 
+@patch
+def readers(self:Job, site):
+    "Path → uses of a site's readers."
+    if site.name not in self.paths: self.paths[site.name] = consumer_paths(self.graph, site)
+    return self.paths[site.name]
+
 # %% ../nbs/16_job.ipynb #771b81e5
 @patch
 def through(self:Job, v, s):
     "The channels behind one step."
     at = torch.tensor(s.index, device=v.b.device)
     if s.kind == 'norm': return through_norm(v, *norm_affine(self.mods[s.module], at))
-    if s.kind == 'depthwise': m = self.mods[s.module]; return through_depthwise(v, m.weight[at], None if m.bias is None else m.bias[at])
+    if s.kind == 'depthwise': w, bias = (None if a is None else evaluate(a, self.tensor).detach()[at] for a in s.node.args[1:3]); return through_depthwise(v, w, bias)
     if s.kind == 'sum': return through_sum(v, self.vectors(s.other))
     if s.kind in ('slopes', 'scale', 'shift'):
         p = evaluate(s.fixed, self.tensor).detach().flatten()
@@ -189,13 +204,12 @@ def channels(self:Job, site, path):
         stats = fill(n.weight, mu, 1.), fill(n.bias, mu, 0.), mu, n.running_var[at]
     return Channels(W if len(W) == site.size else W[torch.as_tensor(site.rows)], self.vectors(path), stats, site.groups)
 
-@patch
-def readers(self:Job, site):
-    "Path → uses of a site's readers."
-    if site.name not in self.paths: self.paths[site.name] = consumer_paths(self.graph, site)
-    return self.paths[site.name]
-
 # %% ../nbs/16_job.ipynb #9e8feaa8
+@patch
+def plain_weight(self:Job, name):
+    "Is the layer a convolution or linear module that reads its weight as it is stored?"
+    return self.layers[name].plain and isinstance(self.mods.get(name), LAYERS)
+
 @patch
 def prune(self:Job, name):
     "Hands the pruned channels' load to the kept ones, in every consumer whose path is known."
@@ -211,11 +225,6 @@ def prune(self:Job, name):
     self.errors[name] = lost/total if total > 0 else 0.
 
 # %% ../nbs/16_job.ipynb #ad8ac856
-@patch
-def plain_weight(self:Job, name):
-    "Is the layer a module that reads its weight as it is stored?"
-    return self.layers[name].plain and name in self.mods
-
 @patch
 def begin(self:Job):
     "Which labels go, now that the channels are chosen."
@@ -250,12 +259,19 @@ def affine_of(self:Job, site, m):
     first = next(iter(path.steps), None) if path is not None else None
     if first is not None and first.kind == 'norm': return norm_affine(self.mods[first.module], torch.tensor(first.index, device=m.weight.device))
     one = torch.ones(site.size, dtype=torch.float64, device=m.weight.device)
-    return one, 0*one if m.bias is None else torch.zeros_like(one).index_copy(0, self.alive(site), m.bias.detach().double())
+    return one, 0*one if m.bias is None else torch.zeros_like(one).index_copy(0, self.alive(site), m.bias.detach()[self.rows_left(site)].double())
 
 @patch
 def alive(self:Job, site):
     "Indices of the channels that a site keeps."
     return self.kept[site.name][0] if site.name in self.kept else torch.arange(site.size, device=self.mods[site.name].weight.device)
+
+@patch
+def rows_left(self:Job, site):
+    "Where those stand among the rows that are left of the site's layer, which may have others besides."
+    alive, rows = self.alive(site), self.outputs_kept(site.name)
+    mine = torch.as_tensor(site.rows, device=alive.device)[alive]
+    return mine if rows is None else torch.searchsorted(rows.to(alive.device), mine)
 
 # %% ../nbs/16_job.ipynb #f516aa71
 def own_scale(old, q):
@@ -276,14 +292,14 @@ def round(self:Job, name, bits):
     "Rounds a layer's weights; if the recipe says so, the next layer (eq. 9) or its own grid corrects their length."
     m, r, site = self.mods[name], self.recipe, self.sites.get(name)
     old, stored, q = matrix(m).clone(), m.weight.detach().flatten(1).clone(), GRIDS[r.grid](m.weight.detach(), bits, r.per_channel)
-    if r.scale == 'own' and not getattr(m, 'transposed', False) and (norm := self.own_norm(name)) is not None: norm.weight.data[self.alive(site) if site else slice(None)] *= own_scale(stored, q).flatten().to(q.scale)
+    if r.scale == 'own' and not getattr(m, 'transposed', False) and (norm := self.own_norm(name)) is not None: norm.weight.data[slice(None) if (rows := self.outputs_kept(name)) is None else rows.to(m.weight.device)] *= own_scale(stored, q).flatten().to(q.scale)
     elif r.scale == 'own': q = q._replace(scale=q.scale*own_scale(stored, q).to(q.scale))
     self.codes[name] = q
     with torch.no_grad(): m.weight.copy_(q.dequantize())
-    if r.scale != 'next' or site is None: return
-    kept = self.alive(site)
+    if r.scale != 'next' or site is None or site.size < len(self.layers[name].rows): return # of a part of the rows only a part is corrected
+    kept, rows = self.alive(site), self.rows_left(site)
     c, b = (t[kept] for t in self.affine_of(site, m))
-    s = torch.ones(site.size, dtype=torch.float64, device=old.device).index_copy(0, kept, solve_scale(old, matrix(m), c, b, r.lam2))
+    s = torch.ones(site.size, dtype=torch.float64, device=old.device).index_copy(0, kept, solve_scale(old[rows], matrix(m)[rows], c, b, r.lam2))
     for u in site.consumers: scale_into(self.mods[u.module], u, s)
 
 # %% ../nbs/16_job.ipynb #961fe0cb

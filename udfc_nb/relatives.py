@@ -40,7 +40,7 @@ class ReplaceJob(Job):
         self.to = {}
         for name, site in self.sites.items():
             n = n_kept(site.size, check_ratio(layer_ratios.get(name, ratio), name))
-            if n == site.size or site.groups > 1 or site.units.shape[1] > 1 or any(p is None for p in self.readers(site)): continue
+            if n == site.size or site.groups > 1 or site.units.shape[1] > 1 or site.size < len(self.layers[name].rows) or any(p is None for p in self.readers(site)): continue
             to = self.to[name] = self.replace(site, n)
             here = torch.arange(site.size, device=to.device) == to
             self.kept[name] = here.nonzero()[:, 0], (~here).nonzero()[:, 0]

@@ -22,7 +22,7 @@ def layer_macs(
 )->int:
     "Multiply-accumulates of one call of a layer, for the whole batch."
     entries = inp if 'Transpose' in type(layer).__name__ else out
-    return math.prod(entries)*layer.weight[0].numel()
+    return math.prod(entries)*math.prod(layer.weight.shape[1:])
 
 # %% ../nbs/15_report.ipynb #5ff5c91d
 @contextmanager

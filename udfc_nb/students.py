@@ -141,11 +141,10 @@ def ticket(
     "The same channels with the weights of an initialisation, rounded to the nearest. Raises `UnsupportedError`."
     work = WorkingCopy(unwrap(initial))
     example = floating(out.example, work.device, work.dtype)
-    job = Job(work.net, find_sites(work.net, example, verify=False), RECIPES['prune'])
+    job = Job(work.net, find_sites(work.net, example, sites=out.report.settings.get('sites', 'own'), verify=False), RECIPES['prune'])
     for name, k in out.kept.items():
-        if name not in job.sites or int(k.max()) >= job.sites[name].size: raise UnsupportedError('no such site in the initial network', layer=name, hint='pass the same architecture, untrained')
-        k = k.to(work.device)
-        gone = torch.ones(job.sites[name].size, dtype=torch.bool, device=work.device).index_fill(0, k, False)
-        job.kept[name] = k, gone.nonzero().flatten()
+        if name not in job.sites or int(k.max()) >= len(job.layers[name].rows): raise UnsupportedError('no such site in the initial network', layer=name, hint='pass the same architecture, untrained')
+        stays = torch.isin(torch.as_tensor(job.sites[name].rows, device=work.device), k.to(work.device))
+        job.kept[name] = stays.nonzero().flatten(), (~stays).nonzero().flatten()
     job.run({n: q.bits for n, q in out.codes.items()})
     return Compressed(work.give_back(), out.report, job.codes, out.kept, out.example)

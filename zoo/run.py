@@ -9,6 +9,7 @@ A row says what `find_sites(model, example_inputs, sites='all', verify=True)` di
 'failed' (any other error); 'nobuild' (the network itself does not build or run); 'killed' (out of time or memory).
 """
 import argparse
+import copy
 import csv
 import fnmatch
 import importlib.metadata
@@ -24,7 +25,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-COLUMNS = ('name', 'result', 'sites', 'share', 'difference', 'runs', 'seconds', 'forward', 'params', 'reason', 'held')
+COLUMNS = ('name', 'result', 'sites', 'share', 'difference', 'runs', 'seconds', 'forward', 'record', 'params', 'reason',
+           'held')
 RESULTS = ('ok', 'refused', 'failed', 'nobuild', 'killed')
 PACKAGES = ('torch', 'torchvision', 'timm', 'pytorchcv', 'segmentation_models_pytorch', 'monai', 'kornia', 'basicsr',
             'facenet-pytorch', 'efficientnet-pytorch', 'torchxrayvision', 'onnx', 'onnx2torch', 'numpy')
@@ -102,10 +104,21 @@ def examine(model: object, inputs: tuple) -> dict:
     except Exception as error:
         result = 'refused' if isinstance(error, UDFCError) else 'killed' if out_of_memory(error) else 'failed'
         return {'result': result, 'seconds': f'{time.perf_counter() - start:.2f}', 'reason': first_line(error)}
-    proof = graph.proof
-    return {'result': 'ok', 'sites': len(graph.sites), 'share': f'{float(proof.share):.4f}',
+    proof, seconds = graph.proof, time.perf_counter() - start
+    return {'result': 'ok', 'record': f'{time_of_record(model, inputs):.4f}', 'sites': len(graph.sites), 'share': f'{float(proof.share):.4f}',
             'difference': f'{float(proof.difference):.3g}', 'runs': proof.runs, 'held': len(proof.held),
-            'seconds': f'{time.perf_counter() - start:.2f}'}
+            'seconds': f'{seconds:.2f}'}
+
+
+def time_of_record(model: object, inputs: tuple) -> float:
+    """Seconds of a record alone, median of three."""
+    from udfc_nb.graph.record import record
+    net, times = copy.deepcopy(model), []
+    for _ in range(3):
+        start = time.perf_counter()
+        record(net, inputs)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 def work(name: str, options: argparse.Namespace, answer: Connection) -> None:
@@ -190,7 +203,9 @@ def summary(rows: list[dict]) -> str:
     if good:
         share = statistics.median(float(row['share']) for row in good)
         ratio = statistics.median(float(row['seconds']) / max(float(row['forward']), 1e-4) for row in good)
-        lines.append(f'medians of the {len(good)} that are ok: share {share:.3f}, seconds / forward {ratio:.1f}')
+        alone = statistics.median(float(row['record']) / max(float(row['forward']), 1e-4) for row in good)
+        lines.append(f'medians of the {len(good)} that are ok: share {share:.3f}, record / forward {alone:.1f}, '
+                     f'all with the proof / forward {ratio:.1f}')
     return '\n'.join(lines)
 
 

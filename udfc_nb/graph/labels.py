@@ -92,7 +92,7 @@ def seen_along(
     for k, (m, s) in enumerate(zip(*view[:2])):
         if m == 1 or s % (step*n) == 0: continue
         if s % step: inside += (m-1)*s
-        else: index = index+torch.arange(m, device='cpu').reshape([-1 if i == k else 1 for i in range(len(view[0]))])*(s//step)
+        else: index = index+torch.arange(0, m*(s//step), s//step, device='cpu').reshape((-1,)+(1,)*(len(view[0])-k-1))
     return core(labels.reshape(-1)[index % n]) if inside < step else None
 
 # %%
@@ -103,25 +103,31 @@ class Shadow:
         t:torch.Tensor, # on that storage
     ):
         self.width = max(t.element_size(), 1) # bytes of an element
-        self.size, self.planes = t.untyped_storage().nbytes()//self.width, {} # plane → (core, geometry), or a label per element
+        self.size = t.untyped_storage().nbytes()//self.width
+        self.planes, self.seen = {}, {} # plane → (core, geometry), or a label per element; (plane, geometry) → what was read
     def read(self,
         plane, # a key
         t:torch.Tensor, # any tensor on the storage
     )->torch.Tensor: # core
         "Labels of a tensor on this storage."
-        held = self.planes[plane]
-        if isinstance(held, tuple):
-            labels, base = held
-            if base == geometry(t): return labels
-            axes = varying(labels)
-            if not axes: return labels.reshape((1,)*t.dim())
-            seen = seen_along(labels, base, geometry(t)) if len(axes) == 1 and base[2] == 0 and math.prod(base[0]) == self.size else None
-            if seen is None: seen = seen_by(labels, base, geometry(t))
-            if seen is not None: return seen
-        return core(self.whole(plane).as_strided(*geometry(t)))
+        key = plane, geometry(t)
+        if key not in self.seen: self.seen[key] = self._read(plane, t)
+        return self.seen[key]
+    def _read(self, plane, t):
+        "As `read`, not yet known."
+        held, view = self.planes[plane], geometry(t)
+        if not isinstance(held, tuple): return core(held.as_strided(*view)).clone()
+        labels, base = held
+        if base == view: return labels
+        axes, fills = varying(labels), base[2] == 0 and math.prod(base[0]) == self.size
+        if not axes: return labels.reshape((1,)*t.dim())
+        seen = seen_along(labels, base, view) if len(axes) == 1 and fills else None
+        if seen is None: seen = seen_by(labels, base, view)
+        return core(self.whole(plane).as_strided(*view)).clone() if seen is None else seen
     def write(self, plane, t:torch.Tensor, labels:torch.Tensor):
         "Sets the labels of a tensor on this storage."
         labels = lift(labels, t.dim())
+        self.seen.clear()
         if _dense(t, self.size): self.planes[plane] = (labels, geometry(t))
         else: self.whole(plane).as_strided(*geometry(t)).copy_(labels.expand(t.shape))
     def whole(self, plane):
@@ -179,7 +185,7 @@ def count_components(
 def slabs(
     labels:torch.Tensor, # a core that varies along several axes
 )->tuple: # axis, (2, m) edges
-    "The axis along which whole slabs can leave, with what must be tied for it: the choice that leaves most to choose from."
+    "The axis along which whole slabs can leave so that most can be chosen, with what must be tied for it."
     found = []
     for d in varying(labels):
         rows = labels.movedim(d, 0).reshape(labels.size(d), -1)

@@ -1,10 +1,10 @@
 # %%
 #| export
-import itertools, math, re
+import math, re
 from collections.abc import Callable
 from dataclasses import dataclass
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from .labels import always, core, lift, varying
 
 # %%
@@ -276,7 +276,8 @@ def moved(rec, call):
         label = {id(t): _of(p, plane) for t, p in zip(data, call.planes)}
         args = call.name in MANY and call.args or call.args[:1]
         swap = lambda a: label[id(a)].expand(a.shape).double() if isinstance(a, torch.Tensor) else a
-        new = tree_map(swap, tuple(args))+tuple(call.args[len(args):])
+        here = lambda a: a.cpu() if isinstance(a, torch.Tensor) else a # an index
+        new = tree_map(swap, tuple(args))+tree_map(here, tuple(call.args[len(args):]))
         if call.name == 'constant_pad_nd': new = (*new[:2], 0)
         out[plane] = rec.settle(core(call.func(*new, **call.kwargs).long()))
     return out
@@ -396,13 +397,16 @@ def _non_negative(node, ends, run): return (0. if ends[0][0] >= 0 else -math.inf
 def _entries(names, *record): return dict.fromkeys(names.split(), Operation(*record))
 
 OPERATIONS = { # name without namespace and underscore (of others than torch's own: 'namespace::name') → its record
-    **_entries('convolution _convolution convolution_overrideable _slow_conv2d_forward thnn_conv2d mkldnn_convolution cudnn_convolution', convolution, 'layer'),
+    **_entries('''convolution _convolution convolution_overrideable _slow_conv2d_forward thnn_conv2d mkldnn_convolution
+        cudnn_convolution''', convolution, 'layer'),
     **_entries(' '.join(PRODUCTS), product, 'layer'),
-    **_entries('native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm _batch_norm_with_update _batch_norm_no_update', batch_norm, 'norm'),
+    **_entries('''native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm
+        miopen_batch_norm _batch_norm_with_update _batch_norm_no_update''', batch_norm, 'norm'),
     **_entries('native_group_norm', group_norm, 'own statistics'),
     **_entries('native_layer_norm _fused_rms_norm', layer_norm, 'own statistics'),
     **_entries('_softmax _log_softmax cumsum cumprod logcumsumexp sort topk argsort', along, 'own statistics'),
-    **_entries('mean sum amax amin max min', reduced, 'reduce', _non_negative),
+    **_entries('sum', reduced, 'reduce', _non_negative),
+    **_entries('mean amax amin max min', reduced, 'reduce', _with_zero),
     **_entries('''var std var_mean std_mean norm linalg_vector_norm logsumexp argmax argmin any all prod median nanmedian nansum
         aminmax''', reduced, 'statistic'),
     **_entries('''avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool1d max_pool2d mkldnn_max_pool2d

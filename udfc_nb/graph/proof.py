@@ -1,6 +1,6 @@
 # %%
 #| export
-import copy, math, os, traceback, weakref
+import copy, math, os, traceback, types, weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +19,8 @@ from .surgery import cut
 
 # %%
 #| export
-READERS = {**{k: (0,) for k, o in OPERATIONS.items() if o.labels is convolution}, **{k: v[:2] for k, v in PRODUCTS.items()}} # which arguments are read
+READERS = {**{k: (0,) for k, o in OPERATIONS.items() if o.labels is convolution}, # which arguments are read
+    **{k: v[:2] for k, v in PRODUCTS.items()}}
 
 class Masked(Recorder):
     "A record of the original in which every reader sees the removed channels as zeros; it keeps what the others must be."
@@ -39,22 +40,24 @@ class Masked(Recorder):
     def tie(self, a, b, kind='with'): pass # all that is said of the structure is known
     def freeze(self, labels, why): pass
     def balance(self, atoms, strict=True): pass
+    def _view(self, call, parts): pass
     def follow(self, call, operation, parts):
         super().follow(call, operation, parts)
         changed = any(a.alias_info is not None and a.alias_info.is_write for a in call.func._schema.arguments)
         stored = {} if changed else {t.untyped_storage()._cdata for t in call.tensors if t.layout == torch.strided}
-        self.values.append((call.node, [self._kept(o, stored, call.node.kind == 'same') for o in call.outs]))
-    def _kept(self, o, stored, same):
+        self.values.append((call.node, [self._kept(o, stored) for o in call.outs]))
+    def _kept(self, o, stored):
         if o.layout != torch.strided: return None
         planes = self.planes(o)
         if not planes: return None if self.is_made(o) else o.detach().clone()
         keep = torch.ones((), dtype=torch.bool, device='cpu')
         for labels in planes.values():
             if labels.dim() == o.dim(): keep = keep & ~self.removed[labels]
-        if same or o.untyped_storage()._cdata in stored: return int(keep.sum())*(o.numel()//keep.numel()) # a view or copy: its size
+        if o.untyped_storage()._cdata in stored: return int(keep.sum())*(o.numel()//keep.numel()) # a view: its size
         axes = varying(keep)
         if len(axes) == 1: return o.detach().index_select(axes[0], keep.reshape(-1).nonzero()[:, 0].to(o.device))
-        return o.detach().clone() if keep.all() else o.detach()[keep.expand(o.shape).to(o.device)] if axes or keep.any() else o.detach()[:0]
+        if keep.all(): return o.detach().clone()
+        return o.detach()[keep.expand(o.shape).to(o.device)]
 
 # %%
 #| export
@@ -180,17 +183,47 @@ def _noises(example):
 
 # %%
 #| export
+def deepcopied(
+    model:nn.Module,
+    memo:dict, # as `copy.deepcopy` takes it
+)->nn.Module:
+    "A deep copy whose functions (a forward set on the instance, hooks) mean the copy's modules as well."
+    out = copy.deepcopy(model, memo)
+    for m in out.modules():
+        for d in (m.__dict__, *(v for k, v in m.__dict__.items() if k.endswith('_hooks'))):
+            for k, f in [*d.items()]:
+                if isinstance(f, types.FunctionType): d[k] = _rebound(f, memo)
+    return out
+
+def _swapped(held, memo, depth=3):
+    "A module's copy, or a function or list that means copies; anything else as it is."
+    if isinstance(held, nn.Module): return memo.get(id(held), held)
+    if isinstance(held, types.FunctionType) and depth: return _rebound(held, memo, depth-1)
+    if type(held) in (list, tuple) and any(isinstance(h, nn.Module) for h in held): return type(held)(memo.get(id(h), h) for h in held)
+    return held
+
+def _rebound(f, memo, depth=3):
+    "A function that closes over modules, has them as defaults or reaches them by a global name, and now means their copies."
+    cells, defaults = [c.cell_contents for c in f.__closure__ or ()], f.__defaults__ or ()
+    named = {k: f.__globals__[k] for k in f.__code__.co_names if isinstance(f.__globals__.get(k), nn.Module)}
+    swap = lambda held: [_swapped(h, memo, depth) for h in held]
+    new = swap(cells), swap(defaults), swap(named.values())
+    if all(a is b for old, now in zip((cells, defaults, named.values()), new) for a, b in zip(old, now)): return f
+    space = {**f.__globals__, **dict(zip(named, new[2]))} if named else f.__globals__
+    g = types.FunctionType(f.__code__, space, f.__name__, tuple(new[1]) or None, tuple(map(types.CellType, new[0])) or None)
+    g.__kwdefaults__ = f.__kwdefaults__
+    return g
+
 def twin(
     net:nn.Module, # is not changed
-    dtype:torch.dtype=None, # of its floating tensors; None: as they are, and shared
+    dtype:torch.dtype=None, # of its floating tensors; None: as they are
 )->nn.Module:
-    "Another network of the same tensors."
-    memo = {}
-    new = lambda t: t.detach().to(dtype) if dtype is not None and t.is_floating_point() else t
-    for t in (*net.parameters(), *net.buffers()): memo[id(t)] = nn.Parameter(new(t), t.requires_grad) if isinstance(t, nn.Parameter) and dtype is not None else new(t)
+    "Another network of the same parameters, shared where they are of that type, and of equal other tensors: a run may write into those."
+    def new(t): return t.detach().to(dtype, copy=True) if dtype is not None and t.is_floating_point() else t.detach().clone()
+    memo = {id(p): p if dtype is None else nn.Parameter(new(p), p.requires_grad) for p in net.parameters()}
     for m in net.modules():
-        for t in tensors_of(attributes(m)): memo.setdefault(id(t), new(t))
-    out = copy.deepcopy(net, memo)
+        for t in (*m.buffers(False), *tensors_of(attributes(m))): memo.setdefault(id(t), new(t))
+    with torch.inference_mode(False): out = deepcopied(net, memo)
     for m in out.modules():
         if dtype is not None and isinstance(m, torch.jit.ScriptModule): m.to(dtype)
     return out
@@ -217,15 +250,16 @@ class Prover:
         self.settled = False
     def _masked(self, i, rec, removed):
         "The original's run on an input, or on the first of its alternatives on which it runs; None if on none."
-        (alternatives, train), first = self.inputs[i], i == 0 and not self.settled
+        (alternatives, train), first, error = self.inputs[i], i == 0 and not self.settled, None
         for e in alternatives:
-            try: masked = record(self.net, e, train, Masked, removed=removed, wide=self.wide)
-            except UDFCError: continue
+            try: masked = record(twin(self.net), e, train, Masked, removed=removed, wide=self.wide)
+            except UDFCError as failed: error = failed; continue
             if first and len(alternatives) > 1 and e is alternatives[0] and [n.op for n in masked.nodes] != self.ops: continue
             self.inputs[i] = [e], train
             if first: self.settled = True; self.inputs += [(_noises(e), False)]+[([e], True)]*self.train
             return masked
         if first and self.wide: self._set(*self.plain, False, 1e-3); return self._masked(i, rec, removed)
+        if first: raise error
         del self.inputs[i]
     def differs(self,
         rec:Recorder,
@@ -244,9 +278,10 @@ class Prover:
             example, train = self.inputs[i][0][0], self.inputs[i][1]
             proof.runs += 1
             follow, error = Follow(masked, self.tolerance), None
-            args, kwargs = call_args(small, fresh(example))
+            net = twin(small)
+            args, kwargs = call_args(net, fresh(example))
             try:
-                with quiet(small, train), follow: out = small(*args, **kwargs)
+                with quiet(net, train), follow: out = net(*args, **kwargs)
                 if follow.at < len(masked.values): raise Differs('operations less', BRANCHED)
                 if [t.shape for t in tensors_of(out)] != [t.shape for t in tensors_of(masked.result)]: raise Differs('outputs of other shapes')
             except (MemoryError, torch.OutOfMemoryError): raise
@@ -261,43 +296,44 @@ class Prover:
 
 # %%
 #| export
-def blamed(
-    graph:Graph,
-    failure:Failure,
-)->np.ndarray: # labels
-    "The channels that the first operation that differs reads, or those before it; at once for all of its kind in its line."
-    classes, values = graph.classes.of, failure.masked.values
-    free = np.zeros(classes.max()+1, bool)
-    for s in graph.sites: free[s.classes] = True
-    def touched(node):
-        labels = [l for n in (node, *node.inputs) for l in _labels(graph.record, n)]
-        labels = np.unique(np.concatenate(labels)) if labels else np.zeros(0, int)
-        return labels[free[classes[labels]]]
-    node = values[failure.at][0]
-    labels = next((l for k in range(failure.at, -1, -1) if len(l := touched(values[k][0]))), np.zeros(0, int))
-    same = [touched(n) for n, _ in values if n.line == node.line and n.op == node.op]
-    return np.unique(np.concatenate([labels, *same]))
-
-def part_of(
-    failure:Failure,
-)->np.ndarray: # labels
-    "The channels of the part that a slice or a split takes away by a number; none at other operations."
-    node = failure.masked.values[failure.at][0]
-    if failure.output is None or node.kind not in ('slice', 'split'): return np.zeros(0, int)
-    out = next((n for n in node.users if n.op == 'part' and n.args[1] == failure.output), node)
-    return out.channels if out.channels is not None else np.zeros(0, int)
-
 def _labels(record, node):
+    "Labels of a tensor: along its one axis of channels, or those of the parameters that it comes from."
     if node.channels is not None: return [node.channels]
-    if node.op == 'parameter': return [np.arange(a, a+n) for a, n in zip(record.atoms[node.target], record.parameters[node.target].shape) if a]
+    if node.op == 'parameter':
+        shape = record.parameters[node.target].shape
+        return [np.arange(a, a+n) for a, n in zip(record.atoms[node.target], shape) if a]
     return [] if node.live else [l for n in node.inputs for l in _labels(record, n)]
 
+def suspects(
+    graph:Graph,
+    failure:Failure,
+)->list: # of arrays of labels, the likeliest first
+    "Channels that may have to stay: of a part that is taken by a number; of what the operation reads; all that meets there."
+    of, values = graph.classes.of, failure.masked.values
+    free = np.zeros(of.max()+1, bool)
+    for s in graph.sites: free[s.classes] = True
+    def those(nodes):
+        labels = np.unique(np.concatenate([np.zeros(0, int), *(l for n in nodes for l in _labels(graph.record, n))]))
+        return labels[free[of[labels]]]
+    node = values[failure.at][0]
+    part = next((n for n in node.users if n.op == 'part' and n.args[1] == failure.output), node)
+    own = not type(graph.record.net.get_submodule(node.module)).__module__.startswith('torch.') # a line of the network's own code
+    alike = [n for n, _ in values if n.line == node.line and n.op == node.op] if own else [node]
+    taken = failure.output is not None and node.kind in ('slice', 'split')
+    found = [those([part] if taken else []), those(s for n in alike for s in n.sources), those(m for n in alike for m in (n, *n.inputs))]
+    if not any(map(len, found)): # the nearest before it
+        before = (those((n, *n.inputs)) for n, _ in values[failure.at::-1])
+        found.append(next(filter(len, before), []))
+    return [f for f in found if len(f)]
+
+# %%
+#| export
 def choose(
     sites:list,
     ratio:float=.3, # of the units of each site, rounded up
     seed:int=0,
 )->dict: # site name → (K, P)
-    "Channels at random, at least one unit of every site, and of sites of one size not equally many: no count is another one's by chance."
+    "Channels at random, at least one unit of every site; of sites of one size not equally many, so that no count is another's."
     rng, kept, sizes = np.random.default_rng(seed), {}, Counter()
     for s in sites:
         n = len(s.units)//s.groups
@@ -352,14 +388,15 @@ def prove(
 
 def _mended(graph, failure, attempt, held, patient):
     "What must stay so that a failure goes away, and the next graph and failure."
-    of, reason = graph.classes.of, failure.reason
-    def whole(sites): return [(np.flatnonzero(np.isin(of, s.classes)), reason) for s in sites]
-    labels = of[blamed(graph, failure)]
-    part = np.intersect1d(of[part_of(failure)], np.concatenate([s.classes for s in graph.sites]))
-    guesses = [[(np.flatnonzero(np.isin(of, part)), reason)]] if len(part) else []
-    guesses.append(whole(s for s in graph.sites if np.isin(s.classes, labels).any()))
-    for guess in filter(None, guesses):
-        after = attempt([*held, *guess])
+    of, reason, last = graph.classes.of, failure.reason, None
+    def stay(labels): return [(np.flatnonzero(np.isin(of, of[labels])), reason)]
+    def whole(sites): return [stay(np.flatnonzero(np.isin(of, s.classes)))[0] for s in sites]
+    for labels in suspects(graph, failure):
+        part = failure.output is not None and last is None # of a site; else all of it
+        guess = stay(labels) if part else whole(s for s in graph.sites if np.isin(s.classes, of[labels]).any())
+        size = sum(len(l) for l, _ in guess)
+        if size == last: continue # the same again
+        last, after = size, attempt([*held, *guess])
         if after[1] != failure: return guess, *after
     helps = lambda sites: attempt([*held, *whole(sites)])[1] != failure # the operation does not tell
     guess = whole(culprits(graph.sites, helps) if patient else graph.sites)
@@ -377,7 +414,7 @@ def sites_of(
     "Sites that the records leave, without a proof; and what a proof needs."
     if policy not in POLICIES: raise UnsupportedError(f'sites={policy!r}', layer='sites', hint=f'choose from {", ".join(POLICIES)}')
     check_names(net, ignored, 'ignored_layers')
-    records = [record(net, example, foreign=ORIGINS.get(net)) for example in (example_inputs, *more_examples)]
+    records = [record(twin(net), example, foreign=ORIGINS.get(net)) for example in (example_inputs, *more_examples)]
     train = _auxiliary(net, example_inputs, records)
     if train is not None: records.append(train)
     rebuild = lambda held: graph_of(net, records, tuple(ignored), policy, held)
@@ -405,16 +442,18 @@ def copied(
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, t in tensors:
         at = name.rpartition('.')[0] or name
-        if is_lazy(t): raise UnsupportedError('a lazy module has no weights yet', layer=at, hint='run the network once: model(example_inputs)')
+        if is_lazy(t): raise UnsupportedError('a lazy module has no weights yet', layer=at,
+            hint='run the network once: model(example_inputs)')
         if t.is_meta: raise UnsupportedError('its weights are on the meta device, without numbers', layer=at,
             hint="give it numbers: model.to_empty(device='cpu'), then model.load_state_dict(...)")
     with torch.inference_mode(False), torch.no_grad():
         memo = {id(t): t.detach().clone() for m in model.modules() for t in tensors_of(attributes(m)) if not t.is_leaf}
-        try: net = copy.deepcopy(model, memo)
+        try: net = deepcopied(model, memo)
         except (MemoryError, torch.OutOfMemoryError): raise
         except Exception as e: raise UnsupportedError(f'the network cannot be copied: {type(e).__name__}: {str(e)[:200]}', layer=_uncopied(model),
             hint='set this attribute to None before, or give its class a `__deepcopy__`') from e
-    ORIGINS[net] = {t.untyped_storage()._cdata: (n, StorageWeakRef(t.untyped_storage())) for n, t in tensors if t.layout == torch.strided}
+    stored = ((n, t.untyped_storage()) for n, t in tensors if t.layout == torch.strided)
+    ORIGINS[net] = {s._cdata: (n, StorageWeakRef(s)) for n, s in stored}
     return net
 
 def _uncopied(model):
@@ -428,6 +467,6 @@ def _auxiliary(net, example, records):
     "A record in training mode, if there are parameters that eval mode does not read."
     read = set().union(*(r.read for r in records))
     if all(n in read for n, p in records[0].parameters.items() if isinstance(p, nn.Parameter)): return None
-    try: rec = record(net, example, train=True)
+    try: rec = record(twin(net), example, train=True)
     except UDFCError: return None
     return rec if rec.read-read else None

@@ -1,6 +1,6 @@
 # %%
 #| export
-import contextlib, difflib, functools, inspect, itertools, os, sys
+import contextlib, difflib, functools, inspect, itertools, math, os, sys
 from dataclasses import dataclass, field
 import numpy as np
 import torch, torch.nn as nn
@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from ..errors import ExampleInputError, LayerNameError, UDFCError, UnsupportedError
 from .labels import Shadow, always, geometry, pairs, slabs, varying
-from .operations import ACT, CROSSED, FIXED, OPERATIONS, OUTPUT, OWN, RETYPED, UNKNOWN, VALUE, WRITTEN, Operation, operation_of
+from .operations import ACT, CROSSED, FIXED, OPERATIONS, OUTPUT, OWN, RETYPED, UNKNOWN, WRITTEN, operation_of
 
 # %%
 #| export
@@ -99,13 +99,16 @@ class Call:
     def __init__(self, name, func, args, kwargs, node):
         self.name, self.func, self.args, self.kwargs, self.node = name, func, args, kwargs, node
         outs = {a.name for a in getattr(getattr(func, '_schema', None), 'arguments', ()) if a.is_out}
-        self.tensors = [t for t in tree_leaves((args, {k: v for k, v in kwargs.items() if k not in outs})) if isinstance(t, torch.Tensor)]
+        given = args, {k: v for k, v in kwargs.items() if k not in outs}
+        self.tensors = [t for t in tree_leaves(given) if isinstance(t, torch.Tensor)]
         self.planes, self.outs, self.weight, self.plain = [], [], None, False
     def planes_of(self, t): return next((p for u, p in zip(self.tensors, self.planes) if u is t), {})
     def argument(self, name, default=None):
         "An argument by its name in torch's own signature."
         for i, a in enumerate(self.func._schema.arguments):
-            if a.name == name: return self.args[i] if i < len(self.args) else self.kwargs.get(name, a.default_value if a.has_default_value() else default)
+            if a.name != name: continue
+            if i < len(self.args): return self.args[i]
+            return self.kwargs.get(name, a.default_value if a.has_default_value() else default)
         return default
     def set_weight(self, t, planes):
         "Notes the parameter that a layer reads."
@@ -145,8 +148,9 @@ def drawn(
     device = next((t.device for t in tree_leaves(args) if isinstance(t, torch.Tensor)), kwargs.get('device') or 'cpu')
     g = torch.Generator(device).manual_seed(seed)
     if func is torch.ops.aten.native_dropout.default:
-        keep = torch.rand(args[0].shape, generator=g, device=device) >= args[1] if args[2] is not False else torch.ones_like(args[0], dtype=torch.bool)
-        return args[0]*keep/max(1-args[1]*(args[2] is not False), 1e-9), keep
+        rate = 0. if args[2] is False else args[1]
+        keep = torch.rand(args[0].shape, generator=g, device=device) >= rate
+        return args[0]*keep/max(1-rate, 1e-9), keep
     if (found := _drawing(func)) is None: return func(*args, **kwargs) # attention: it draws only for dropout
     f, i = found
     return f(*args[:i], g, *args[i+1:], **kwargs) if i < len(args) else f(*args, **{**kwargs, 'generator': g})
@@ -160,8 +164,8 @@ def perform(
     "The result of an operation."
     if wide and kwargs.get('dtype') in NARROW: kwargs = {**kwargs, 'dtype': torch.float64}
     out = drawn(func, args, kwargs, seed) if is_random(func) else func(*args, **kwargs)
-    if wide and isinstance(out, torch.Tensor) and out.dtype in NARROW and not any(isinstance(a, torch.Tensor) for a in tree_leaves(args)): out = out.double()
-    return out
+    made = wide and isinstance(out, torch.Tensor) and out.dtype in NARROW
+    return out.double() if made and not any(isinstance(a, torch.Tensor) for a in tree_leaves(args)) else out
 
 NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -248,7 +252,7 @@ class Recorder(TorchDispatchMode):
 
     # what rules say
     def tie(self, a, b, kind='with'):
-        "These live and die together. Kinds: 'read' (columns), 'with' (other parameters), 'gate' (a product), 'sum' (anything else of two activations)."
+        "These live and die together. Kinds: 'read' (columns), 'with' (parameters), 'gate' (a product), 'sum' (of two activations)."
         self.edges.append((pairs(a, b), kind, self.node))
     def freeze(self, labels, why):
         "These must stay."
@@ -436,7 +440,10 @@ class Recorder(TorchDispatchMode):
     def _outputs(self, node, outs, parts):
         for k, o in enumerate(outs):
             made = node
-            if parts or k: made = self._new('part', kind='split' if parts else 'other', args=(node, k), inputs=[node], live=node.live, tokens=node.tokens, shape=tuple(o.shape)); node.users.append(made)
+            if parts or k:
+                made = self._new('part', kind='split' if parts else 'other', args=(node, k), inputs=[node], live=node.live,
+                    tokens=node.tokens, shape=tuple(o.shape))
+                node.users.append(made)
             self.note(made, o)
             if o.layout == torch.strided and o.numel() and (labels := self.planes(o).get(ACT)) is not None and len(axes := varying(labels)) == 1:
                 made.axis, made.channels = axes[0], labels.reshape(-1).numpy()
@@ -529,6 +536,23 @@ def failed_at(
 
 # %%
 #| export
+def whole_norms(
+    rec:Recorder, # of a run that has ended
+):
+    "A norm that is written out, as a factor and a shift made of running statistics, is one operation: of kind 'norm'."
+    get = lambda name: rec.parameters[name].detach()
+    for t in rec.nodes:
+        s = t.sources[0] if t.kind == 'shift' and t.op == 'add' and t.alpha == 1 else None
+        if s is None or s.kind != 'scale' or s.users != [t] or s.module != t.module: continue
+        m = rec.net.get_submodule(t.module)
+        if not all(isinstance(getattr(m, k, None), torch.Tensor) for k in ('weight', 'bias', 'running_mean', 'running_var')): continue
+        c, b = (evaluate(next(i for i in n.inputs if not i.live), get).flatten() for n in (s, t))
+        slope = m.weight/(m.running_var+getattr(m, 'eps', math.nan)).sqrt()
+        if slope.shape == c.shape == b.shape and torch.allclose(c, slope) and torch.allclose(b, m.bias-m.running_mean*c, atol=1e-5):
+            s.kind, t.kind, t.target = 'same', 'norm', t.module
+
+# %%
+#| export
 def record(
     net:nn.Module, # a private copy
     example_inputs, # tensor, tuple or dict that the forward takes
@@ -554,5 +578,6 @@ def record(
     for t in outs:
         for labels in rec.planes(t).values(): rec.freeze(labels, OUTPUT)
     rec.nodes.remove(node); rec.nodes.append(node); node.number = len(rec.nodes)
+    whole_norms(rec)
     rec.shadows, rec.origin, rec.alive = {c: s for c, s in rec.shadows.items() if c in rec.names}, {}, {}
     return rec

@@ -1,14 +1,14 @@
 # %%
 #| export
-import html, math
+import html
 from collections import defaultdict
 from dataclasses import dataclass, field
 import numpy as np
 import torch, torch.nn as nn
 from fastcore.basics import patch
 from .labels import components
-from .operations import FIXED, GROUPED, INPUT, OUTPUT, OWN, SHARED, TIED, UNUSED
-from .record import Layer, Node, Recorder
+from .operations import FIXED, GROUPED, INPUT, SHARED, TIED, UNUSED
+from .record import Node
 
 # %%
 #| export
@@ -16,6 +16,7 @@ PRUNED, SINGLE = 'pruned', 'all kept at this ratio'
 IGNORED, UNREACHED, KIND = 'ignored by the caller', 'is not reached by the run', 'is of a kind that is not pruned'
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 POLICIES = ('own', 'all')
+PROOF = -2 # in the place of an operation's number: it is the proof that says so
 
 def layer_names(
     model:nn.Module,
@@ -75,7 +76,7 @@ class Classes:
         of = lambda *kinds: [e for e, kind, _ in edges if kind in kinds]
         self.of = components(self.n, of('read', 'with', 'gate') if policy == 'own' else of('read', 'with', 'gate', 'sum'))
         self.reason = {} # class → (number of the operation, reason)
-        for labels, why in held: self.hold(labels, why, -1)
+        for labels, why in held: self.hold(labels, why, -1 if why == IGNORED else PROOF)
         for r in records:
             for labels, why, node in r.frozen: self.hold(labels, why, node.number)
         if policy == 'own': self._own(records, edges, of('read', 'with'))
@@ -161,7 +162,7 @@ def _cells(units, balanced):
 def _site(name, layer, classes, balanced, partial):
     "The site that a layer's rows form, or why they form none."
     of, free = classes.of[layer.rows], np.array([c not in classes.reason for c in classes.of[layer.rows]])
-    partial = partial or all(classes.reason[c][0] < 0 for c in of[~free]) # by the proof
+    partial = partial or all(classes.reason[c][0] == PROOF for c in of[~free])
     if not free.any() or not (free.all() or partial): return min(classes.reason[c] for c in of[~free])[1]
     rows = np.flatnonzero(free)
     units = _units(of[rows])
@@ -169,9 +170,9 @@ def _site(name, layer, classes, balanced, partial):
     mine = of[rows][units[:, 0]]
     if len(mine) < 2: return next(iter({classes.reason.get(c, (0, ''))[1] for c in of})) or (FIXED if len(of) > 1 else SINGLE)
     at = {c: i for i, c in enumerate(mine)}
-    touching = [(np.array([[at.get(c, -1) for c in r] for r in classes.of[b]]), strict) for b, strict in balanced if np.isin(classes.of[b], mine).any()]
-    if any(strict and (b < 0).any() for b, strict in touching): return GROUPED
-    cells = _cells(units, [b for b, _ in touching if (b >= 0).all()])
+    touching = [np.array([[at.get(c, -1) for c in r] for r in classes.of[b]]) for b in balanced if np.isin(classes.of[b], mine).any()]
+    if any((b < 0).any() for b in touching): return GROUPED
+    cells = _cells(units, touching)
     if cells is None: return GROUPED
     groups, order = cells
     return Site(name, rows, units[order], groups, classes=mine[order])
@@ -258,7 +259,8 @@ def graph_of(
     classes = Classes(records, policy, [*held, *_ignored(model, records, ignored)])
     graph = Graph(records, [], {}, classes, {n: _channels(m) for n, m in model.named_modules() if isinstance(m, LAYERS)}, policy, list(held))
     graph.failed, layers = {}, graph.layers
-    balanced = [b for r in records for b in r.balanced]
+    whole = [c for c, (number, _) in classes.reason.items() if number == PROOF]
+    balanced = [b for r in records for b, strict in r.balanced if strict or not np.isin(classes.of[b], whole).any()]
     read = np.zeros(classes.of.max()+1, bool)
     for l in layers.values():
         if l.columns is not None: read[classes.of[l.columns.ravel()]] = True

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch, torch.nn as nn
 from .record import Node
-from .sites import Graph, Site, Use, _use
+from .sites import Graph, Site, _use
 
 # %%
 #| export
@@ -13,13 +13,14 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def is_norm(
     m:nn.Module,
 )->bool:
-    "Does the module hold running statistics?"
-    return all(isinstance(getattr(m, k, None), torch.Tensor) for k in ('running_mean', 'running_var'))
+    "Does the module hold running statistics, and the ε that goes with them?"
+    return hasattr(m, 'eps') and all(isinstance(getattr(m, k, None), torch.Tensor) for k in ('running_mean', 'running_var'))
 
 def norm_name(
     node:Node, # of kind 'norm'
 )->str: # None if the statistics are no module's own
     "The module whose statistics a norm uses."
+    if node.op == 'add': return node.target # written out
     held = node.args[3]
     return held.target.rpartition('.')[0] if isinstance(held, Node) and held.op == 'parameter' else None
 
