@@ -115,12 +115,12 @@ def test_an_error_of_the_caller_is_shown(bench):
     assert 'KeyError' in bench.c.message.value and 'labels &lt;missing&gt;' in bench.c.message.value and '<details>' in bench.c.message.value
 
 
-def test_network_that_cannot_be_followed():
-    class Twisted(nn.Module):
-        def __init__(self): super().__init__(); self.conv = nn.Conv2d(1, 4, 3)
-        def forward(self, x): return self.conv(x) if x.sum() > 0 else x
-    bench = Workbench(Twisted(), torch.ones(1, 1, 5, 5))
-    assert 'What to do' in bench.c.message.value and bench.subject is None
+def test_network_that_cannot_be_copied():
+    class Locked(nn.Module):
+        def __init__(self): super().__init__(); self.conv, self.lock = nn.Conv2d(1, 4, 3), threading.Lock()
+        def forward(self, x): return self.conv(x)
+    bench = Workbench(Locked(), torch.ones(1, 1, 5, 5))
+    assert 'What to do' in bench.c.message.value and 'lock' in bench.c.message.value and bench.subject is None
     press(bench, 'run'); assert 'no network is open' in bench.c.message.value
 
 

@@ -153,11 +153,11 @@ def _dense(t, size):
 #| export
 def pairs(
     a:torch.Tensor, b:torch.Tensor, # labels that broadcast
-)->np.ndarray: # (2, n), each pair once
+)->np.ndarray: # (2, n)
     "Which labels stand together."
     a, b = torch.broadcast_tensors(a, b)
     a, b = a.reshape(-1), b.reshape(-1)
-    if a.numel() > 1: # by one number for each pair
+    if a.numel() > 4096: # by one number for each pair
         n = int(max(a.max(), b.max()))+1
         both = torch.unique(a*n+b)
         a, b = both//n, both % n

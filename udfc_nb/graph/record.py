@@ -1,6 +1,7 @@
 # %%
 #| export
 import contextlib, difflib, functools, inspect, itertools, math, os, sys
+from collections import Counter
 from dataclasses import dataclass, field
 import numpy as np
 import torch, torch.nn as nn
@@ -100,7 +101,7 @@ class Call:
         self.name, self.func, self.args, self.kwargs, self.node = name, func, args, kwargs, node
         outs = {a.name for a in getattr(getattr(func, '_schema', None), 'arguments', ()) if a.is_out}
         given = args, {k: v for k, v in kwargs.items() if k not in outs}
-        self.tensors = [t for t in tree_leaves(given) if isinstance(t, torch.Tensor)]
+        self.tensors = [*_tensors(given)]
         self.planes, self.outs, self.weight, self.plain = [], [], None, False
     def planes_of(self, t): return next((p for u, p in zip(self.tensors, self.planes) if u is t), {})
     def argument(self, name, default=None):
@@ -173,6 +174,22 @@ def _key(t): return t.untyped_storage()._cdata
 
 # %%
 #| export
+def _noted(tree, refs):
+    "Arguments with nodes instead of tensors."
+    if isinstance(tree, torch.Tensor): return refs.get(id(tree), tree)
+    if isinstance(tree, (list, tuple)): return type(tree)([_noted(a, refs) for a in tree]) if type(tree) in (list, tuple) else tree
+    return {k: _noted(a, refs) for k, a in tree.items()} if isinstance(tree, dict) else tree
+
+def _tensors(tree):
+    "The tensors among arguments."
+    if isinstance(tree, torch.Tensor): yield tree
+    elif isinstance(tree, (list, tuple)):
+        for a in tree: yield from _tensors(a)
+    elif isinstance(tree, dict):
+        for a in tree.values(): yield from _tensors(a)
+
+# %%
+#| export
 class Recorder(TorchDispatchMode):
     "Sees every operation of a run, and gives every element of every tensor the label of the channel with which it lives and dies."
     def __init__(self,
@@ -188,20 +205,23 @@ class Recorder(TorchDispatchMode):
         self.names, self.atoms, self.parameters, self.n = {}, {}, {}, 1 # storage → names; name → first atom per axis
         self.origin, self.writes, self.read, self.ran = {}, {}, set(), 0
         self.held, self.unseen = {_key(t) for m in net.modules() for t in tensors_of(attributes(m)) if t.layout == torch.strided}, None
-        for name, t in itertools.chain(net.named_parameters(remove_duplicate=False), net.named_buffers(remove_duplicate=False)):
-            self._number(name, t)
+        tensors = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
+        self.every, self.aliases = torch.arange(1+sum(map(sum, (t.shape for _, t in tensors))), device='cpu'), {}
+        self.matrices = Counter() # of each module
+        for name, t in tensors: self._number(name, t)
     def _number(self, name, t):
         if t.layout != torch.strided or not t.numel(): return
         c = _key(t)
-        self.names.setdefault(c, []).append(name)
+        self.names.setdefault(c, []).append(name); self.aliases[name] = self.names[c]
         if c in self.shadows: self.atoms[name] = self.atoms[self.names[c][0]]; return
         self.shadows[c] = shadow = Shadow(t)
-        self.parameters[name], first = t, []
+        self.parameters[name], first, at = t, [], geometry(t)
+        if sum(n > 1 for n in t.shape) > 1: self.matrices[name.rpartition('.')[0]] += 1
         for d, n in enumerate(t.shape):
             first.append(self.n if n > 1 else 0)
             if n == 1: continue
-            labels = torch.arange(self.n, self.n+n, device='cpu').reshape([-1 if k == d else 1 for k in range(t.dim())])
-            shadow.planes[name, d] = (labels, geometry(t)); self.n += n
+            labels = self.every[self.n:self.n+n].reshape([-1 if k == d else 1 for k in range(t.dim())])
+            shadow.planes[name, d] = (labels, at); self.n += n
         self.atoms[name] = first
 
     # modules
@@ -247,7 +267,7 @@ class Recorder(TorchDispatchMode):
             self.fresh.discard(c)
     def names_of(self, name):
         "All names of the tensor of that name."
-        return next(names for names in self.names.values() if name in names)
+        return self.aliases[name]
     def is_made(self, t): return _key(t) in self.fresh
 
     # what rules say
@@ -294,7 +314,7 @@ class Recorder(TorchDispatchMode):
         if name not in self.layers:
             owner = name.rpartition('.')[0].split('.parametrizations.')[0]
             stored = call.stored.untyped_storage()._cdata in self.names
-            several = any(n != name and n.rpartition('.')[0] == owner and sum(k > 1 for k in t.shape) > 1 for n, t in self.parameters.items())
+            several = self.matrices[owner] > (name.rpartition('.')[0] == owner)
             self.layers[name] = Layer(name if several else owner, name, stored and name == f'{owner}.weight'.lstrip('.'))
         layer, ran = self.layers[name], self.stack[-1] if self.stack else ''
         call.node.target = ran if f'{ran}.weight' in self.names_of(name) else layer.name # two modules may hold one weight
@@ -379,13 +399,12 @@ class Recorder(TorchDispatchMode):
         call = Call(name, func, args, kwargs, node)
         self.node, node.op = node, name
         refs = {id(t): self.node_of(t) for t in call.tensors}
-        swap = lambda a: refs.get(id(a), a) if isinstance(a, torch.Tensor) else a
-        node.args, node.kwargs = tree_map(swap, tuple(args)), tree_map(swap, kwargs)
+        node.args, node.kwargs = _noted(tuple(args), refs), _noted(kwargs, refs)
         node.inputs = list(dict.fromkeys(refs.values()))
         call.planes = [self.planes(t) for t in call.tensors] # before anything is overwritten
         self.ran += 1
         out = self.execute(call)
-        call.outs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        call.outs = [out] if isinstance(out, torch.Tensor) else [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
         node.number = len(self.nodes); node.name = f'{name}_{node.number}'; self.nodes.append(node)
         if call.outs: self.follow(call, operation, isinstance(out, list))
         elif name in OPERATIONS: self.passed(call, operation)
