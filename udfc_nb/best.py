@@ -67,7 +67,7 @@ def run(self:FieldJob, bits):
         if name not in done: self.plain(name, bits.get(name))
     self.round_unread(bits)
     for name, (mean, var) in self.norms.items(): self.mods[name].running_mean.copy_(mean); self.mods[name].running_var.copy_(var)
-    cut_rest(self.net, self.graph.record, self.gone, self.order)
+    cut_rest(self.net, self.graph.record, self.gone, self.cut_before())
     self.done = self.total; self.tick()
     for why in dict.fromkeys(w for _, w in self.walk.fallbacks): self.notes.append(f"note: {sum(w == why for _, w in self.walk.fallbacks)} operations: {why}; their statistics were guessed")
     if self.unrepaired: self.notes.append(f"note: {len(self.unrepaired)} layers, the first is {self.unrepaired[0]!r}, are cut or rounded without a repair: there is no model of what they read")

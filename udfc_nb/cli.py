@@ -29,7 +29,7 @@ from .refine import METHODS, refine
 from .measure import RUNTIMES, bench, bench_csv, bench_table
 from .errors import ExampleInputError, FileError, UDFCError
 from .graph.proof import find_sites
-from .graph.sites import PRUNED, verdict
+from .graph.sites import POLICIES, PRUNED, verdict
 from .recipe import RECIPES, get_recipe, recipe_from_json
 from .report import count
 
@@ -286,13 +286,15 @@ def add_compression_arguments(
     p.add_argument('--activation-bits', type=int, help='width of what every convolution and linear layer reads, 2 to 16 (default: float)')
     p.add_argument('--size-budget', type=float, metavar='BYTES', help='bytes that the packed file may have, in the place of --ratio and --bits')
     p.add_argument('--recipe', default='best', help=f"{', '.join(RECIPES)} or a .json file (default best)")
+    p.add_argument('--sites', choices=POLICIES, default='own', help="'own': channels that one layer makes; 'all': also those of layers that meet in a sum (default own)")
+    p.add_argument('--no-verify', action='store_true', help='do not run the cut network beside the original')
     p.add_argument('--layer-ratio', type=_assignment, action='append', default=[], metavar='LAYER=R', help='another ratio for one layer; may be repeated')
     p.add_argument('--layer-bits', type=_assignment, action='append', default=[], metavar='LAYER=B', help='another bit-width for one layer; may be repeated')
 
 def compression_arguments(args):
     "They, as `compress` takes them."
     return dict(pruning_ratio=args.ratio, weight_bits=_whole(args.bits), activation_bits=args.activation_bits, size_budget=args.size_budget, recipe=_recipe(args.recipe), ignored_layers=tuple(args.ignore),
-        layer_ratios=dict(args.layer_ratio), layer_bits={n: _whole(b) for n, b in args.layer_bits})
+        layer_ratios=dict(args.layer_ratio), layer_bits={n: _whole(b) for n, b in args.layer_bits}, sites=args.sites, verify=not args.no_verify)
 
 # %% ../nbs/52_cli.ipynb #752e5c6f
 def run_compress(args):

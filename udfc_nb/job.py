@@ -244,12 +244,17 @@ def outputs_kept(self:Job, name):
 
 # %% ../nbs/16_job.ipynb #df170f5c
 @patch
+def cut_before(self:Job):
+    "The layers that `cut` slices when their turn comes; what others compute their weights from is sliced at the end."
+    return [l for n in self.order if (l := self.layers[n]).name == n and l.plain]
+
+@patch
 def cut(self:Job, name, sides=('in', 'out')):
     "Slices one layer to what is kept of it."
     l = self.layers[name]
     if l.name != name: return # another module of the same weight
-    if 'in' in sides: cut_inputs(self.net, self.graph.record, self.gone, l)
-    if 'out' in sides and l.rows is not None: cut_outputs(self.net, self.graph.record, self.gone, l)
+    if 'in' in sides and (l.plain or l.groups > 1): cut_inputs(self.net, self.graph.record, self.gone, l)
+    if 'out' in sides and l.plain and l.rows is not None: cut_outputs(self.net, self.graph.record, self.gone, l)
 
 # %% ../nbs/16_job.ipynb #47fb77f9
 @patch
@@ -300,7 +305,8 @@ def round(self:Job, name, bits):
     kept, rows = self.alive(site), self.rows_left(site)
     c, b = (t[kept] for t in self.affine_of(site, m))
     s = torch.ones(site.size, dtype=torch.float64, device=old.device).index_copy(0, kept, solve_scale(old[rows], matrix(m)[rows], c, b, r.lam2))
-    for u in site.consumers: scale_into(self.mods[u.module], u, s)
+    for u in site.consumers:
+        if self.plain_weight(u.module): scale_into(self.mods[u.module], u, s)
 
 # %% ../nbs/16_job.ipynb #961fe0cb
 @patch
@@ -316,7 +322,7 @@ def run(
         self.cut(name)
         if bits.get(name) is not None: self.round(name, bits[name])
     self.round_unread(bits)
-    cut_rest(self.net, self.graph.record, self.gone, self.order)
+    cut_rest(self.net, self.graph.record, self.gone, self.cut_before())
     self.tick()
 
 @patch

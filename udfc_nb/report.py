@@ -62,7 +62,7 @@ COLUMNS = 'layer kind out out_before in in_before reason bits activation_bits er
 class Report:
     "What `compress` did."
     rows:list # one dict per layer, with the keys COLUMNS
-    totals:dict # params, macs (each also `_before`), effective_bits, nominal_bytes, seconds
+    totals:dict # params, macs (each also `_before`), effective_bits, nominal_bytes, seconds, and difference: the largest that the proof of the cut found (None: there was none)
     recipe:dict # the recipe's fields
     version:str # of this package
     settings:dict=field(default_factory=dict) # the arguments of `compress`
@@ -77,7 +77,8 @@ def summary(self:Report):
     "One line with the totals."
     t = self.totals
     return (f"{self.recipe['name']}: parameters {_share(t['params'], t['params_before'])}, MACs {_share(t['macs'], t['macs_before'])}, "
-            f"{t['effective_bits']:.2f} bits per parameter, {t['nominal_bytes']/1e6:.3f} MB nominal, {t['seconds']:.2f} s")
+            f"{t['effective_bits']:.2f} bits per parameter, {t['nominal_bytes']/1e6:.3f} MB nominal, {t['seconds']:.2f} s"
+            +(f", the cut proven to {t['difference']:.0e}" if t.get('difference') and t['params'] < t['params_before'] else ''))
 
 @patch
 def cells(self:Report):

@@ -190,7 +190,7 @@ def deepcopied(
     "A deep copy whose functions (a forward set on the instance, hooks) mean the copy's modules as well."
     out = copy.deepcopy(model, memo)
     for m in out.modules():
-        for d in (m.__dict__, *(v for k, v in m.__dict__.items() if k.endswith('_hooks'))):
+        for d in (m.__dict__, *(v for k, v in m.__dict__.items() if k.endswith('_hooks') and isinstance(v, dict))):
             for k, f in [*d.items()]:
                 if isinstance(f, types.FunctionType): d[k] = _rebound(f, memo)
     return out

@@ -108,7 +108,7 @@ def source_of(
     node:Node, # a call of a layer
 )->Node:
     "What a layer reads."
-    return node.sources[0]
+    return (node.sources or node.inputs)[0] # what left torch and came back depends on no input that was seen
 
 def consumer_paths(
     graph:Graph,

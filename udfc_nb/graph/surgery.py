@@ -65,25 +65,32 @@ def cut_axis(net, record, removed, name, axis):
     old = getattr(net.get_submodule(owner), field)
     set_tensor(net, names, old.detach().index_select(axis, index.to(old.device)))
 
+def axis_of(
+    record,
+    layer, # one of its `Layer`s
+    labels:np.ndarray, # its rows or columns
+)->int:
+    "Along which axis of a layer's weight they stand: convolutions, linear layers and products have them in different places."
+    return next(d for d, (first, n) in enumerate(zip(record.atoms[layer.weight], record.parameters[layer.weight].shape)) if first <= labels.flat[0] < first+n)
+
 # %%
 #| export
 def cut_inputs(net, record, removed, layer):
     "Slices a layer to the inputs that stay."
     columns = kept_columns(record, removed, layer)
     if columns is None: return
-    w = net.get_parameter(layer.weight)
-    columns = columns.to(w.device)
-    if layer.groups > 1: w = in_groups(w, columns, layer.groups)
-    else: w = w.index_select(0 if layer.transposed else 1, columns)
-    set_tensor(net, record.names_of(layer.weight), w)
-    remember(net, record, removed, layer.name)
+    if layer.groups > 1:
+        w = net.get_parameter(layer.weight)
+        set_tensor(net, record.names_of(layer.weight), in_groups(w, columns.to(w.device), layer.groups))
+    else: cut_axis(net, record, removed, layer.weight, axis_of(record, layer, layer.columns))
+    if layer.plain: remember(net, record, removed, layer.name)
 
 def cut_outputs(net, record, removed, layer):
     "Slices a layer, its bias too, to the outputs that stay."
-    cut_axis(net, record, removed, layer.weight, 1 if layer.transposed and not layer.depthwise else 0)
+    cut_axis(net, record, removed, layer.weight, axis_of(record, layer, layer.rows))
     bias = f'{layer.name}.bias'.lstrip('.')
     if bias in record.parameters: cut_axis(net, record, removed, bias, 0)
-    remember(net, record, removed, layer.name)
+    if layer.plain: remember(net, record, removed, layer.name)
 
 # %%
 #| export
@@ -106,13 +113,12 @@ def remember(net, record, removed, name):
             if isinstance(getattr(m, k, None), int): setattr(m, k, len(w))
 
 def cut_rest(net, record, removed, done=()):
-    "Slices all tensors but the weights and biases of some layers."
-    owners = {record.layers[w].name for w in record.layers if record.layers[w].name in done}
-    skip = {l.weight for l in record.layers.values() if l.name in done} | {f'{n}.bias'.lstrip('.') for n in owners}
-    for name, t in record.parameters.items():
-        if name in skip: continue
-        before = [cut_axis(net, record, removed, name, d) for d in range(t.dim())]
-        remember(net, record, removed, name.rpartition('.')[0])
+    "Slices all tensors but the weights and biases of some `Layer`s, which are cut already."
+    skip = {l.weight for l in done} | {f'{l.name}.bias'.lstrip('.') for l in done}
+    names = [n for n in record.parameters if n not in skip]
+    for name in names:
+        for d in range(record.parameters[name].dim()): cut_axis(net, record, removed, name, d)
+    for owner in dict.fromkeys([n.rpartition('.')[0] for n in names]+[l.name for l in record.layers.values()]): remember(net, record, removed, owner) # when all parts of a computed weight fit together
 
 def cut(
     net:nn.Module, # is changed
