@@ -323,6 +323,7 @@ def run(
         if bits.get(name) is not None: self.round(name, bits[name])
     self.round_unread(bits)
     cut_rest(self.net, self.graph.record, self.gone, self.cut_before())
+    if self.unmerged and self.recipe.projection != 'none': self.notes.append(f"note: {len(self.unmerged)} layers, the first is {min(self.unmerged)!r}, lose inputs without a compensation: what stands before them is not known to the projection")
     self.tick()
 
 @patch

@@ -18,6 +18,7 @@ from .budget import CAP, TRUST, hull
 from .checkpoint import MAX_BITS
 from .compress import Compressed
 from .errors import BudgetError
+from .graph.surgery import out_first
 from .job import Job
 from .mixed import WIDTHS
 from .quantizer import GRIDS
@@ -93,6 +94,23 @@ def allot_both(
 
 # %% ../nbs/43_joint.ipynb #b67f2441
 @patch
+def by_filters(self:FieldJob, sites):
+    "Cost curves where there is no model of what a reader reads: the share of the filters' energy that goes."
+    out = {}
+    for n, s in sites.items():
+        energy = out_first(self.mods[n]).detach().double().flatten(1).square().sum(1).cpu()[torch.as_tensor(s.rows)][self.order_of(s).cpu()]
+        lost = torch.cat([energy.new_zeros(1), energy.flip(0).cumsum(0)])/energy.sum().clamp(min=1e-30)
+        out[n] = lost[::step_of(s)][:int(CAP*len(s.units)//s.groups)+1].tolist()
+    return out
+
+@patch
+def by_weights(self:FieldJob, names):
+    "The same for rounding: the share of the weights' energy that is rounded away at each of WIDTHS."
+    def lost(W, bits): return (GRIDS[self.recipe.grid](W, bits, self.recipe.per_channel).dequantize()-W).square().sum().item()
+    weights = {n: self.mods[n].weight.detach() for n in names}
+    return {n: [lost(W, b)/max(W.square().sum().item(), 1e-30) for b in WIDTHS] for n, W in weights.items()}
+
+@patch
 def fit(self:Job, target, *args): raise BudgetError(f'{target:,} bytes', layer=f'recipe {self.recipe.name!r}', hint="take ratio and bits, or a recipe with metric='field', which can weigh channels against bits")
 
 @patch
@@ -109,6 +127,7 @@ def fit(self:FieldJob,
     self.total = 2*len(self.order)
     size = FileSize(self, bits, {n: len(p) for n, (_, p) in self.kept.items()}, reads)
     sites = {n: s for n, s in self.sites.items() if n not in closed}
-    less, widths = allot_both(self.curves(sites), self.bit_curves(free), size, target, {n: step_of(s) for n, s in sites.items()})
+    steps = {n: step_of(s) for n, s in sites.items()}
+    less, widths = allot_both(self.by_filters(sites) | self.curves(sites), self.by_weights(free) | self.bit_curves(free), size, target, steps)
     self.spend({n: k//step_of(self.sites[n]) for n, k in less.items()})
     return bits | widths
