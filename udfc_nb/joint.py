@@ -92,7 +92,7 @@ def allot_both(
     while cost and back(best := max(cost, key=back)) > 0: now, (less, bits), done[best] = now-saves(best, -1), step(best, -1), done[best]-1
     return less, bits
 
-# %% ../nbs/43_joint.ipynb #b67f2441
+# %% ../nbs/43_joint.ipynb #b2706935
 @patch
 def by_filters(self:FieldJob, sites):
     "Cost curves where there is no model of what a reader reads: the share of the filters' energy that goes."
@@ -110,6 +110,7 @@ def by_weights(self:FieldJob, names):
     weights = {n: self.mods[n].weight.detach() for n in names}
     return {n: [lost(W, b)/max(W.square().sum().item(), 1e-30) for b in WIDTHS] for n, W in weights.items()}
 
+# %% ../nbs/43_joint.ipynb #b67f2441
 @patch
 def fit(self:Job, target, *args): raise BudgetError(f'{target:,} bytes', layer=f'recipe {self.recipe.name!r}', hint="take ratio and bits, or a recipe with metric='field', which can weigh channels against bits")
 

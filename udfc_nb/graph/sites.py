@@ -189,28 +189,30 @@ def _site(name, layer, classes, balanced, partial):
 # %% ../../nbs/graph/13_sites.ipynb #72890fe1
 def _use(site, name, role, atoms, classes, node=None):
     "The entries of one axis of a tensor that a site's channels index."
-    at = {c: i for i, c in enumerate(site.classes)}
-    entries = defaultdict(list)
-    for i, c in enumerate(classes.of[atoms]):
-        if c in at: entries[at[c]].append(i)
-    if not entries: return None
-    k = site.units.shape[1]
-    coarse = any(len(e) % k for e in entries.values())
-    if coarse: channels, index = [site.units[u, 0] for u in entries], list(entries.values())
-    else:
-        pairs = [(c, e) for u, all_ in entries.items() for c, e in zip(site.units[u], np.array(all_).reshape(k, -1))]
-        channels, index = [c for c, _ in pairs], [list(e) for _, e in pairs]
-    if len({len(e) for e in index}) > 1: # as many for each: what stands here more often is coarse
-        index, coarse = [e[:min(map(len, index))] for e in index], True
+    order = np.argsort(site.classes)
+    found = np.minimum(np.searchsorted(site.classes, classes.of[atoms], sorter=order), len(order)-1)
+    entries = np.flatnonzero(site.classes[order[found]] == classes.of[atoms])
+    if not len(entries): return None
+    units = order[found[entries]]
+    entries = entries[np.argsort(units, kind='stable')] # unit after unit
+    units, counts = np.unique(units, return_counts=True)
+    k, ends = site.units.shape[1], np.cumsum(counts)
+    coarse = bool((counts % k).any())
+    k = 1 if coarse else k
+    least = counts.min()//k # as many for each: what stands here more often is coarse
+    index = np.concatenate([e.reshape(k, -1)[:, :least] for e in np.split(entries, ends[:-1])]) if len(set(counts)) > 1 else entries.reshape(-1, least)
+    channels = site.units[units, :k].ravel()
     order = np.argsort(channels, kind='stable')
-    return Use(name, role, np.array(channels)[order], np.array(index)[order], node, coarse)
+    return Use(name, role, channels[order], index[order], node, coarse or len(set(counts)) > 1)
 
 def _uses(graph):
     "Every place where a site's channels index a tensor."
     record, layers = graph.record, graph.layers
-    owner = {c: s for s in graph.sites for c in s.classes}
-    sites_at = lambda atoms: list(dict.fromkeys(owner[c] for c in graph.classes.of[atoms] if c in owner))
-    norms = {n.target: p.target.rpartition('.')[0] for n in record.nodes if n.kind == 'norm' for p in n.inputs if p.op == 'parameter'}
+    owner = np.full(graph.classes.of.max()+1, -1)
+    for i, s in enumerate(graph.sites): owner[s.classes] = i
+    def sites_at(atoms):
+        found, first = np.unique(owner[graph.classes.of[atoms]], return_index=True)
+        return [graph.sites[i] for i in found[np.argsort(first)] if i >= 0]
     owners = {p.target.rpartition('.')[0] for n in record.nodes if n.kind == 'norm' for p in n.inputs if p.op == 'parameter'}
     seen, weights = set(), {l.weight: l for l in layers.values()}
     for l in layers.values():
