@@ -454,7 +454,7 @@ class SamePadding(nn.Conv2d):
         return F.conv2d(F.pad(x, [k]*4), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 class Standardised(nn.Conv2d):
-    def forward(self, x): return F.conv2d(x, F.batch_norm(self.weight.reshape(1, 8, -1), None, None, training=True).reshape_as(self.weight), self.bias, padding=1)
+    def forward(self, x): return F.conv2d(x, F.batch_norm(self.weight.reshape(1, self.out_channels, -1), None, None, training=True).reshape_as(self.weight), self.bias, padding=1)
 
 class DropPath(nn.Module):
     def forward(self, x):
@@ -490,9 +490,9 @@ class Response(nn.Module):
     def forward(self, x): n = x.norm(2, dim=(2, 3), keepdim=True); return x+self.g*(x*(n/(n.mean(1, keepdim=True)+1e-6)))
 
 OWN_WAY, OF_A_KIND, ACROSS = 'holds its weights in its own way', 'is of a kind that is not pruned', 'normalised across channels'
-LIKE_TIMM = dict(same_padding=(lambda: SamePadding(8, 8, 3), {'0': 'pruned', '3': 'pruned'}), standardised=(lambda: Standardised(8, 8, 3), {'0': OWN_WAY, '3': OF_A_KIND}),
+LIKE_TIMM = dict(same_padding=(lambda: SamePadding(8, 8, 3), {'0': 'pruned', '3': 'pruned'}), standardised=(lambda: Standardised(8, 8, 3), {'0': OWN_WAY, '3': 'pruned'}),
     drop_path=(DropPath, {'0': 'pruned'}), effective=(Effective, {'0': 'pruned', '3.fc': 'pruned'}), neighbours=(Neighbours, {'0': 'meets other channels in a product', '3.conv': OF_A_KIND}),
-    where=(Where, {'0': ACROSS, '3.conv': OF_A_KIND}), norm2d=(Norm2d, {'0': ACROSS}), blur=(Blur, {'0': 'pruned'}), response=(Response, {'0': ACROSS}))
+    where=(Where, {'0': ACROSS, '3.conv': 'has one channel'}), norm2d=(Norm2d, {'0': ACROSS}), blur=(Blur, {'0': 'pruned'}), response=(Response, {'0': ACROSS}))
 
 @pytest.mark.parametrize('case', LIKE_TIMM)
 def test_timm_like(case):

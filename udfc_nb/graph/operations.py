@@ -240,7 +240,11 @@ def batch_norm(rec, call):
     "Channel by channel, with the statistics of training or with those of this batch."
     x, labels = call.args[0], call.planes[0].get(ACT)
     call.node.kind = 'norm' if call.args[3] is not None and not call.args[5] else 'own statistics'
-    if labels is None: return drop(rec, call.planes[0], set(range(x.dim()))-{1}, True, OWN) # weights that are standardised
+    if labels is None: # weights that are standardised
+        kept = drop(rec, call.planes[0], set(range(x.dim()))-{1}, True, OWN)
+        for o in call.outs[1:]:
+            if o.numel() == x.size(1): rec.label(o, {k: p.reshape(-1) for k, p in kept.items() if varying(p) == (1,)})
+        return kept
     if call.node.kind == 'norm' and 1 not in varying(labels): return {ACT: labels}
     labels = rec.along(labels, 1, x)
     for t in call.tensors[1:]: _bias(rec, labels, call.planes_of(t), t)
