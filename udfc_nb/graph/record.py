@@ -625,8 +625,9 @@ def whole_norms(
     "A norm that is written out, as a factor and a shift made of running statistics, is one operation: of kind 'norm'."
     get = lambda name: rec.parameters[name].detach()
     for t in rec.nodes:
-        s = t.sources[0] if t.kind == 'shift' and t.op == 'add' and t.alpha == 1 else None
+        s = t.sources[0] if t.kind == 'shift' and t.op == 'add' and t.alpha == 1 and len(t.sources) == 1 else None
         if s is None or s.kind != 'scale' or s.users != [t] or s.module != t.module: continue
+        if any(all(i.live for i in n.inputs) for n in (s, t)): continue
         m = rec.net.get_submodule(t.module)
         if not all(isinstance(getattr(m, k, None), torch.Tensor) for k in ('weight', 'bias', 'running_mean', 'running_var')): continue
         c, b = (evaluate(next(i for i in n.inputs if not i.live), get).flatten() for n in (s, t))
