@@ -72,7 +72,7 @@ test-gpu:
 	$(MAKE) test FLAGS="gpu" PYTEST="--run-gpu"
 
 zoo-sample: $(VENV)/.installed-dev
-	env OMP_NUM_THREADS=2 $(BIN)/python zoo/run.py --sample 40 --strict --settle --out zoo/sample.csv
+	env OMP_NUM_THREADS=2 $(BIN)/python zoo/run.py --sample 40 --strict --settle --limit-seconds 240 --out zoo/sample.csv
 
 # one row a network, e.g. make zoo ZOO="--only smp --resume"
 ZOOENV ?= zoo/.venv
