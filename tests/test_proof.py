@@ -127,7 +127,7 @@ def test_what_is_run():
     "The example, cropped where the network takes it, and noise at a second size and batch; further examples too."
     net = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 4))
     graph = find_sites(net, torch.randn(1, 3, 80, 80), more_examples=(torch.randn(1, 3, 20, 20),))
-    assert graph.proof.inputs == [[(1, 3, 64, 64)], [(1, 3, 20, 20)], [(2, 3, 96, 96)]] and graph.proof.runs == 3
+    assert graph.proof.inputs == [[(1, 3, 64, 64)], [(1, 3, 20, 20)], [(2, 3, 32, 32)]] and graph.proof.runs == 3
     assert find_sites(net, torch.randn(1, 3, 8, 8), verify=False).proof is None
 
 

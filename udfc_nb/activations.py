@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch, torch.nn as nn
 from fastcore.basics import patch
 from .errors import BitsError, UnsupportedError
-from .moments import relu_moments
+from .moments.rectified import relu_moments
 from .field import scaled
 from .graph.operations import EVERYTHING, OPERATIONS, image
 from .graph.record import record, rerun

@@ -10,7 +10,7 @@ __all__ = ['activate_field', 'mutual', 'begin', 'common_lags', 'add_field', 'cat
 import math, torch
 from dataclasses import replace
 from .paths import symmetric_product
-from .moments import activation_moments, clark_max, series
+from .moments.rectified import activation_moments, clark_max, series
 from .field import Field, Geometry, by_half, conv_field, decimate, inside_share, kernel_spectrum, rescale, reverse, shrink_field, symmetric, tap_lags
 
 # %% ../nbs/22_fieldops.ipynb #7400cec6

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .graph.record import Node, evaluate, rerun
 from .graph.sites import Graph, LAYERS
 from .graph.steps import is_norm, norm_name
-from .moments import *
+from .moments.rectified import *
 from .field import *
 from .fieldops import *
 

@@ -184,9 +184,9 @@ def _cropped(example): return resized(example, lambda n: min(n, SMALL))
 def _as(tree, dtype): return tree_map(lambda t: t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t, tree)
 
 def _noises(example):
-    "Noise at a second size and batch, at a second size, with a second batch, and like the example."
-    g, grown = lambda: torch.Generator().manual_seed(0), lambda n: n+32 if n >= 32 else n+8
-    for kw in (dict(size=grown, batch=1), dict(size=grown), dict(batch=1), {}): yield resized(example, generator=g(), **kw)
+    "Noise at a second size and batch, smaller or else larger, at a second size, with a second batch, and like the example."
+    g, less, more = lambda: torch.Generator().manual_seed(0), lambda n: n-32 if n >= 64 else n+8, lambda n: n+32 if n >= 32 else n+8
+    for kw in (dict(size=less, batch=1), dict(size=more, batch=1), dict(size=more), dict(batch=1), {}): yield resized(example, generator=g(), **kw)
 
 # %% ../../nbs/graph/16_proof.ipynb #89298800
 def deepcopied(
@@ -467,6 +467,7 @@ def sites_of(
     records = [record(twin(net), example, foreign=ORIGINS.get(net)) for example in (example_inputs, *more_examples)]
     train = _auxiliary(net, example_inputs, records)
     if train is not None: records.append(train)
+    for r in records: r.net = net # the twins go, and with them the weights that will be replaced
     rebuild = lambda held: graph_of(net, records, tuple(ignored), policy, held)
     return rebuild([]), rebuild, lambda: Prover(net, records[0], example_inputs, more_examples, train is not None)
 

@@ -662,5 +662,7 @@ def record(
         for labels in rec.planes(t).values(): rec.freeze(labels, OUTPUT)
     rec.nodes.remove(node); rec.nodes.append(node); node.number = len(rec.nodes)
     whole_norms(rec)
+    shape_of = lambda t: nn.Parameter(t.detach().to('meta'), False) if isinstance(t, nn.Parameter) else t.to('meta')
+    rec.parameters = {n: shape_of(t) for n, t in rec.parameters.items()} # weights that are replaced later can go
     rec.shadows, rec.origin, rec.alive = {c: s for c, s in rec.shadows.items() if c in rec.names}, {}, {}
     return rec
