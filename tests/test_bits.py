@@ -2,11 +2,12 @@
 import copy
 import pytest, torch, torch.nn as nn, torch.nn.functional as F
 from udfc_nb import compress, load, RECIPES
-from udfc_nb.activations import InputQuantizer, best_range, bounds, grid_of, image, quantize_input_
+from udfc_nb.activations import RANGES, InputQuantizer, best_range, grid_of, image, quantize_input_, range_of
 from udfc_nb.digits import accuracy, digits, digits_net
 from udfc_nb.errors import BitsError, RecipeError, UDFCError
 from udfc_nb.flips import flip
 from udfc_nb.graph.proof import find_sites
+from udfc_nb.moments.streams import Extents
 from udfc_nb.quantizer import GRIDS
 from udfc_nb.recipe import Recipe, recipe_from_json
 from udfc_nb.rounding import ROUNDINGS
@@ -109,6 +110,20 @@ def test_relu6_bound():
     assert best_range(torch.tensor([9.]), torch.tensor([3.]), 8, 0., 6.) == (0., 6.)
 
 
+def test_range_of_what_was_seen():
+    "Bounds hold, what never was negative takes no sign, and nothing is cut to nothing."
+    mean, var = torch.tensor([.5, 2.]), torch.tensor([1., .3])
+    for rule in RANGES:
+        low, high = range_of((mean, var, 0., 6.), (-float('inf'), float('inf')), 4, rule)
+        assert low == 0 and high > 2
+        assert range_of((mean, var, -2., 6.), (-1., 1.), 8, rule) == (-1., 1.)
+        assert range_of((0*mean, 0*var, -.5, 2.), (-float('inf'), float('inf')), 8, rule) == (-.5, 2.)
+    seen = Extents()
+    for x in (torch.randn(4, 3, 5, 5)-9, torch.randn(4, 3, 5, 5).relu()+9): seen('w', 'convolution', (x, torch.zeros(2, 3, 1, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1))
+    mean, var, least, most = seen.seen['w'] # a layer that is called twice
+    assert len(mean) == len(var) == 6 and least < -9 and most > 9 and (mean[:3] < -8).all() and (mean[3:] > 8).all()
+
+
 def test_range_grows_with_bits():
     mean, std = torch.randn(20), torch.rand(20)+.1
     tops = [best_range(mean, std, b, 0.)[1] for b in range(2, 10)]
@@ -131,7 +146,7 @@ def test_flips(shape):
 @pytest.mark.parametrize('rounding', ['flips', 'descent', 'second-order', 'nearest'])
 @pytest.mark.parametrize('grid', ['symmetric', 'paper'])
 def test_roundings_keep_codes_in_range(rounding, grid):
-    out = compress(digits_net(), blank, weight_bits=3, recipe=RECIPES['best'].but(rounding=rounding, grid=grid))
+    out = compress(digits_net(), blank, weight_bits=3, recipe=RECIPES['field'].but(rounding=rounding, grid=grid))
     for q in out.codes.values():
         low, high = (-3, 3) if grid == 'symmetric' else (0, 7)
         assert q.codes.min() >= low and q.codes.max() <= high

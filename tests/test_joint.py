@@ -3,15 +3,15 @@ import pytest, torch, torch.nn as nn
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from udfc_nb import compress, load, RECIPES
-from udfc_nb.best import FieldJob
 from udfc_nb.cli import main
 from udfc_nb.digits import digits, digits_net
 from udfc_nb.errors import BudgetError
 from udfc_nb.evaluate import ImageFolderError, image_folder, image_transform, top_k
 from udfc_nb.graph.proof import find_sites
-from udfc_nb.job import WorkingCopy
+from udfc_nb.job import Job, WorkingCopy
 from udfc_nb.joint import FileSize, allot_both
 from udfc_nb.mixed import WIDTHS
+from udfc_nb.run.judge import Source
 from nets import assert_unchanged, roughen, snapshot
 
 blank = torch.zeros(1, 1, 8, 8)
@@ -38,11 +38,11 @@ def mixed(): torch.manual_seed(0); return roughen(Mixed()).eval()
 @given(data=st.data())
 def test_size_is_foretold(data, mixed, tmp_path_factory):
     "The bytes that are promised are those of the file, for any choice of channels and bits."
-    job = FieldJob(WorkingCopy(mixed).net, find_sites(mixed, blank), RECIPES['best'])
+    job = Job(WorkingCopy(mixed).net, find_sites(mixed, blank), RECIPES['best'])
     size = FileSize(job, dict.fromkeys(job.order, 8))
     less = {n: data.draw(st.integers(0, s.size//s.groups//2), label=n)*s.groups for n, s in job.sites.items()}
     bits = {n: data.draw(st.sampled_from([*WIDTHS, 12, None]), label=n) for n in job.order}
-    out = compress(mixed, blank, layer_ratios={n: k/job.sites[n].size for n, k in less.items()}, layer_bits=bits, recipe=RECIPES['best'].but(budget='uniform', rounding='nearest'))
+    out = compress(mixed, blank, layer_ratios={n: k/job.sites[n].size for n, k in less.items()}, layer_bits=bits, recipe=RECIPES['field'].but(rounding='nearest'))
     real = out.save(tmp_path_factory.mktemp('joint')/'a.safetensors')
     told = size(less, bits)
     gone = sum(b is None for b in bits.values()) # their entries in the text go as well
@@ -87,11 +87,32 @@ def test_own_choices_stay(tmp_path):
 
 
 @pytest.mark.parametrize('kw,why', [(dict(size_budget=9_000), 'comes down to'), (dict(size_budget=0), 'number of bytes'), (dict(size_budget=5e4, pruning_ratio=.3), 'leave those out'),
-    (dict(size_budget=5e4, weight_bits=4), 'leave those out'), (dict(size_budget=5e4, recipe='paper'), "metric='field'")])
+    (dict(size_budget=5e4, weight_bits=4), 'leave those out')])
 def test_refused(kw, why):
     net = digits_net(); before = snapshot(net)
     with pytest.raises(BudgetError, match=why): compress(net, blank, **kw)
     assert_unchanged(net, before)
+
+
+@pytest.mark.parametrize('recipe', ['paper', 'prune', 'fast', 'field', 'best'])
+def test_every_recipe(recipe, tmp_path):
+    "A size, and an average of bits, can be asked of any recipe."
+    net = digits_net(); before = snapshot(net)
+    real = compress(net, blank, size_budget=50_000, recipe=recipe).save(tmp_path/'a.safetensors')
+    assert 45_000 < real <= 50_000
+    codes = compress(net, blank, weight_bits=3.5, recipe=recipe).codes.values()
+    assert 3.3 < sum(q.codes.numel()*q.bits for q in codes)/sum(q.codes.numel() for q in codes) <= 3.5+1e-6
+    assert_unchanged(net, before)
+
+
+def test_curves_do_not_depend_on_the_order():
+    "What a site or a layer costs is the same, whichever is asked first."
+    net = digits_net()
+    def costs(turn):
+        job = Job(WorkingCopy(net).net, find_sites(net, blank), RECIPES['best']); job.source = Source(net, job.graph, blank)
+        return job.site_costs(dict(sorted(job.sites.items(), reverse=turn))), job.bit_costs(sorted(job.order, reverse=turn))
+    for a, b in zip(costs(False), costs(True)):
+        assert all(torch.allclose(torch.tensor(a[n]), torch.tensor(b[n]), rtol=1e-3) for n in a)
 
 
 def test_progress_ends():

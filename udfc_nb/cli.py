@@ -18,7 +18,7 @@ import safetensors.torch, torch
 from torch import nn
 from . import __version__
 from .activations import input_range
-from .best import site_curves
+from .run.sensitivity import site_curves
 from .budget import CAP
 from .checkpoint import file_rows, itemise, load, read_codes, read_file, write_atomic
 from .compress import Compressed, compress
@@ -256,17 +256,17 @@ def curves_text(
     curves:dict, # from `site_curves`
     shares=(.1, .3, .5, .7, .9), # of a site's channels
 )->str:
-    "What the model of `best` expects removal to cost at every site, for a terminal."
+    "What removal costs at the output, site by site, for a terminal."
     at = lambda c, q: f'{c[min(int(q*len(c)/CAP), len(c)-1)]:.3g}' # a curve ends at the cap
     body = [[n, *(at(c, q) for q in shares)] for n, c in curves.items()]
-    return '\npredicted error when a share of the channels goes (squared, in units of the norm behind it)\n'+text_table(['site', *(f'{q:.0%}' for q in shares)], body, left=1)
+    return '\ndamage at the outputs, unexplained over explained share, when a share of the channels goes\n'+text_table(['site', *(f'{q:.0%}' for q in shares)], body, left=1)
 
 def info_parser(commands):
     "Declare `udfc info`."
     p = commands.add_parser('info', help='show which channels of a network can be pruned, and why others cannot; or what a packed file holds',
         description='Show, before anything is done, the layers of a network, who reads their channels, and why some channels are kept. Given a .safetensors file in the place of NETWORK: what is inside it.')
     add_network_arguments(p)
-    p.add_argument('--curves', action='store_true', help='also print what the model of the recipe best expects removal to cost, site by site (takes as long as half a compression)')
+    p.add_argument('--curves', action='store_true', help='also print what removal costs at the outputs, site by site')
     p.set_defaults(run=run_info)
 
 # %% ../nbs/52_cli.ipynb #a3e30cf5

@@ -127,6 +127,6 @@ PREPARATIONS.update(equalise=equalise, absorb=absorb)
 
 # %% ../nbs/31_equalisation.ipynb #2c1e830b
 RECIPES.update({r.name: r for r in (
-    Recipe('dfq', metric='means', projection='none', grid='asymmetric', per_channel=False, scale='none', repair=True, prepare=('equalise', 'absorb')),
+    Recipe('dfq', metric='means', projection='none', grid='asymmetric', per_channel=False, scale='none', repair='moments', prepare=('equalise', 'absorb')),
     Recipe('omse', metric='field', projection='none', grid='symmetric', rounding='nearest', scale='none'),
     Recipe('squant', metric='field', projection='none', grid='symmetric', rounding='flips', scale='none'))})

@@ -22,9 +22,10 @@ from .paths import from_filters, through_norm, through_depthwise, through_gate, 
 from .graph.proof import copied
 from .graph.record import evaluate, rerun
 from .graph.sites import LAYERS
-from .graph.steps import NORMS, consumer_paths, norm_name
-from .graph.surgery import cut_inputs, cut_outputs, cut_rest, kept_columns, matrix, merge_into, norm_affine, out_first, scale_into
+from .graph.steps import NORMS, consumer_paths, ends, norm_name
+from .graph.surgery import cut_inputs, cut_outputs, cut_rest, kept_along, kept_columns, matrix, merge_into, norm_affine, out_first, scale_into
 from .recipe import Channels, PROJECTIONS
+from .refit import repair_scale
 
 # %% ../nbs/16_job.ipynb #d6229fb1
 def unwrap(
@@ -109,8 +110,9 @@ class Job:
         self.notes = [f'note: {len(fresh)} norms, the first is {fresh[0]!r}, have the running statistics of a fresh network; what stands on them is worth no more'] if fresh else []
         self.kept, self.codes, self.errors = {}, {}, {} # per layer: (K, P), `Quantized`, share of energy lost
         self.starts = {} # layer → its filters' `Vectors`, for as long as one site is looked at
-        self.unmerged = set() # readers whose path is not known
-        self.inputs, self.bounds = {}, {} # layer → the grid that it reads through, and between what its input lies (notebook 28)
+        self.asked, self.trials, self.proven, self.fitted = None, [], lambda kept: True, False # what was to stay, where something else was chosen; (candidate, unexplained share); does this cut hold? are channels and bits chosen for a size?
+        self.unmerged, self.source = set(), None # readers whose path is not known; a `Source` of images made of nothing
+        self.inputs = {} # layer → the grid that it reads through (notebook 28)
     def tick(self, layer=''): self.progress(self.done, self.total, layer); self.done += 1
 
 # %% ../nbs/16_job.ipynb #24d7730b
@@ -202,7 +204,14 @@ def channels(self:Job, site, path):
         fill = lambda t, like, v: torch.full_like(like, v) if t is None else t.detach()[at]
         mu = n.running_mean[at]
         stats = fill(n.weight, mu, 1.), fill(n.bias, mu, 0.), mu, n.running_var[at]
-    return Channels(W if len(W) == site.size else W[torch.as_tensor(site.rows)], self.vectors(path), stats, site.groups)
+    return Channels(W if len(W) == site.size else W[torch.as_tensor(site.rows)], self.vectors(path), stats, site.groups,
+        all(s.kind != 'act' or self.homogeneous(s) for s in path.steps))
+
+@patch
+def homogeneous(self:Job, s):
+    "Does f(2x) = 2f(x) hold for an activation?"
+    x = torch.linspace(-3, 3, 7, device=self.mods[self.order[0]].weight.device)
+    return torch.allclose(self.apply(s, 2*x), 2*self.apply(s, x))
 
 # %% ../nbs/16_job.ipynb #9e8feaa8
 @patch
@@ -229,6 +238,7 @@ def prune(self:Job, name):
 def begin(self:Job):
     "Which labels go, now that the channels are chosen."
     self.gone = self.graph.removed(self.kept)
+    if self.recipe.repair == 'streams': self.source.anchors # of the original, while it is whole
 
 @patch
 def inputs_kept(self:Job, name):
@@ -310,6 +320,47 @@ def round(self:Job, name, bits):
 
 # %% ../nbs/16_job.ipynb #961fe0cb
 @patch
+def length(self:Job, n, old, new):
+    "The factor for each output of a layer that has other statistics now; 1 for what the network returns, and where all outputs have one step."
+    one = n.target in self.codes and self.codes[n.target].scale.numel() < len(old[0])
+    return torch.ones_like(old[0]) if one or ends(n) else repair_scale(old, new)[0]
+
+@patch
+def rescale(self:Job,
+    name, # of a layer with a bias; is changed
+    s, # a factor for each of its outputs, (O,)
+    shift, # what its bias gets besides, (O,)
+):
+    "Gives a layer's outputs another length, and its bias a shift; the codes keep their values."
+    m = self.mods[name]
+    with torch.no_grad():
+        one = (s if (s != 1).any() else s[:1]).reshape(-1, *[1]*(m.weight.dim()-1)).to(m.weight.dtype)
+        m.bias.add_(shift.to(m.bias.dtype))
+        if name in self.codes: q = self.codes[name]; self.codes[name] = q._replace(scale=q.scale*one); m.weight.copy_(self.codes[name].dequantize())
+        else: m.weight.mul_(one)
+
+@patch
+def recount(self:Job):
+    "Norms take the statistics of the compressed stream, in the units of training; a layer with a bias and no norm gets the original's mean and variance."
+    self.read_through_grids()
+    calls = {self.layers[n.target].weight: n for n in self.graph.nodes if n.kind in ('layer', 'depthwise') and n.target in self.layers}
+    def repair(weight, was, seen):
+        n = calls[weight]
+        s = self.length(n, was, seen)
+        shift = was[0]-s*seen[0]
+        self.rescale(n.target, s, (s-1)*self.mods[n.target].bias.detach().double()+shift)
+        return s, shift
+    self.source.follow(self.net, self.left, outputs=self.source.loose, reestimate='keep', repair=repair)
+
+@patch
+def read_through_grids(self:Job): pass # notebook 28
+
+@patch
+def left(self:Job, name):
+    "Indices of the first axis of a parameter or buffer that are left; None for all."
+    return kept_along(self.graph.record, self.gone, name, 0)
+
+@patch
 def run(
     self:Job,
     bits:dict, # layer name → bit-width or None
@@ -324,6 +375,7 @@ def run(
     self.round_unread(bits)
     cut_rest(self.net, self.graph.record, self.gone, self.cut_before())
     if self.unmerged and self.recipe.projection != 'none': self.notes.append(f"note: {len(self.unmerged)} layers, the first is {min(self.unmerged)!r}, lose inputs without a compensation: what stands before them is not known to the projection")
+    if self.recipe.repair == 'streams': self.recount()
     self.tick()
 
 @patch

@@ -13,16 +13,17 @@ import torch
 from fastcore.basics import patch
 from . import __version__
 from .activations import grid_of, quantize_input_
-from .best import FieldJob, Sizes, step_of
-from .budget import CAP, TRUST, hull
+from .assumption import CRITERIA
+from .best import Sizes
+from .budget import CAP, hull
 from .checkpoint import MAX_BITS
 from .compress import Compressed
 from .errors import BudgetError
-from .graph.surgery import out_first
 from .job import Job
 from .mixed import WIDTHS
 from .quantizer import GRIDS
 from .report import Report
+from .run.sensitivity import step_of
 
 # %% ../nbs/43_joint.ipynb #097dadd4
 SLACK = 8 # bytes by which the text may still grow for every grid that a layer reads through
@@ -71,7 +72,7 @@ def allot_both(
 )->tuple: # (site → channels less, layer → bits)
     "The cheapest moves per byte until the file fits. Raises `BudgetError`."
     less, bits = dict.fromkeys(sites, 0), dict.fromkeys(layers, max(WIDTHS))
-    cost = {('site', s): [TRUST*c for c in moves_of(c)] for s, c in sites.items()} | {('layer', l): moves_of(e[::-1]) for l, e in layers.items()}
+    cost = {('site', s): moves_of(c) for s, c in sites.items()} | {('layer', l): moves_of(e[::-1]) for l, e in layers.items()}
     done, now = dict.fromkeys(cost, 0), size(less, bits)
     def step(move, by): # (channels less, bits) after one move more, or one less
         kind, name = move
@@ -92,30 +93,9 @@ def allot_both(
     while cost and back(best := max(cost, key=back)) > 0: now, (less, bits), done[best] = now-saves(best, -1), step(best, -1), done[best]-1
     return less, bits
 
-# %% ../nbs/43_joint.ipynb #b2706935
-@patch
-def by_filters(self:FieldJob, sites):
-    "Cost curves where there is no model of what a reader reads: the share of the filters' energy that goes."
-    out = {}
-    for n, s in sites.items():
-        energy = out_first(self.mods[n]).detach().double().flatten(1).square().sum(1).cpu()[torch.as_tensor(s.rows)][self.order_of(s).cpu()]
-        lost = torch.cat([energy.new_zeros(1), energy.flip(0).cumsum(0)])/energy.sum().clamp(min=1e-30)
-        out[n] = lost[::step_of(s)][:int(CAP*len(s.units)//s.groups)+1].tolist()
-    return out
-
-@patch
-def by_weights(self:FieldJob, names):
-    "The same for rounding: the share of the weights' energy that is rounded away at each of WIDTHS."
-    def lost(W, bits): return (GRIDS[self.recipe.grid](W, bits, self.recipe.per_channel).dequantize()-W).square().sum().item()
-    weights = {n: self.mods[n].weight.detach() for n in names}
-    return {n: [lost(W, b)/max(W.square().sum().item(), 1e-30) for b in WIDTHS] for n, W in weights.items()}
-
 # %% ../nbs/43_joint.ipynb #b67f2441
 @patch
-def fit(self:Job, target, *args): raise BudgetError(f'{target:,} bytes', layer=f'recipe {self.recipe.name!r}', hint="take ratio and bits, or a recipe with metric='field', which can weigh channels against bits")
-
-@patch
-def fit(self:FieldJob,
+def fit(self:Job,
     target:float, # bytes of the file
     bits:dict, # layer → width or None, where the free ones start
     free:set, # layers that may get another width
@@ -125,10 +105,13 @@ def fit(self:FieldJob,
     "Chooses channels and widths for a file of at most so many bytes. Raises `BudgetError`."
     asis = bits | dict.fromkeys(free)
     if not self.kept and whole_file(self, asis, reads)+SLACK*len(reads) <= target: return asis # it fits as it is
-    self.total = 2*len(self.order)
+    self.fitted = True
     size = FileSize(self, bits, {n: len(p) for n, (_, p) in self.kept.items()}, reads)
     sites = {n: s for n, s in self.sites.items() if n not in closed}
     steps = {n: step_of(s) for n, s in sites.items()}
-    less, widths = allot_both(self.by_filters(sites) | self.curves(sites), self.by_weights(free) | self.bit_curves(free), size, target, steps)
-    self.spend({n: k//step_of(self.sites[n]) for n, k in less.items()})
+    less, widths = allot_both(self.site_costs(sites), self.bit_costs(free), size, target, steps)
+    score = CRITERIA[self.recipe.criterion]
+    for n, k in less.items():
+        self.kept.pop(n, None)
+        if k: self.kept[n] = self.take(self.sites[n], score, len(self.sites[n].units)-k//step_of(self.sites[n])*self.sites[n].groups)
     return bits | widths

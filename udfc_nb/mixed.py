@@ -8,12 +8,9 @@ __all__ = ['WIDTHS', 'allot_bits']
 # %% ../nbs/29_mixed.ipynb #3a00b2db
 import torch
 from fastcore.basics import patch
-from .best import FieldJob, Sizes, reads
+from .best import Sizes
 from .errors import BitsError
 from .job import Job
-from .refit import Patch
-from .rounding import ROUNDINGS
-from .walk import Walk, geometry
 
 # %% ../nbs/29_mixed.ipynb #d50e5802
 WIDTHS = (2, 3, 4, 5, 6, 7, 8) # that a layer may get
@@ -41,29 +38,13 @@ def allot_bits(
 
 # %% ../nbs/29_mixed.ipynb #f92934d2
 @patch
-def bit_curves(self:FieldJob, names):
-    "Layer → predicted error at each of WIDTHS; only layers with a model of what they read."
-    out, walk = {}, Walk(self.graph, self.mods)
-    for n, kind, m, f in walk.steps():
-        if kind != 'layer' or n.target not in names or n.target in out or f is None or not reads(m, f): continue
-        x, W, price = Patch(f, geometry(n, m, f.size)), m.weight.detach(), self.price(walk, n, m)
-        lost = lambda b, how: (price*x.statistics((ROUNDINGS[how](x, W, b, self.recipe).dequantize()-W).flatten(1))[1]).sum().item()
-        share = lost(4, self.recipe.rounding)/max(lost(4, 'nearest'), 1e-30) if self.recipe.rounding != 'nearest' else 1.
-        out[n.target] = [share*lost(b, 'nearest') for b in WIDTHS]
-    return out
-
-@patch
-def spread_bits(self:Job, bits, average):
-    raise BitsError(f'an average of {average} bits', layer=f'recipe {self.recipe.name!r}', hint="take a whole number, or a recipe with metric='field', which can tell the layers apart")
-
-@patch
-def spread_bits(self:FieldJob,
+def spread_bits(self:Job,
     bits:dict, # layer → int, None, or the average asked for
     average:float,
 )->dict: # layer → int or None
     "Gives whole widths to the layers that were to have the average. Raises `BitsError`."
     free = {n for n, b in bits.items() if b == average}
-    curves, sizes = self.bit_curves(free), Sizes(self)
+    curves, sizes = self.bit_costs(free), Sizes(self)
     less = {n: len(p) for n, (_, p) in self.kept.items()}
     left = {n: sizes.per[n]*sizes.share(n, 'out', less)*sizes.share(n, 'in', less)*sizes.share(n, 'depthwise', less) for n in curves}
     widths = allot_bits(curves, left, average) if curves else {}

@@ -7,7 +7,8 @@ __all__ = ['MIXED', 'SHORT', 'STRONG', 'METHODS', 'STEPS', 'JUDGES', 'COUNTS', '
            'Transfer', 'ZeroQ', 'get_schedule', 'rate', 'generator_of', 'optimizers_of', 'Run', 'from_generator',
            'mixed', 'set_mode', 'learn', 'gdfq_step', 'transfer_step', 'zeroq_step', 'observe_ranges', 'prepare',
            'digest', 'teacher_mark', 'fingerprint', 'state_of', 'restore', 'adopt', 'write_state', 'read_state',
-           'distance', 'set_rates', 'astray', 'fall_back', 'train', 'Refined', 'copy_report', 'finish', 'refine']
+           'distance', 'set_rates', 'astray', 'fall_back', 'train', 'Refined', 'copy_report', 'judge_of',
+           'judged_worse', 'finish', 'refine']
 
 # %% ../nbs/45_refine.ipynb #5d1dfeb9
 import hashlib, json, math, time
@@ -23,8 +24,11 @@ from .compress import Compressed
 from .errors import FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
 from .generators import FORMS, Generator, discrepancy, distillation, pleasing_loss
 from .images import ImageSchedule, image_shape, make_images, running_norms
-from .job import WorkingCopy, check_finite, floating, unwrap
+from .graph.proof import find_sites
+from .job import Job, WorkingCopy, check_finite, floating, unwrap
+from .recipe import RECIPES
 from .report import eval_mode
+from .run.judge import REPORTED, Judge, Source
 from .activations import folds_of
 from .students import Grid, settle_student, student_of
 from .graph.record import call_args
@@ -560,6 +564,32 @@ def _told(run, before, after, changed, kept):
     return r
 
 # %% ../nbs/45_refine.ipynb #e4e2eb1b
+def judge_of(
+    out:Compressed, # what `compress` returned
+    teacher:nn.Module, # the network that it came from
+    seed:int=0, # of the images
+): # function (network of the same channels) → share of what the teacher says that it leaves unexplained, or None
+    "The judge of notebook 23, on images that nothing was fitted on; None where there is none."
+    if out.example is None or out.report is None: return None
+    work = WorkingCopy(unwrap(teacher))
+    example = floating(out.example, work.device, work.dtype)
+    job = Job(work.net, find_sites(work.net, example, sites=out.report.settings.get('sites', 'own'), verify=False), RECIPES['prune'])
+    for name, k in out.kept.items():
+        if name not in job.sites: return None
+        rows = torch.as_tensor(job.sites[name].rows)
+        stays = torch.isin(rows, torch.as_tensor(k).cpu())
+        job.kept[name] = stays.nonzero().flatten(), (~stays).nonzero().flatten()
+    job.begin()
+    judge = Judge(Source(work.net, job.graph, example, seed), REPORTED)
+    same = lambda net: all(len(t) == len(net.state_dict().get(n, ())) for n, t in out.model.state_dict().items() if t.dim())
+    return lambda net: judge(net, job.left) if same(net) else None
+
+def judged_worse(run):
+    "Does the judge find the student further from the teacher than it was at its start?"
+    judge = judge_of(run.out, run.teacher, run.seed)
+    before, after = (None, None) if judge is None else (judge(run.first), judge(run.work.net))
+    return None not in (before, after) and after > before, before, after
+
 def finish(
     run:Run,
 )->Refined:
@@ -568,8 +598,13 @@ def finish(
     codes = settle_student(run.student.eval(), run.out)
     before, after = (distance(m, run.teacher, run.judges) for m in (run.first, run.work.net))
     changed = run.ranged or any('student' in c for c in run.curve)
-    worse = changed and not after < before
+    judged, *shares = judged_worse(run) if changed else (False, None, None)
+    worse = changed and (judged or not after < before)
     report = _told(run, before, after, changed, worse)
+    if report is not None and changed:
+        report.settings['refine'] |= dict(judged_before=shares[0], judged_after=shares[1])
+        if judged: report.notes.append(f'note: the judge finds {shares[1]:.1%} of what the teacher says unexplained, and {shares[0]:.1%} before; the network is given back as it was')
+        elif shares[1] is not None: report.judged = {**report.judged, 'this': shares[1]}
     if worse: return Refined(WorkingCopy(run.out.model).give_back(), report, dict(run.out.codes), dict(run.out.kept), run.out.example, run.curve, made)
     return Refined(run.work.give_back(), report, codes, dict(run.out.kept), run.out.example, run.curve, made)
 

@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'layer_macs', 'eval_mode', 'count', 'Report', 'report_from
 # %% ../nbs/15_report.ipynb #08f4840d
 import csv, html, io, json, math
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 import torch, torch.nn as nn
 from fastcore.basics import patch
 from .graph.record import call_args
@@ -66,8 +66,10 @@ class Report:
     recipe:dict # the recipe's fields
     version:str # of this package
     settings:dict=field(default_factory=dict) # the arguments of `compress`
-    notes:list=field(default_factory=list) # what a reader should know: where a model had to guess
-    def to_json(self): return json.dumps(dict(rows=self.rows, totals=self.totals, recipe=self.recipe, version=self.version, settings=self.settings, notes=self.notes))
+    notes:list=field(default_factory=list) # what a reader should know: what has no repair, what was left alone
+    judged:dict=field(default_factory=dict) # share of what the original says that is left unexplained, by `this` and by `plain` at the same setting, on images that nothing was fitted on; None: nothing could be compared
+    candidates:list=field(default_factory=list) # of (name, unexplained share) among which this was chosen
+    def to_json(self): return json.dumps(asdict(self))
 
 # %% ../nbs/15_report.ipynb #3b96990a
 def _share(now, before): return f'{now:,} of {before:,} ({100*now/max(before, 1):.0f} %)'
@@ -78,7 +80,15 @@ def summary(self:Report):
     t = self.totals
     return (f"{self.recipe['name']}: parameters {_share(t['params'], t['params_before'])}, MACs {_share(t['macs'], t['macs_before'])}, "
             f"{t['effective_bits']:.2f} bits per parameter, {t['nominal_bytes']/1e6:.3f} MB nominal, {t['seconds']:.2f} s"
-            +(f", the cut proven to {t['difference']:.0e}" if t.get('difference') and t['params'] < t['params_before'] else ''))
+            +self.verdict()+(f", the cut proven to {t['difference']:.0e}" if t.get('difference') and t['params'] < t['params_before'] else ''))
+
+@patch
+def verdict(self:Report):
+    "What the judge says, in words."
+    says = lambda J: f'{100*(1-J):.1f} %'
+    this, plain = self.judged.get('this'), self.judged.get('plain')
+    if this is None: return ''
+    return f", explains {says(this)} of what the original says"+(f' (plain {says(plain)})' if plain is not None else '')
 
 @patch
 def cells(self:Report):

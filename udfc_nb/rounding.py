@@ -17,7 +17,7 @@ PIECE = 1 << 17 # weights looked at together: half a megabyte
 
 def code_range(grid, bits):
     "The smallest and the largest code of a grid."
-    centred = grid == 'symmetric' or grid == 'dense' and bits > 3
+    centred = grid == 'symmetric' or grid in ('dense', 'clipped') and bits > 3
     return (1-2**(bits-1), 2**(bits-1)-1) if centred else (0, 2**bits-1)
 
 def best_clip(
@@ -43,6 +43,7 @@ def dense_grid(W, bits, per_channel=True, clip=1.):
     return GRIDS['paper' if bits <= 3 else 'symmetric'](W, bits, per_channel, clip)
 
 GRIDS['dense'] = dense_grid
+GRIDS['clipped'] = lambda W, bits, per_channel=True, clip=1.: dense_grid(W, bits, per_channel, best_clip(W, bits, 'dense') if per_channel else clip)
 
 # %% ../nbs/26_rounding.ipynb #a3945821
 DAMPING = .1 # of the mean diagonal

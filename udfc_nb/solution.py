@@ -83,7 +83,7 @@ def copies(
     d = V.diagonal().clamp(min=0)
     KP, dk, dp = V[pruned][:, kept], d[kept], d[pruned][:, None]
     t = torch.where(dk > 0, KP/torch.where(dk > 0, dk, 1.), 0.)
-    if not positive: t = torch.where((t-1).abs() < tol, 1., 0.)
+    if not positive: t = ((t-1).abs() < tol).to(t.dtype)
     fits = (dp-2*t*KP+t*t*dk <= tol**2*dp) & (t > 0) & (dp > 0)
     return torch.where(fits & (fits.cumsum(1) == 1), t, 0.)
 

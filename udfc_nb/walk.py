@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAGS', 'PARTED', 'FIELD_RULES', 'MOST', 'pair', 'geometry', 'kernel', 'find_roots', 'Walk', 'module_of', 'weight_of',
-           'white_field', 'field_rule', 'closed_form', 'WhiteWalk']
+           'white_field', 'field_rule', 'closed_form', 'reads', 'field_moments']
 
 # %% ../nbs/23_walk.ipynb #5ef40970
 import math
@@ -18,6 +18,7 @@ from .graph.steps import is_norm, norm_name
 from .moments.rectified import *
 from .field import *
 from .fieldops import *
+from .refit import MAX_PATCH, field_patch
 
 # %% ../nbs/23_walk.ipynb #f42a7fea
 def pair(v): return (v, v) if isinstance(v, int) else tuple(v)*(2 if len(v) == 1 else 1)
@@ -92,7 +93,7 @@ class Walk:
         lags:int=LAGS,
     ):
         self.graph, self.nodes, self.mods, self.prior, self.lags = graph, graph.nodes, mods, prior, lags
-        self.fields, self.fallbacks = {}, [] # fallbacks: (node, why) wherever the model had to guess
+        self.fields, self.fallbacks, self.guessed = {}, [], set() # fallbacks: (node, why) wherever the model had to guess; nodes that stand on a guess
         joins = {n: n.sources for n in self.nodes if n.kind in ('add', 'sub', 'cat') and len(n.sources) > 1}
         self.roots, self.ties = find_roots(self.nodes, joins)
     def tensor(self, name):
@@ -138,7 +139,9 @@ def steps(self:Walk):
         m, kind = module_of(self, n), n.kind
         if kind in ('layer', 'depthwise'): kind = 'layer' if m is not None and not getattr(m, 'transposed', False) and len(n.shape) in (2, 4) else 'other'
         src = next((self.fields[a] for a in n.sources if self.fields.get(a) is not None), None)
+        before = len(self.fallbacks)
         with torch.no_grad(): self.fields[n] = self.tie(n, self.visit(n, m, src))
+        if len(self.fallbacks) > before or any(a in self.guessed for a in n.sources): self.guessed.add(n)
         yield n, kind, m, src
         for a in [a for a in self.fields if last.get(a) is n]: del self.fields[a]
 
@@ -309,15 +312,19 @@ def _pad(walk, n, m, f):
     return pad_channels(f, *pads[4:6]) if not any(pads[:4]) else None
 
 # %% ../nbs/23_walk.ipynb #c04d957c
-class WhiteWalk(Walk):
-    "A walk in which every layer reads white noise: correlations come from the layer's own filters, scale and mean from the norm behind it."
-    def __init__(self, *args, **kwargs): super().__init__(*args, **kwargs); self.ties = {} # no layer reads what a sum's parts have in common
-    def near(self, channels, least=(1, 1)): return [1, 1]
-    def visit(self, n, m, src):
-        if n.op == 'input' and (f := super().visit(n, m, src)) is not None: return shrink_field(f, 1, 1)
-        if n.kind not in ('layer', 'depthwise') or n.tokens or src is None or m is None or getattr(m, 'transposed', False): return super().visit(n, m, src)
-        geo, V = geometry(n, m, src.size), weight_of(self, n, m).flatten(1)
-        wide = src.channels == geo.groups == len(V) # depthwise
-        cov = src.cov[0, 0]*(V@V.T) if wide else torch.block_diag(*(v@v.T for v in V.chunk(geo.groups))) if geo.groups > 1 else V@V.T
-        mean = grouped_left(V.unflatten(1, (-1, math.prod(geo.kernel))).sum(2), src.mean[:, None], geo.groups)[:, 0] if V.shape[1]*geo.groups == src.channels*math.prod(geo.kernel) else 0*V[:, 0]
-        return Field(mean if m.bias is None else mean+m.bias.detach(), cov[None, None], geo.out_size(src.size))
+def reads(m, f):
+    "Is the field one of what the layer reads?"
+    return m.in_features == f.channels*f.size[0]*f.size[1] if isinstance(m, nn.Linear) else m.in_channels == f.channels
+
+def field_moments(
+    graph:Graph, # with the record
+    mods:dict, # name → module of the network whose weights are read
+    most:int=MAX_PATCH, # as for `field_patch`
+)->dict: # weight of a layer → `Patch` of what it reads
+    "What the field says of every layer that does not stand on a guess."
+    out, walk = {}, Walk(graph, mods)
+    for n, kind, m, f in walk.steps():
+        name = graph.layers[n.target].weight if kind == 'layer' and n.target in graph.layers else None
+        if name is None or name in out or f is None or not reads(m, f) or any(a in walk.guessed for a in n.sources): continue
+        out[name] = field_patch(f, geometry(n, m, f.size), most)
+    return out

@@ -392,7 +392,7 @@ def prove(
     proof, held, start = Proof(), list(graph.held), graph
     chance = lambda graph: choose(graph.sites)
     if not (select or chance)(graph): graph.proof = proof; return graph
-    judge = prover()
+    graph.prover = judge = prover()
     for choice, inputs in [(chance, 1), (select, 10**9)] if select else [(chance, 10**9)]: # first: does a count hang on another one?
         def attempt(held):
             graph = rebuild(held) if held else start
@@ -402,7 +402,7 @@ def prove(
         while failure is not None:
             found, graph, failure = _mended(graph, failure, attempt, held, proof.runs < runs)
             held += found
-    proof.held, graph.proof = held, proof
+    proof.held, graph.proof, graph.prover = held, proof, judge
     if not graph.sites: proof.share = 0.
     return graph
 

@@ -122,6 +122,7 @@ class Graph:
     policy:str = 'own'
     held:list = field(default_factory=list) # (labels, reason) that the proof left whole
     proof:object = None # what the proof found, where it was asked for
+    prover:object = None # who can try further cuts
     @property
     def record(self): return self.records[0]
     @property
