@@ -1,0 +1,125 @@
+"Images made of nothing, anchored streams, the judge, and the choice among candidates."
+import copy
+import pytest, torch, torch.nn as nn
+from udfc_nb import RECIPES, Recipe, compress
+from udfc_nb.digits import accuracy, digits, digits_net
+from udfc_nb.graph.proof import find_sites
+from udfc_nb.moments.images import KINDS, inputs_like
+from udfc_nb.moments.streams import Stream
+from udfc_nb.run.judge import CHOSEN, Judge, Source
+from udfc_nb.run.sensitivity import site_curves
+from nets import assert_unchanged, roughen, snapshot
+
+blank = torch.zeros(1, 1, 8, 8)
+
+
+class Net(nn.Module):
+    "Two convolutions with something between them."
+    def __init__(self, between=nn.ReLU(), conv=nn.Conv2d, norm=nn.BatchNorm2d, c=16):
+        super().__init__()
+        self.a, self.norm, self.between, self.b = conv(3, c, 3), norm(c) if norm else nn.Identity(), between, conv(c, 5, 3)
+    def forward(self, x): return self.b(self.between(self.norm(self.a(x))))
+
+
+def with_copies(net):
+    "Half of the filters are copies of the others, norm included, and a little shorter for the criterion."
+    net = roughen(net)
+    with torch.no_grad():
+        for t in (net.norm.weight, net.norm.bias): t[8:] = t[:8]
+        for t, k in ((net.a.weight, .9), (net.a.bias, .9), (net.norm.running_mean, .9), (net.norm.running_var, .81)): t[8:] = k*t[:8]
+        net.a.weight[:8] *= (.2/net.a.weight[:8].flatten(1).norm(dim=1))[:, None, None, None]; net.a.weight[8:] = .9*net.a.weight[:8]
+        net.norm.eps = 1e-12
+    return net
+
+
+class Crop(nn.Module):
+    def forward(self, x): return x[:, :, 1:-1, 1:-1]
+
+
+class Halved(nn.Module):
+    def forward(self, x): return x.relu()/2
+
+
+@pytest.mark.parametrize('recipe', ['best', 'fast'])
+@pytest.mark.parametrize('between', [nn.ReLU(), nn.Hardswish(), Crop(), Halved(), nn.Upsample(scale_factor=2), nn.MaxPool2d(2, ceil_mode=True), nn.ReflectionPad2d(1)], ids=lambda m: type(m).__name__)
+def test_copies_come_back(recipe, between):
+    "Whatever stands between the layers."
+    net, x = with_copies(Net(between)), torch.randn(4, 3, 12, 12)
+    out = compress(net, x, pruning_ratio=.5, recipe=recipe)
+    assert out.kept['a'].tolist() == list(range(8))
+    with torch.no_grad(): assert (out.model(x)-net(x)).abs().max() < 1e-5*net(x).abs().max()
+
+
+@pytest.mark.parametrize('conv,norm,shape', [(nn.Conv1d, nn.BatchNorm1d, (2, 3, 40)), (nn.Conv2d, nn.BatchNorm2d, (2, 3, 12, 12)), (nn.Conv3d, nn.BatchNorm3d, (2, 3, 8, 8, 8)), (nn.Conv2d, None, (2, 3, 12, 12))])
+def test_any_dimension(conv, norm, shape):
+    net = roughen(Net(nn.ReLU(), conv, norm))
+    if norm: net.norm.running_mean.normal_(); net.norm.running_var.uniform_(.5, 2)
+    before = snapshot(net)
+    out = compress(net, torch.randn(shape), pruning_ratio=.3, weight_bits=4)
+    assert_unchanged(net, before)
+    assert 0 < out.report.judged['this'] <= 1 and len(out.report.candidates) >= 4
+    assert min(J for _, J in out.report.candidates) <= dict(out.report.candidates)['plain']
+
+
+def test_streams_leave_everything_as_it_was():
+    net = roughen(Net()); before = snapshot(net)
+    graph, x = find_sites(net, torch.randn(2, 3, 12, 12)), torch.randn(6, 3, 12, 12)
+    source = Source(net, graph, x[:2])
+    first = Stream(net); y = first.run(x)
+    again = Stream(net, anchors=first.anchors).run(x)
+    assert torch.equal(y, again) and Judge(source, CHOSEN)(net) < 1e-6
+    assert_unchanged(net, before)
+
+
+def test_only_its_own_batch():
+    "A network that takes no other number of images is judged on that number."
+    class Fixed(Net):
+        def forward(self, x): return super().forward(x.reshape(2, 3, 12, 12))
+    out = compress(roughen(Fixed()), torch.randn(2, 3, 12, 12), pruning_ratio=.3)
+    assert out.report.judged['this'] is not None
+
+
+def test_pixels_that_are_not_normalised():
+    "Grids reach as far as the example shows, or as `input_range` says."
+    pixels = (torch.rand(4, 1, 8, 8)*255).round()
+    for kw in (dict(example_inputs=pixels), dict(example_inputs=blank, input_range=(0., 255.))):
+        q = compress(digits_net(), activation_bits=8, recipe='fast', **kw).model.conv1.input_quantizer
+        assert 150 < (q.high-q.zero_point)*q.scale < 300
+
+
+def test_own_images():
+    "A caller's unlabelled images take the place of those made of nothing."
+    net, (x, y) = digits_net(), digits('train')
+    out = compress(net, blank, pruning_ratio=.6, images=x[:300])
+    assert accuracy(out.model, *digits('test')) > 95 and out.report.judged['this'] < .2
+
+
+def test_seeds():
+    net = digits_net()
+    a, b, c = (compress(net, blank, pruning_ratio=.5, weight_bits=4, seed=s) for s in (0, 0, 1))
+    same = lambda p, q: all(torch.equal(s, t) for s, t in zip(p.model.state_dict().values(), q.model.state_dict().values()))
+    assert same(a, b) and not same(a, c) and c.report.settings['seed'] == 1
+
+
+def test_budget_does_not_lose():
+    "The choice is never judged worse than the even ratio, plain pruning and fast."
+    net = digits_net()
+    out = {r: compress(net, blank, pruning_ratio=.6, recipe=r) for r in ('best', 'fast', 'prune', 'paper')}
+    J = {r: o.report.judged['this'] for r, o in out.items()}
+    assert J['best'] < min(J['fast'], J['prune'], J['paper'])
+    assert accuracy(out['best'].model, *digits('test')) > 97
+
+
+def test_curves_rise():
+    for c in site_curves(digits_net(), blank).values(): assert c[0] == 0 and c == sorted(c)
+
+
+def test_inputs_of_every_kind():
+    g = torch.Generator().manual_seed(0)
+    for kind in KINDS:
+        x = inputs_like({'image': torch.zeros(2, 5, 9, 7), 'time': torch.tensor([3, 7, 7]), 'volume': torch.zeros(1, 1, 4, 5, 6)}, 6, kind, g)
+        assert [tuple(t.shape) for t in x.values()] == [(6, 5, 9, 7), (6,), (6, 1, 4, 5, 6)] and set(x['time'].tolist()) <= {3, 7}
+
+
+def test_old_recipes_are_read():
+    assert Recipe(repair=True).repair == 'moments' and Recipe(repair=False).repair == 'none' and RECIPES['best'].metric == 'judged'
