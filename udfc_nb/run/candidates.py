@@ -6,7 +6,7 @@
 __all__ = ['SHARES', 'JudgedJob']
 
 # %% ../../nbs/run/26_candidates.ipynb #1d98db0b
-import torch, torch.nn as nn
+import torch
 from fastcore.basics import patch
 from ..graph.proof import deepcopied
 from ..job import Job, JOBS

@@ -10,7 +10,6 @@ from ..best import FieldJob
 from ..job import JOBS
 from ..recipe import METRICS, RECIPES, Recipe
 from ..refit import Patch
-from ..walk import field_moments
 
 # %% ../../nbs/run/24_fit.ipynb #393c0b4c
 class StreamJob(FieldJob):

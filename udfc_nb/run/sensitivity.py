@@ -6,16 +6,16 @@
 __all__ = ['ASKED', 'SHARES', 'LEAST', 'damage', 'with_weights', 'step_of', 'power_law', 'site_curves']
 
 # %% ../../nbs/run/25_sensitivity.ipynb #63ddcd29
-import copy, math
+import copy
 from contextlib import contextmanager
 import torch, torch.nn as nn
 from fastcore.basics import patch
-from ..assumption import CRITERIA, check_ratio
+from ..assumption import CRITERIA
 from ..best import Sizes
 from ..budget import CAP, allot
 from ..graph.proof import find_sites
-from ..graph.surgery import merge_into, out_first
-from ..job import Job, JOBS, WorkingCopy, check_finite, floating
+from ..graph.surgery import merge_into
+from ..job import Job, WorkingCopy, check_finite, floating
 from ..mixed import WIDTHS
 from ..quantizer import GRIDS
 from ..recipe import BUDGETS, get_recipe
