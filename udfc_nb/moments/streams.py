@@ -45,6 +45,7 @@ def anchor(
     a = torch.where(vb > floor, (v.double()/vb.clamp(min=1e-30)).sqrt(), 0.)
     return a, m.double()-a*mb
 
+# %% ../../nbs/moments/22_streams.ipynb #3a93c3f2
 class Stream(TorchDispatchMode):
     "A run in which every norm with running statistics first brings what it reads to the units of training."
     def __init__(self,
@@ -82,6 +83,7 @@ def _place(t): return t.untyped_storage()._cdata, t.storage_offset()
 
 WEIGHTS = {'convolution': 1, '_convolution': 1, 'addmm': 2, 'mm': 1} # where the operation of a layer has its weight
 
+# %% ../../nbs/moments/22_streams.ipynb #b26ba558
 @patch
 def normed(self:Stream, x, name, mean, var, eps):
     "What a norm reads, in the units of training."
@@ -102,6 +104,7 @@ def normed(self:Stream, x, name, mean, var, eps):
     one = lambda t: t.to(x.dtype).reshape(-1, *[1]*(x.dim()-2))
     return x*one(s)+one(mean-s*m)
 
+# %% ../../nbs/moments/22_streams.ipynb #caa18651
 @patch
 def left(self:Stream, weight, op, w, y):
     "What a layer gives; repaired, where it is to be."
@@ -118,6 +121,7 @@ def left(self:Stream, weight, op, w, y):
     s, b = (t.to(y.dtype).reshape(-1, *[1]*(y.dim()-2)) for t in found)
     return y*s+b
 
+# %% ../../nbs/moments/22_streams.ipynb #661fd460
 @patch
 def run(self:Stream,
     example, # tensor, tuple or dict
@@ -159,6 +163,7 @@ def some_patches(
         out.append(part.index_select(2, index).unflatten(2, (len(where), len(taps))))
     return torch.cat(out)
 
+# %% ../../nbs/moments/22_streams.ipynb #7c930640
 def geometry_of(
     op:str, # operation of a layer
     args:tuple, # its arguments
@@ -169,6 +174,7 @@ def geometry_of(
         return x, args[8], (tuple(w.shape[2:]), stride, padding, dilation)
     return args[1] if op == 'addmm' else args[0], 1, None
 
+# %% ../../nbs/moments/22_streams.ipynb #dae678f2
 class Counting:
     "What the layers of a network read, counted: per layer's weight the sums over patches, apart for each kind of image."
     def __init__(self,
@@ -205,6 +211,7 @@ def moments(self:Counting):
         out[weight] = Patch(p, G, taps, joint=joint)
     return out
 
+# %% ../../nbs/moments/22_streams.ipynb #b8c79ca4
 class Extents:
     "What the layers of a network read, channel by channel: weight → mean and variance of each call, and the least and largest value."
     def __init__(self): self.seen = {}
