@@ -3,6 +3,7 @@ import copy
 import pytest, torch, torch.nn as nn
 from udfc_nb import RECIPES, Recipe, compress
 from udfc_nb.digits import accuracy, digits, digits_net
+from udfc_nb.errors import ExampleInputError
 from udfc_nb.graph.proof import find_sites
 from udfc_nb.moments.images import KINDS, inputs_like
 from udfc_nb.moments.streams import Stream
@@ -123,3 +124,22 @@ def test_inputs_of_every_kind():
 
 def test_old_recipes_are_read():
     assert Recipe(repair=True).repair == 'moments' and Recipe(repair=False).repair == 'none' and RECIPES['best'].metric == 'judged'
+
+
+class Silent(nn.Module):
+    "A network that returns classes, which no share of a variance can be taken of."
+    def __init__(self): super().__init__(); self.net = roughen(Net())
+    def forward(self, x): return self.net(x).mean((2, 3)).argmax(1)
+
+
+def test_nothing_to_judge_by():
+    "What cannot be judged is still fitted, and the report says so."
+    out = compress(Silent().eval(), torch.randn(2, 3, 12, 12), pruning_ratio=.3)
+    assert out.report.judged == dict(this=None, plain=None) and 'unseen' in str(out.report.notes) and out.report.candidates[-1] == ('counted', None)
+
+
+@pytest.mark.parametrize('kw,what', [(dict(images=torch.zeros(5, 1, 8, 8)), 'too few'), (dict(images=torch.full((9, 1, 8, 8), torch.nan)), 'finite'), (dict(images=torch.zeros(9, 3, 8, 8)), 'cannot run'), (dict(seed=1.5), 'seed')])
+def test_bad_images(kw, what):
+    net = digits_net(); before = snapshot(net)
+    with pytest.raises(ExampleInputError, match=what): compress(net, blank, pruning_ratio=.5, **kw)
+    assert_unchanged(net, before)

@@ -287,6 +287,7 @@ def add_compression_arguments(
     p.add_argument('--size-budget', type=float, metavar='BYTES', help='bytes that the packed file may have, in the place of --ratio and --bits')
     p.add_argument('--recipe', default='best', help=f"{', '.join(RECIPES)} or a .json file (default best)")
     p.add_argument('--sites', choices=POLICIES, default='own', help="'own': channels that one layer makes; 'all': also those of layers that meet in a sum (default own)")
+    p.add_argument('--seed', type=int, default=0, help='of the images made of nothing (default 0)')
     p.add_argument('--no-verify', action='store_true', help='do not run the cut network beside the original')
     p.add_argument('--layer-ratio', type=_assignment, action='append', default=[], metavar='LAYER=R', help='another ratio for one layer; may be repeated')
     p.add_argument('--layer-bits', type=_assignment, action='append', default=[], metavar='LAYER=B', help='another bit-width for one layer; may be repeated')
@@ -294,7 +295,7 @@ def add_compression_arguments(
 def compression_arguments(args):
     "They, as `compress` takes them."
     return dict(pruning_ratio=args.ratio, weight_bits=_whole(args.bits), activation_bits=args.activation_bits, size_budget=args.size_budget, recipe=_recipe(args.recipe), ignored_layers=tuple(args.ignore),
-        layer_ratios=dict(args.layer_ratio), layer_bits={n: _whole(b) for n, b in args.layer_bits}, sites=args.sites, verify=not args.no_verify)
+        layer_ratios=dict(args.layer_ratio), layer_bits={n: _whole(b) for n, b in args.layer_bits}, sites=args.sites, seed=args.seed, verify=not args.no_verify)
 
 # %% ../nbs/52_cli.ipynb #752e5c6f
 def run_compress(args):

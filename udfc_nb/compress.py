@@ -23,7 +23,7 @@ from .recipe import PREPARATIONS, RECIPES, get_recipe
 from .job import JOBS, WorkingCopy, unwrap, check_finite, floating
 from .activations import shown_range
 from .report import Report, count
-from .run.judge import REPORTED, Judge, Source
+from .run.judge import REPORTED, Judge, Source, check_images
 
 # %% ../nbs/17_compress.ipynb #db7b3cf1
 @dataclass
@@ -176,7 +176,7 @@ def compress(
     start, recipe, model = time.perf_counter(), get_recipe(recipe), unwrap(model)
     if budget is not None: recipe = recipe.but(budget=budget)
     ratios, widths, ignored = dict(layer_ratios or {}), dict(layer_bits or {}), tuple(ignored_layers)
-    check_ratio(pruning_ratio); check_finite(model)
+    check_ratio(pruning_ratio); check_finite(model); check_images(images, seed)
     for names, what in ((ratios, 'layer_ratios'), (widths, 'layer_bits')): check_names(model, names, what)
     if size_budget is not None: check_size(size_budget, pruning_ratio, weight_bits)
     bits, reads = bits_per_layer(model, weight_bits if size_budget is None else 8, widths, ignored), bits_per_layer(model, activation_bits, {}, ignored)

@@ -6,6 +6,7 @@
 __all__ = ['SHARES', 'JudgedJob']
 
 # %% ../../nbs/run/26_candidates.ipynb #1d98db0b
+import math
 import torch
 from fastcore.basics import patch
 from ..graph.proof import deepcopied
@@ -35,7 +36,7 @@ def attempt(self:JudgedJob, name, recipe, kept, bits):
     if job.inputs: job.set_inputs()
     J = self.judge(job.net, job.left)
     self.trials.append((name, J))
-    if self.winner is None or J is not None and J < self.best[1]: self.winner, self.best = job, (name, J)
+    if self.winner is None or J is not None and J < self.least: self.winner, self.least = job, math.inf if J is None else J
     return J
 
 # %% ../../nbs/run/26_candidates.ipynb #6400b24b
@@ -48,11 +49,11 @@ def choices(self:JudgedJob):
     yield 'fast', RECIPES['fast'].but(**own), even
     fits = {'counted': r.but(metric='counted')} | ({'mean': r.but(metric='mean')} if self.source.modelled() else {})
     for name, recipe in fits.items(): yield name, recipe, even
-    judged = dict(self.trials)
-    name = min(fits, key=judged.get)
+    judged = lambda name: math.inf if (J := dict(self.trials)[name]) is None else J
+    name = min(fits, key=judged)
     recipe = fits[name]
     yield f'{name}, streams', recipe.but(repair='streams'), even
-    if dict(self.trials)[f'{name}, streams'] < judged[name]: name, recipe = f'{name}, streams', recipe.but(repair='streams')
+    if judged(f'{name}, streams') < judged(name): name, recipe = f'{name}, streams', recipe.but(repair='streams')
     if len(even) < 2 or r.budget == 'uniform' or self.fitted: return
     for share, kept in zip(SHARES, self.spent(SHARES.values(), self.closed, self.macs if r.budget == 'macs' else None)):
         if self.proven(kept): yield f'{name}, {share}', recipe, kept
@@ -66,11 +67,20 @@ def run(self:JudgedJob, bits):
     self.begin()
     self.asked, self.judge, self.total = dict(self.kept), Judge(self.source, CHOSEN), self.done+8*(len(self.order)+1)
     for name, recipe, kept in self.choices():
-        if self.attempt(name, recipe, kept, bits) is None or not (kept or self.inputs or any(b is not None for b in bits.values())): break # nothing to compare, or nothing to do
+        J = self.attempt(name, recipe, kept, bits)
+        if not (kept or self.inputs or any(b is not None for b in bits.values())): break # nothing to do
+        if J is None: self.blind(bits); break
     self.adopt()
     self.done = self.total; self.tick()
 
 # %% ../../nbs/run/26_candidates.ipynb #cd32f403
+@patch
+def blind(self:JudgedJob, bits):
+    "Where the outputs say nothing that could be compared, what is fitted is taken unseen."
+    self.winner = None
+    self.attempt('counted', self.recipe.but(metric='counted'), self.kept, bits)
+    self.notes.append('note: the outputs say nothing that the judge could compare; the candidate `counted` was taken unseen')
+
 @patch
 def adopt(self:JudgedJob):
     "What the winner has done is what this run has done."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORK', 'FEW', 'MANY', 'SETS', 'FITTED_ON', 'CHOSEN', 'REPORTED', 'LARGE', 'WIDEST', 'JUDGED', 'small', 'signals',
-           'Source', 'joined', 'rows_of', 'unexplained', 'Judge']
+           'check_images', 'Source', 'joined', 'rows_of', 'unexplained', 'Judge']
 
 # %% ../../nbs/run/23_judge.ipynb #1b156c93
 import functools, math
@@ -43,6 +43,16 @@ def signals(nodes):
     return False
 
 # %% ../../nbs/run/23_judge.ipynb #9095f9bd
+def check_images(
+    images, # a tensor, or tuples, lists and dicts of tensors
+    seed=0,
+):
+    "Raises `ExampleInputError` unless there are images for three sets, all finite, and the seed is a whole number."
+    tensors = [t for t in tree_leaves(images) if isinstance(t, torch.Tensor) and t.dim()]
+    if images is not None and min(map(len, tensors), default=0) < 2*len(SETS): raise ExampleInputError('too few inputs to fit on, to choose on and to report on', layer='images', hint=f'pass {2*len(SETS)} at least, as one batch')
+    if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors): raise ExampleInputError('values that are not finite', layer='images', hint='take those inputs out')
+    if isinstance(seed, bool) or not isinstance(seed, int): raise ExampleInputError(f'a seed of {seed!r}', layer='seed', hint='take a whole number')
+
 class Source:
     "Inputs made of nothing for one network, in seeded sets, and what the network makes of them when its norms are anchored."
     def __init__(self,
@@ -72,6 +82,7 @@ class Source:
         "Multiply-accumulates of one input; finds out whether the network takes small ones."
         if self._macs is None:
             if self.given is None: self._try()
+            else: Stream(self.net, 1, written=self.written).run(self.images(2, FITTED_ON))
             x = self.images(2, FITTED_ON)
             self._macs = sum(c['macs'] for c in count(self.net, x).values())
             pixels = lambda t: sum(math.prod(u.shape[1:]) for u in tree_leaves(t) if isinstance(u, torch.Tensor) and u.dim())
