@@ -287,7 +287,7 @@ def add_compression_arguments(
     p.add_argument('--size-budget', type=float, metavar='BYTES', help='bytes that the packed file may have, in the place of --ratio and --bits')
     p.add_argument('--recipe', default='best', help=f"{', '.join(RECIPES)} or a .json file (default best)")
     p.add_argument('--sites', choices=POLICIES, default='own', help="'own': channels that one layer makes; 'all': also those of layers that meet in a sum (default own)")
-    p.add_argument('--seed', type=int, default=0, help='of the images made of nothing (default 0)')
+    p.add_argument('--seed', type=int, default=0, metavar='N', help='of everything that is drawn (default 0)')
     p.add_argument('--no-verify', action='store_true', help='do not run the cut network beside the original')
     p.add_argument('--layer-ratio', type=_assignment, action='append', default=[], metavar='LAYER=R', help='another ratio for one layer; may be repeated')
     p.add_argument('--layer-bits', type=_assignment, action='append', default=[], metavar='LAYER=B', help='another bit-width for one layer; may be repeated')
@@ -476,7 +476,6 @@ def refine_parser(commands):
         'Train a compressed network on images made from the original, without data: short schedules of GDFQ, adversarial transfer or ZeroQ.',
         output=dict(required=True, metavar='FILE', help='the refined weights, a .safetensors file'), report=dict(metavar='FILE', help='what was done, as .csv, .json or .md'),
         method=dict(choices=list(METHODS), default='gdfq', help='default gdfq'), steps=dict(type=_count, metavar='N', help='steps in all (default 400)'),
-        seed=dict(type=int, default=0, metavar='N', help='of everything that is drawn (default 0)'),
         checkpoint=dict(metavar='FILE', help='written as it goes; if it is there, the run goes on from it'))
 
 # %% ../nbs/52_cli.ipynb #e2656769
