@@ -35,7 +35,7 @@ def filter_norms(
     "The ℓ1 or ℓ2 norm of every filter: the paper's two criteria."
     return W.flatten(1).norm(p=p, dim=1)
 
-CRITERIA = {'l1': lambda W: filter_norms(W, 1), 'l2': lambda W: filter_norms(W, 2)}
+CRITERIA = {'l1': lambda W, *_: filter_norms(W, 1), 'l2': lambda W, *_: filter_norms(W, 2)} # function(filters, run, site); the run and its site are for those that look further
 
 # %% ../nbs/02_assumption.ipynb #fa562f4a
 def split_channels(

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from . import __version__
 from .errors import BitsError, BudgetError, ExampleInputError
 from .quantizer import check_bits
-from .assumption import CRITERIA, check_ratio
+from .assumption import check_ratio
 from .graph.record import check_names
 from .graph.proof import copied, prove, sites_of, twin
 from .graph.sites import LAYERS, PRUNED, SINGLE, is_under, layer_names
@@ -92,7 +92,7 @@ def judged(job):
     if this is None or not (job.trials or job.recipe.repair == 'streams'): return dict(this=this, plain=None) # a literal recipe needs no third network in memory
     plain = JOBS['filters'](copied(job.source.net), job.graph, RECIPES['prune'])
     plain.source, plain.inputs = job.source, job.inputs
-    for n, (k, _) in (job.kept if job.asked is None else job.asked).items(): plain.kept[n] = plain.take(plain.sites[n], CRITERIA[RECIPES['prune'].criterion], len(plain.sites[n].units)*len(k)//plain.sites[n].size)
+    for n, (k, _) in (job.kept if job.asked is None else job.asked).items(): plain.kept[n] = plain.take(plain.sites[n], len(plain.sites[n].units)*len(k)//plain.sites[n].size)
     plain.run({n: job.codes[n].bits if n in job.codes else None for n in job.order}); plain.set_inputs()
     return dict(this=this, plain=judge(plain.net, plain.left))
 

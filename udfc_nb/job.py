@@ -109,6 +109,7 @@ class Job:
         fresh = fresh_norms(net) # notes are for the report
         self.notes = [f'note: {len(fresh)} norms, the first is {fresh[0]!r}, have the running statistics of a fresh network; what stands on them is worth no more'] if fresh else []
         self.kept, self.codes, self.errors = {}, {}, {} # per layer: (K, P), `Quantized`, share of energy lost
+        self.worth = {} # site → the score of each channel
         self.starts = {} # layer → its filters' `Vectors`, for as long as one site is looked at
         self.asked, self.trials, self.proven, self.fitted = None, [], lambda kept: True, False # what was to stay, where something else was chosen; (candidate, unexplained share); does this cut hold? are channels and bits chosen for a size?
         self.unmerged, self.source = set(), None # readers whose path is not known; a `Source` of images made of nothing
@@ -179,15 +180,21 @@ def select(
     macs:dict=None, # layer name → its MACs, where the budget needs them
 ):
     "Which channels every site keeps, by the recipe's criterion on the original weights. Raises `RatioError`."
-    score = CRITERIA[self.recipe.criterion]
     for name, site in self.sites.items():
         n = site.groups*n_kept(len(site.units)//site.groups, check_ratio(layer_ratios.get(name, ratio), name))
-        if n < len(site.units): self.kept[name] = self.take(site, score, n)
+        if n < len(site.units): self.kept[name] = self.take(site, n)
 
 @patch
-def take(self:Job, site, score, n):
+def scores(self:Job, site):
+    "What each channel of a site is worth by the recipe's criterion, (C,)."
+    W = out_first(self.mods[site.name]).detach()[torch.as_tensor(site.rows)]
+    return CRITERIA[self.recipe.criterion](W, self, site)
+
+@patch
+def take(self:Job, site, n):
     "The n units of a site with the highest scores, equally many of every group, as channels (K, P)."
-    s = score(out_first(self.mods[site.name]).detach())[torch.as_tensor(site.rows)]
+    if site.name not in self.worth: self.worth[site.name] = self.scores(site)
+    s = self.worth[site.name]
     units = torch.as_tensor(site.units, device=s.device)
     kept, _ = split_channels(s[units[:, 0]] if units.shape[1] == 1 else s[units].square().sum(1).sqrt(), n, site.groups)
     gone = torch.ones(site.size, dtype=torch.bool, device=s.device).index_fill(0, units[kept].flatten(), False)

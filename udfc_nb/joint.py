@@ -13,7 +13,6 @@ import torch
 from fastcore.basics import patch
 from . import __version__
 from .activations import grid_of, quantize_input_
-from .assumption import CRITERIA
 from .best import Sizes
 from .budget import CAP, hull
 from .checkpoint import MAX_BITS
@@ -110,8 +109,7 @@ def fit(self:Job,
     sites = {n: s for n, s in self.sites.items() if n not in closed}
     steps = {n: step_of(s) for n, s in sites.items()}
     less, widths = allot_both(self.site_costs(sites), self.bit_costs(free), size, target, steps)
-    score = CRITERIA[self.recipe.criterion]
     for n, k in less.items():
         self.kept.pop(n, None)
-        if k: self.kept[n] = self.take(self.sites[n], score, len(self.sites[n].units)-k//step_of(self.sites[n])*self.sites[n].groups)
+        if k: self.kept[n] = self.take(self.sites[n], len(self.sites[n].units)-k//step_of(self.sites[n])*self.sites[n].groups)
     return bits | widths

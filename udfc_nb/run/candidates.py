@@ -39,13 +39,22 @@ def attempt(self:JudgedJob, name, recipe, kept, bits):
     if self.winner is None or J is not None and J < self.least: self.winner, self.least = job, math.inf if J is None else J
     return J
 
+# %% ../../nbs/run/26_candidates.ipynb #e1f0a003
+@patch
+def chosen_by(self:Job, recipe):
+    "Site → as many channels as are kept, by the criterion of another recipe."
+    other = Job(self.net, self.graph, recipe)
+    other.source = self.source
+    return {n: other.take(self.sites[n], len(self.sites[n].units)*len(k)//self.sites[n].size) for n, (k, _) in self.kept.items()}
+
 # %% ../../nbs/run/26_candidates.ipynb #6400b24b
 @patch
 def choices(self:JudgedJob):
     "The candidates, one after the other, as (name, recipe, what stays); the later ones build on the best of those before."
     r, even = self.recipe, self.kept
-    own = {k: getattr(r, k) for k in ('criterion', 'per_channel')} | (dict(grid=r.grid) if r.grid != RECIPES['best'].grid else {})
-    yield 'plain', RECIPES['prune'].but(**own), even
+    own = dict(per_channel=r.per_channel) | {k: getattr(r, k) for k in ('criterion', 'grid') if getattr(r, k) != getattr(RECIPES['best'], k)}
+    plain = RECIPES['prune'].but(**own)
+    yield 'plain', plain, self.chosen_by(plain)
     yield 'fast', RECIPES['fast'].but(**own), even
     fits = {'counted': r.but(metric='counted')} | ({'mean': r.but(metric='mean')} if self.source.modelled() else {})
     for name, recipe in fits.items(): yield name, recipe, even
@@ -89,4 +98,4 @@ def adopt(self:JudgedJob):
     self.notes += [n for n in w.notes if n not in self.notes]
 
 METRICS.add('judged'); JOBS['judged'] = JudgedJob
-RECIPES['best'] = RECIPES['field'].but(name='best', metric='judged', budget='params')
+RECIPES['best'] = RECIPES['field'].but(name='best', metric='judged', criterion='effect', budget='params')

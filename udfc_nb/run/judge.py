@@ -68,7 +68,7 @@ class Source:
         self.written = [n.target for n in graph.nodes if n.kind == 'norm' and n.op == 'add']
         self.most = max((math.prod(n.shape)//max(n.shape[0], 1) for n in graph.nodes if n.live and n.shape), default=1)
         self.batch = None # the only one that the network takes
-        self.fitting, self._anchors, self._counted, self._modelled, self._asked, self._macs, self.size = None, None, None, None, None, None, None
+        self.fitting, self._anchors, self._seen, self._counted, self._modelled, self._asked, self._macs, self.size = [None]*8
     def of_another(self, net):
         "The same for another network of the same structure."
         return Source(net.eval(), self.graph, self.example, self.seed, self.input_range, self.given)
@@ -128,16 +128,15 @@ def counted(self:Source):
     "Weight of a layer → `Patch` of what it reads, counted on the images to fit on."
     if self._counted is None:
         count = Counting(torch.Generator().manual_seed(self.seed), self.kinds)
-        self._fit(count=count)
+        self._fit(count)
         self._counted = count.moments()
     return self._counted
 
 @patch
 def extents(self:Source):
     "Weight of a layer → means, variances, least and largest value of what it reads."
-    seen = Extents()
-    self._fit(count=seen)
-    return seen.seen
+    if self._seen is None: self._fit()
+    return self._seen
 
 @patch
 def modelled(self:Source):
@@ -146,9 +145,12 @@ def modelled(self:Source):
     return self._modelled
 
 @patch
-def _fit(self:Source, **kwargs):
+def _fit(self:Source, *counts):
+    "One pass of the images to fit on: anchors, extents, and what else is to be counted."
     if self.fitting is None: self.fitting = self.images(self.enough, FITTED_ON)
-    stream, _ = self.run(self.fitting, outputs=self.loose, **kwargs)
+    seen = Extents()
+    stream, _ = self.run(self.fitting, outputs=self.loose, count=lambda *read: [c(*read) for c in (seen, *counts)])
+    self._seen = seen.seen
     self._anchors = stream.anchors
 
 @patch

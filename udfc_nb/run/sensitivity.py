@@ -10,7 +10,6 @@ import copy
 from contextlib import contextmanager
 import torch, torch.nn as nn
 from fastcore.basics import patch
-from ..assumption import CRITERIA
 from ..best import Sizes
 from ..budget import CAP, allot
 from ..graph.proof import find_sites
@@ -90,7 +89,7 @@ def site_costs(self:Job,
     sites:dict, # name → `Site`
 )->dict: # name → damage when 0, 1, … steps go
     "What removal costs at the output, site by site; sites whose readers cannot be changed are left out."
-    out, score = {}, CRITERIA[self.recipe.criterion]
+    out = {}
     self.total += len(sites)
     for name, site in sites.items():
         self.tick(name)
@@ -98,7 +97,7 @@ def site_costs(self:Job,
         for share in SHARES:
             stay = max(1, round(n*(1-share)))
             if stay == n: continue
-            new = self.without(site, *self.take(site, score, stay*site.groups))
+            new = self.without(site, *self.take(site, stay*site.groups))
             cost = self.source.cost_of(new) if new else None
             if cost is not None: found.append((1-stay/n, cost))
         if not found: continue
@@ -148,8 +147,8 @@ def spent(self:Job,
             mid = (low+high)/2
             low, high = (low, mid) if whole(at(share, mid)) <= target else (mid, high)
         return at(share, high)
-    kept, score = {n: k for n, k in self.kept.items() if n not in costs}, CRITERIA[self.recipe.criterion]
-    take = lambda n, k: self.take(self.sites[n], score, len(self.sites[n].units)-k*self.sites[n].groups)
+    kept = {n: k for n, k in self.kept.items() if n not in costs}
+    take = lambda n, k: self.take(self.sites[n], len(self.sites[n].units)-k*self.sites[n].groups)
     return [kept | {n: take(n, k) for n, k in fitted(s).items() if k} for s in shares]
 
 BUDGETS.update(('params', 'macs'))
