@@ -41,11 +41,12 @@ def attempt(self:JudgedJob, name, recipe, kept, bits):
 
 # %% ../../nbs/run/26_candidates.ipynb #e1f0a003
 @patch
-def chosen_by(self:Job, recipe):
-    "Site → as many channels as are kept, by the criterion of another recipe."
-    other = Job(self.net, self.graph, recipe)
+def by(self:Job, recipe):
+    "A run on the same network that keeps as many channels of every site, by the criterion of another recipe."
+    other = Job(self.net, self.graph, recipe, lambda done, total, layer: self.tick(layer))
     other.source = self.source
-    return {n: other.take(self.sites[n], len(self.sites[n].units)*len(k)//self.sites[n].size) for n, (k, _) in self.kept.items()}
+    other.kept = {n: other.take(self.sites[n], len(self.sites[n].units)*len(k)//self.sites[n].size) for n, (k, _) in self.kept.items()}
+    return other
 
 # %% ../../nbs/run/26_candidates.ipynb #6400b24b
 @patch
@@ -54,7 +55,7 @@ def choices(self:JudgedJob):
     r, even = self.recipe, self.kept
     own = dict(per_channel=r.per_channel) | {k: getattr(r, k) for k in ('criterion', 'grid') if getattr(r, k) != getattr(RECIPES['best'], k)}
     plain = RECIPES['prune'].but(**own)
-    yield 'plain', plain, self.chosen_by(plain)
+    yield 'plain', plain, self.by(plain).kept
     yield 'fast', RECIPES['fast'].but(**own), even
     fits = {'counted': r.but(metric='counted')} | ({'mean': r.but(metric='mean')} if self.source.modelled() else {})
     for name, recipe in fits.items(): yield name, recipe, even
@@ -63,8 +64,13 @@ def choices(self:JudgedJob):
     recipe = fits[name]
     yield f'{name}, streams', recipe.but(repair='streams'), even
     if judged(f'{name}, streams') < judged(name): name, recipe = f'{name}, streams', recipe.but(repair='streams')
+    chosen = self
+    if even and r.criterion == RECIPES['best'].criterion and not self.fitted:
+        other = self.by(r.but(criterion='l2'))
+        yield f'{name}, by norm', recipe, other.kept
+        if judged(f'{name}, by norm') < judged(name): name, chosen = f'{name}, by norm', other
     if len(even) < 2 or r.budget == 'uniform' or self.fitted: return
-    for share, kept in zip(SHARES, self.spent(SHARES.values(), self.closed, self.macs if r.budget == 'macs' else None)):
+    for share, kept in zip(SHARES, chosen.spent(SHARES.values(), self.closed, self.macs if r.budget == 'macs' else None)):
         if self.proven(kept): yield f'{name}, {share}', recipe, kept
 
 SHARES = {'half way': .5} # between the even ratio and the judge's, whose answers saturate and do not just add up
@@ -74,7 +80,7 @@ SHARES = {'half way': .5} # between the even ratio and the judge's, whose answer
 def run(self:JudgedJob, bits):
     "All candidates; the one with the least damage stays, of equals the first."
     self.begin()
-    self.asked, self.judge, self.total = dict(self.kept), Judge(self.source, CHOSEN), self.done+8*(len(self.order)+1)
+    self.asked, self.judge, self.total = dict(self.kept), Judge(self.source, CHOSEN), self.done+9*(len(self.order)+1)
     for name, recipe, kept in self.choices():
         J = self.attempt(name, recipe, kept, bits)
         if not (kept or self.inputs or any(b is not None for b in bits.values())): break # nothing to do
