@@ -143,3 +143,52 @@ def test_bad_images(kw, what):
     net = digits_net(); before = snapshot(net)
     with pytest.raises(ExampleInputError, match=what): compress(net, blank, pruning_ratio=.5, **kw)
     assert_unchanged(net, before)
+
+
+class OneRow(nn.Module):
+    "Takes a batch of one only."
+    def __init__(self): super().__init__(); self.a, self.b = nn.Linear(10, 16), nn.Linear(16, 5)
+    def forward(self, x): return self.b(self.a(x.view(1, -1)).relu())
+
+
+@pytest.mark.parametrize('recipe', ['best', 'fast'])
+def test_one_row_tells_no_effect(recipe):
+    "What varies with nothing is no reason: the norm chooses."
+    net = OneRow().eval()
+    with torch.no_grad(): net.a.weight[:8] *= .05
+    assert compress(net, torch.randn(1, 10), layer_ratios={'a': .5}, recipe=recipe).kept['a'].tolist() == list(range(8, 16))
+
+
+@pytest.mark.parametrize('recipe', ['best', 'fast', 'paper'])
+def test_copies_stay_in_their_group(recipe):
+    "A reader of two groups: the load goes to the copy that the same group reads."
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with torch.no_grad():
+        for j, k in ((1, .5), (2, .4), (4, 3.), (5, .5), (6, .4)): net[0].weight[j] = k*net[0].weight[0]; net[0].bias[j] = k*net[0].bias[0]
+        net[0].weight[[3, 7]] *= 3
+    x = torch.randn(2, 3, 12, 12)
+    out = compress(net, x, layer_ratios={'0': .5}, recipe=recipe)
+    assert out.kept['0'].tolist() == [0, 3, 4, 7]
+    with torch.no_grad(): assert (out.model(x)-net(x)).abs().max() < 1e-5*net(x).abs().max()
+
+
+def test_copies_and_a_preparation():
+    "What was looked up before a network is prepared is looked up again."
+    net, x = with_copies(Net(nn.ReLU())), torch.randn(4, 3, 12, 12)
+    for prepare in ((), ('equalise',)):
+        out = compress(net, x, layer_ratios={'a': .5}, recipe=RECIPES['field'].but(criterion='effect', prepare=prepare))
+        with torch.no_grad(): assert (out.model(x)-net(x)).abs().max() < 1e-4*net(x).abs().max()
+
+
+def test_too_many_channels_for_a_budget():
+    "Where no other spending of a ratio is possible the even one stays, and it is said."
+    net = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 3), nn.ReLU(), nn.Conv2d(12, 5, 3)).eval()
+    out = compress(net, torch.randn(2, 3, 12, 12), pruning_ratio=.95)
+    assert len(out.kept['0']) == 1 and any('same share' in n for n in out.report.notes)
+
+
+def test_own_criterion_is_plain_too():
+    "What a caller changes in `best` holds for the plain network beside it."
+    net = digits_net()
+    out = compress(net, blank, pruning_ratio=.5, recipe=RECIPES['best'].but(criterion='l1'))
+    assert 'by norm' not in str(out.report.candidates) and out.report.judged['this'] < out.report.judged['plain']

@@ -130,6 +130,7 @@ def reduce(self:FieldJob, name, m, x, W, rows):
 def find_copies(self:FieldJob, name):
     "What can be handed on exactly is handed on exactly: pruned channels that are multiples of one kept channel."
     site, (kept, pruned) = self.sites[name], self.kept[name]
+    self.starts.clear() # weights have changed since the site before
     for path, uses in self.readers(site).items():
         if path is None or not self.plain_weight(path.layer): continue
         T = PROJECTIONS['copies'](self.channels(site, path), kept, pruned, self.recipe)

@@ -19,10 +19,11 @@ from .graph.record import check_names
 from .graph.proof import copied, prove, sites_of, twin
 from .graph.sites import LAYERS, PRUNED, SINGLE, is_under, layer_names
 from .graph.steps import is_norm
-from .recipe import PREPARATIONS, RECIPES, get_recipe
+from .recipe import PREPARATIONS, get_recipe
 from .job import JOBS, WorkingCopy, unwrap, check_finite, floating
 from .activations import shown_range
 from .report import Report, count
+from .run.candidates import plain_of
 from .run.judge import REPORTED, Judge, Source, check_images
 
 # %% ../nbs/17_compress.ipynb #db7b3cf1
@@ -90,7 +91,7 @@ def judged(job):
     judge = Judge(job.source, REPORTED)
     this = judge(job.net, job.left)
     if this is None or not (job.trials or job.recipe.repair == 'streams'): return dict(this=this, plain=None) # a literal recipe needs no third network in memory
-    plain = JOBS['filters'](copied(job.source.net), job.graph, RECIPES['prune'])
+    plain = JOBS['filters'](copied(job.source.net), job.graph, plain_of(job.recipe))
     plain.source, plain.inputs = job.source, job.inputs
     for n, (k, _) in (job.kept if job.asked is None else job.asked).items(): plain.kept[n] = plain.take(plain.sites[n], len(plain.sites[n].units)*len(k)//plain.sites[n].size)
     plain.run({n: job.codes[n].bits if n in job.codes else None for n in job.order}); plain.set_inputs()
@@ -116,7 +117,7 @@ def _carry_out(job, asked, bits, reads, input_range):
     average = asked['weight_bits']
     if average is not None and average != int(average): bits = job.spread_bits(bits, average)
     for step in job.recipe.prepare: PREPARATIONS[step](job)
-    if job.recipe.prepare: job.source = job.source.of_another(copied(job.net)) # whose channels have other lengths
+    if job.recipe.prepare: job.worth.clear(); job.source = job.source.of_another(copied(job.net)) # whose channels have other lengths
     if asked['activation_bits'] is not None: job.find_ranges(reads, input_range)
     job.run(bits)
     if asked['activation_bits'] is not None: job.set_inputs()

@@ -34,12 +34,12 @@ def no_projection(ch, kept, pruned, recipe):
 def least_squares(ch, kept, pruned, recipe):
     "Eq. 20 on the augmented vectors."
     G = ch.vectors.augmented(recipe.lam1)
-    exact = copies(G, kept, pruned) # many answers may fit where G_KK is singular; of these a single kept channel passes the ReLU
+    exact = copies(G, kept, pruned, groups=ch.groups) # many answers may fit where G_KK is singular; of these a single kept channel passes the ReLU
     return torch.where(exact.any(1, keepdim=True), exact, project(G, kept, pruned, groups=ch.groups))
 
 def exact_copies(ch, kept, pruned, recipe):
     "Only what can be handed on exactly: pruned channels that are multiples of one kept channel."
-    return copies(ch.vectors.augmented(1.), kept, pruned, ch.linear)
+    return copies(ch.vectors.augmented(1.), kept, pruned, ch.linear, ch.groups)
 
 PROJECTIONS = {'none': no_projection, 'least-squares': least_squares, 'copies': exact_copies}
 METRICS, ROUNDINGS, BUDGETS = {'filters'}, {'nearest'}, {'uniform'} # the notebooks beyond the paper add to these

@@ -78,7 +78,7 @@ def tones(
     (s,), u = size, lambda *shape: torch.rand(n, *shape, generator=gen)
     long = max(s/4, SHORTEST)
     period, fall, x = SHORTEST*(long/SHORTEST)**u(1, 1), 2*u(channels, 1), torch.zeros(n, channels, s)
-    for k in range(1, PARTIALS+1):
+    for k in range(1, min(PARTIALS, math.ceil(long/2))+1):
         f = k/period
         a = torch.where(f < .5, k**-fall*torch.exp(.5*torch.randn(n, channels, 1, generator=gen)), 0.)
         x += a*torch.sin(2*math.pi*(f*torch.arange(s)+u(channels, 1)))

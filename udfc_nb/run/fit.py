@@ -37,10 +37,11 @@ def effect(
     for u in site.consumers:
         layer = job.layers.get(u.module)
         if layer is None or not job.plain_weight(u.module) or layer.transposed or layer.weight not in seen: return None
-        m = job.mods[u.module]
-        each = read_by(m, seen[layer.weight][1].reshape(-1, inputs_of(m)).mean(0), job.own_norm(u.module))
+        m, v = job.mods[u.module], seen[layer.weight][1]
+        if v.numel() % inputs_of(m): return None # of several ways to read one weight
+        each = read_by(m, v.reshape(-1, inputs_of(m)).mean(0), job.own_norm(u.module))
         out[torch.as_tensor(u.channels)] += each[torch.as_tensor(u.index)].sum(1)
-    return out if len(site.consumers) else None
+    return out if torch.isfinite(out).all() and (out > 0).any() else None # one row of inputs varies with nothing
 
 # %% ../../nbs/run/24_fit.ipynb #e1f0a002
 def alike(
@@ -49,12 +50,16 @@ def alike(
 )->torch.Tensor: # (C, C) bool
     "Which channels are exact multiples of each other for every reader, so that one can take the other's load whole; each is like itself."
     device = job.mods[site.name].weight.device
-    itself, run = torch.eye(site.size, dtype=torch.bool, device=device), torch.arange(site.size, device=device)//(site.size//site.groups)
+    itself, run = torch.eye(site.size, dtype=torch.bool, device=device), torch.zeros(site.size, dtype=torch.long, device=device)
+    if not site.consumers: return itself
+    for g, units in enumerate(torch.as_tensor(site.units, device=device).chunk(site.groups)): run[units.flatten()] = g
     out = run[None] == run[:, None]
+    job.starts.clear() # what was found here may have changed when it is asked for again
     for path, uses in job.readers(site).items():
         if path is None or not all(map(job.plain_weight, (path.layer, *(u.module for u in uses)))): return itself
         ch = job.channels(site, path)
         out &= multiples(ch.vectors.augmented(1.), ch.linear) != 0
+    job.starts.clear()
     return out | itself
 
 def norm_and_effect(
