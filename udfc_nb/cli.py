@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'CommandError', 'printable', 'build_network', 'read_weights', 'load_weights_', 'write_file',
            'check_output', 'write_report', 'shape', 'add_network_arguments', 'read_network', 'info_rows', 'info_text',
            'run_info', 'curves_text', 'info_parser', 'add_compression_arguments', 'compression_arguments',
-           'run_compress', 'compress_parser', 'file_text', 'add_source_arguments', 'source_command',
+           'run_compress', 'compress_parser', 'file_text', 'add_source_arguments', 'source_command', 'first_answer',
            'compressed_network', 'run_export', 'export_parser', 'run_bench', 'bench_parser', 'run_eval', 'eval_parser',
            'run_refine', 'refine_parser', 'run_demo', 'demo_parser', 'make_parser', 'main']
 
@@ -311,8 +311,9 @@ def info_parser(commands):
 def _recipe(name):
     "A recipe by name, or from a JSON file that `Recipe.to_json` wrote."
     if not name.endswith('.json'): return get_recipe(name)
-    try: return recipe_from_json(Path(name).read_text())
-    except (OSError, UnicodeDecodeError) as e: raise FileError(f'{name} holds no recipe: {e}', hint='write one with Recipe.to_json') from e
+    try: text = Path(name).read_text()
+    except (OSError, ValueError) as e: raise FileError(f'{name} holds no recipe: {e}', hint='write one with Recipe.to_json') from e
+    return recipe_from_json(text)
 
 # %% ../nbs/52_cli.ipynb #4d045ad0
 def add_compression_arguments(
@@ -401,12 +402,20 @@ def source_command(
     for option, kw in options.items(): p.add_argument(f"--{option.replace('_', '-')}", **kw)
     p.set_defaults(run=run)
 
+def first_answer(net, inputs):
+    "What a network says of its inputs; raises `ExampleInputError`."
+    try:
+        with torch.no_grad(): return net(*inputs)
+    except (MemoryError, torch.OutOfMemoryError): raise
+    except Exception as e:
+        raise ExampleInputError(f"the network cannot run on inputs of shape {', '.join(str(tuple(i.shape)) for i in inputs)}: {type(e).__name__}: {str(e)[:300]}", layer='--input-shape', hint='give the shape that its forward takes') from e
+
 def compressed_network(
     args, # with what `add_source_arguments` declares
 )->tuple: # the original, inputs, and the compressed network as `Compressed`
     "From the packed file `args.compressed`, or compressed now."
     net, inputs, device = read_network(args)
-    if args.compressed: return net, inputs, Compressed(load(args.compressed, net), None, read_codes(args.compressed), example=inputs)
+    if args.compressed: first_answer(net, inputs); return net, inputs, Compressed(load(args.compressed, net), None, read_codes(args.compressed), example=inputs)
     return net, inputs, compress(net, inputs, device=device, **compression_arguments(args))
 
 # %% ../nbs/52_cli.ipynb #3bd8aa20
@@ -469,8 +478,10 @@ def _preparation(args, shape):
 def run_eval(args):
     "Carry out `udfc eval`."
     net, inputs, device = read_network(args)
-    transform, ends = _preparation(args, inputs[0].shape)
-    with torch.no_grad(): classes = net(*inputs).shape[-1]
+    if len(inputs) != 1 or inputs[0].dim() != 4: raise CommandError('images have four axes', layer='--input-shape', hint='write it once, as 1,3,224,224')
+    answer = first_answer(net, inputs)
+    if not isinstance(answer, torch.Tensor) or answer.dim() != 2: raise CommandError('the network does not give one row of scores for each image', layer=args.network, hint='only classifiers have a top-1')
+    (transform, ends), classes = _preparation(args, inputs[0].shape), answer.shape[1]
     data = image_folder(args.imagenet, transform, classes, args.images)
     small = load(args.compressed, net).to(device) if args.compressed else compress(net, inputs, device=device, input_range=ends, **compression_arguments(args)).model
     rows = []
@@ -515,7 +526,7 @@ def run_demo(args):
     "Carry out `udfc demo`."
     start, folder = time.perf_counter(), Path(args.output)
     try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise FileError(f'the folder {folder} cannot be made: {e.strerror}', hint='choose another with --output') from e
+    except (OSError, ValueError) as e: raise FileError(f"the folder {folder} cannot be made: {getattr(e, 'strerror', None) or e}", hint='choose another with --output') from e
     check_output(folder/'accuracy.png', ('.png',), '--output')
     print('A residual network for handwritten digits, compressed without data; accuracy on 599 images held out from its training.', flush=True)
     rows = demo_rows(progress=not args.quiet)
