@@ -4,7 +4,7 @@ import pytest, torch
 from safetensors.torch import save
 from torch import nn
 import udfc_nb.errors as E
-from udfc_nb import RECIPES, cli, compress
+from udfc_nb import RECIPES, cli, compress, find_sites
 from udfc_nb.checkpoint import _checksum
 from udfc_nb.cli import file_text, main
 from udfc_nb.recipe import recipe_from_json
@@ -20,7 +20,8 @@ WRONG = [('layer_ratios', ['0'], E.RatioError), ('layer_ratios', .5, E.RatioErro
     ('recipe', ['best'], E.RecipeError), ('recipe', {}, E.RecipeError), ('budget', ['uniform'], E.RecipeError), ('device', 'cudaa', E.ArgumentError), ('device', 'meta', E.ArgumentError),
     ('device', ['cpu'], E.ArgumentError), ('weight_bits', '4', E.BitsError), ('activation_bits', float('nan'), E.BitsError), ('activation_bits', 17, E.BitsError), ('pruning_ratio', '.5', E.RatioError),
     ('input_range', (3, -3), E.ArgumentError), ('input_range', (0, float('inf')), E.ArgumentError), ('input_range', '03', E.ArgumentError), ('verify', 'no', E.ArgumentError),
-    ('progress', 'bar', E.ArgumentError), ('more_examples', x, E.ArgumentError), ('seed', 10**30, E.ArgumentError), ('seed', -10**400, E.ArgumentError), ('seed', .5, E.ExampleInputError)]
+    ('progress', 'bar', E.ArgumentError), ('more_examples', x, E.ArgumentError), ('layer_bits', {'0': '4'}, E.BitsError), ('layer_ratios', {'0': None}, E.RatioError), ('layer_ratios', {0: .5}, E.LayerNameError),
+    ('seed', 10**30, E.ArgumentError), ('seed', -10**400, E.ArgumentError), ('seed', .5, E.ExampleInputError)]
 
 @pytest.mark.parametrize('name,value,kind', WRONG, ids=[f'{n}={str(v)[:12]}' for n, v, _ in WRONG])
 def test_a_wrong_argument_is_named(name, value, kind, monkeypatch):
@@ -36,6 +37,12 @@ def test_near_names_are_guessed():
     for names, near in ((('0',), '0.0'), (('same',), '1')):
         e = pytest.raises(E.LayerNameError, compress, net, x, layer_ratios=dict.fromkeys(names, .5)).value
         assert e.layer == names[0] and f'such as {near}' in e.hint
+
+@pytest.mark.parametrize('names', ['24', 2, None, (2,)])
+def test_find_sites_takes_names(names):
+    with pytest.raises(E.LayerNameError, match='ignored_layers') as info: find_sites(small(), x, names)
+    assert info.value.hint
+    assert find_sites(small(), x, iter(['2'])).reasons['2'] == 'ignored by the caller'
 
 def test_right_arguments_are_still_right():
     out = compress(small(), x, layer_ratios={'0': .5}, layer_bits={'4': None}, weight_bits=4, ignored_layers=['2'], input_range=torch.tensor([-1., 1]), activation_bits=8, device=torch.device('cpu'),

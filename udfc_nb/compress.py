@@ -8,7 +8,7 @@ __all__ = ['SEEDS', 'Compressed', 'bits_per_layer', 'check_size', 'judged', 'unt
 
 # %% ../nbs/17_compress.ipynb #04034196
 import difflib, math, time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, asdict
 import torch, torch.nn as nn
 from tqdm.auto import tqdm
@@ -208,10 +208,13 @@ def check_arguments(
     if activation_bits is not None: check_activation_bits(activation_bits, 'activation_bits')
     if input_range is not None: input_range = check_range(input_range)
     if device is not None: check_device(device)
-    check_names(model, ignored_layers := ignored_layers if isinstance(ignored_layers, str) or not isinstance(ignored_layers, Iterable) else tuple(ignored_layers), 'ignored_layers')
+    ignored_layers = check_names(model, ignored_layers, 'ignored_layers')
     ratios = _layer_dict(model, layer_ratios, 'layer_ratios', RatioError, 'ratio', _has_filters)
     widths = _layer_dict(model, layer_bits, 'layer_bits', BitsError, 'width, or None', lambda m: isinstance(m, LAYERS))
-    for n, r in ratios.items(): check_ratio(r, n)
+    for what, error, given, check in (('layer_ratios', RatioError, ratios, check_ratio), ('layer_bits', BitsError, widths, lambda b, n: b is None or check_bits(b, n))):
+        for n, v in given.items():
+            try: check(v, n)
+            except error as e: raise error(f'{what} has {v!r:.80}', layer=n, hint=e.hint) from None
     return recipe, ratios, widths, ignored_layers, input_range
 
 # %% ../nbs/17_compress.ipynb #410251f0
