@@ -46,7 +46,7 @@ def check_activation_bits(
     layer:str=None, # name for the message
 )->int:
     "Raises `BitsError` unless `bits` is a whole number from 2 to 16."
-    if isinstance(bits, (int, float)) and not isinstance(bits, bool) and bits == int(bits) and 2 <= bits <= 16: return int(bits)
+    if isinstance(bits, (int, float)) and not isinstance(bits, bool) and 2 <= bits <= 16 and bits == int(bits): return int(bits)
     raise BitsError(f'activations of {bits!r} bits', layer=layer, hint='take a whole number from 2 to 16, or None for floats')
 
 def grid_of(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UDFCError', 'RatioError', 'BitsError', 'RecipeError', 'LayerNameError', 'ExampleInputError', 'BudgetError',
-           'NonFiniteError', 'UnsupportedError', 'FileError', 'Cancelled']
+           'ArgumentError', 'NonFiniteError', 'UnsupportedError', 'FileError', 'Cancelled']
 
 # %% ../nbs/08_errors.ipynb #f054abd2
 class UDFCError(Exception):
@@ -26,6 +26,7 @@ class RecipeError(UDFCError, ValueError): "An unknown recipe, or a recipe with a
 class LayerNameError(UDFCError, ValueError): "A layer name that the network does not have."
 class ExampleInputError(UDFCError, ValueError): "`example_inputs` that the network cannot take."
 class BudgetError(UDFCError, ValueError): "A budget that is unknown, or that no allotment can meet."
+class ArgumentError(UDFCError, ValueError): "An argument that none of the others is about, of a kind that it cannot have."
 
 # %% ../nbs/08_errors.ipynb #bf05c93b
 class NonFiniteError(UDFCError, ValueError): "Weights or statistics that are not finite numbers."

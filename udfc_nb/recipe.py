@@ -7,7 +7,7 @@ __all__ = ['PROJECTIONS', 'METRICS', 'ROUNDINGS', 'BUDGETS', 'RANGES', 'PREPARAT
            'no_projection', 'least_squares', 'exact_copies', 'Recipe', 'recipe_from_json', 'get_recipe']
 
 # %% ../nbs/14_recipe.ipynb #30f862e5
-import json
+import difflib, json
 from dataclasses import dataclass, asdict, fields, replace
 import torch
 from .errors import RecipeError
@@ -50,7 +50,13 @@ SCALES = {'none': 's̃ is not used', 'next': 'the next layer’s columns (eq. 9)
 
 # %% ../nbs/14_recipe.ipynb #a1dc75c5
 def _choose(value, known, what, recipe):
-    if value not in known: raise RecipeError(f'{what}={value!r}', layer=f'recipe {recipe!r}', hint=f'choose from {", ".join(sorted(known))}')
+    if isinstance(value, str) and value in known: return
+    near = difflib.get_close_matches(value, known, 1) if isinstance(value, str) else ()
+    raise RecipeError(f'{what}={value!r:.80}', layer=f'recipe {recipe!r:.80}', hint=''.join(f'did you mean {n}? ' for n in near)+f'choose from {", ".join(sorted(known))}')
+
+def _number(value):
+    "Is it a finite number from 0 on?"
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e300
 
 @dataclass(frozen=True)
 class Recipe:
@@ -71,6 +77,10 @@ class Recipe:
     prepare:tuple=() # keys of PREPARATIONS, in order
 
     def __post_init__(self):
+        def refuse(what, hint): raise RecipeError(f'{what}={getattr(self, what)!r:.80}', layer=f'recipe {self.name!r:.80}', hint=hint)
+        if not isinstance(self.name, str): refuse('name', 'take a string')
+        if not isinstance(self.per_channel, bool): refuse('per_channel', 'take True or False')
+        if not isinstance(self.prepare, (tuple, list)): refuse('prepare', f'take a tuple of names out of {", ".join(sorted(PREPARATIONS))}')
         if isinstance(self.repair, bool): object.__setattr__(self, 'repair', 'moments' if self.repair else 'none') # as older files have it
         for what, known in (('criterion', CRITERIA), ('budget', BUDGETS), ('metric', METRICS), ('projection', PROJECTIONS), ('grid', GRIDS),
                 ('rounding', ROUNDINGS), ('scale', SCALES), ('repair', REPAIRS), ('ranges', RANGES)):
@@ -78,7 +88,7 @@ class Recipe:
         object.__setattr__(self, 'prepare', tuple(self.prepare)) # JSON has lists
         for p in self.prepare: _choose(p, PREPARATIONS, 'prepare', self.name)
         for what in ('lam1', 'lam2'):
-            if not 0 <= getattr(self, what) < float('inf'): raise RecipeError(f'{what}={getattr(self, what)!r}', layer=f'recipe {self.name!r}', hint='take a finite number ≥ 0')
+            if not _number(getattr(self, what)): refuse(what, 'take a finite number ≥ 0')
     def but(self, **changes): return replace(self, **changes)
     def to_json(self): return json.dumps(asdict(self))
 
@@ -88,7 +98,7 @@ def recipe_from_json(
 )->Recipe:
     "Reads a recipe. Raises `RecipeError`."
     try: d = json.loads(text)
-    except ValueError as e: raise RecipeError(f'not JSON: {e}') from e
+    except (ValueError, TypeError, RecursionError) as e: raise RecipeError(f'not JSON: {e}', hint='write one with Recipe.to_json') from e
     unknown = set(d)-{f.name for f in fields(Recipe)} if isinstance(d, dict) else {'not an object'}
     if unknown: raise RecipeError(f'unknown fields {sorted(unknown)}', hint='the recipe was saved by another version')
     return Recipe(**d)

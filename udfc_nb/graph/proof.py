@@ -463,12 +463,12 @@ def sites_of(
 )->tuple: # Graph, function (held) → Graph, function () → `Prover`
     "Sites that the records leave, without a proof; and what a proof needs."
     if policy not in POLICIES: raise UnsupportedError(f'sites={policy!r}', layer='sites', hint=f'choose from {", ".join(POLICIES)}')
-    check_names(net, ignored, 'ignored_layers')
+    ignored = check_names(net, ignored, 'ignored_layers')
     records = [record(twin(net), example, foreign=ORIGINS.get(net)) for example in (example_inputs, *more_examples)]
     train = _auxiliary(net, example_inputs, records)
     if train is not None: records.append(train)
     for r in records: r.net = net # the twins go, and with them the weights that will be replaced
-    rebuild = lambda held: graph_of(net, records, tuple(ignored), policy, held)
+    rebuild = lambda held: graph_of(net, records, ignored, policy, held)
     return rebuild([]), rebuild, lambda: Prover(net, records[0], example_inputs, more_examples, train is not None)
 
 def _auxiliary(net, example, records):
@@ -490,5 +490,5 @@ def find_sites(
     more_examples:tuple=(), # further inputs that take other branches; what is seen there adds up
 )->Graph:
     "Every place where channels can be removed, and why not elsewhere. Raises `ExampleInputError`, `LayerNameError`, `UnsupportedError`."
-    graph, *proof = sites_of(copied(model), example_inputs, tuple(ignored_layers), sites, more_examples)
+    graph, *proof = sites_of(copied(model), example_inputs, ignored_layers, sites, more_examples)
     return prove(graph, *proof) if verify else graph

@@ -10,6 +10,7 @@ __all__ = ['HERE', 'NARROW', 'PLAIN', 'Node', 'evaluate', 'rerun', 'Layer', 'Cal
 # %% ../../nbs/graph/12_record.ipynb #af030a0b
 import contextlib, difflib, functools, inspect, itertools, math, os, sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 import numpy as np
 import torch, torch.nn as nn
@@ -226,13 +227,18 @@ def check_names(
     model:nn.Module,
     names, # module names that the caller gave
     what:str, # the argument that they were given in
-):
-    "Raises `LayerNameError`, with the nearest names, if the network has no such module."
+)->tuple: # the names
+    "Raises `LayerNameError`, with the nearest names, if the network has no such module, or if these are no names."
+    if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
+        one = f'({names!r},)' if isinstance(names, str) else "('layer1.0',)"
+        raise LayerNameError(f'{names!r:.80} are no names', layer=what, hint=f'give a tuple, as in {what}={one}')
     known = [n for n, _ in model.named_modules(remove_duplicate=False) if n]
+    names = tuple(names)
     for name in (n for n in names if n not in known):
         near = difflib.get_close_matches(str(name), known, 3)
         raise LayerNameError(f'`{what}` names a module that the network does not have', layer=str(name),
-            hint=f'did you mean {", ".join(near)}?' if near else 'see dict(model.named_modules())')
+            hint=f'did you mean {", ".join(near if isinstance(name, str) else map(repr, near))}?' if near else 'see dict(model.named_modules())')
+    return names
 
 def fresh(
     example, # tensors in tuples and dicts
