@@ -21,7 +21,7 @@ from .graph.record import check_names
 from .graph.proof import copied, prove, sites_of, twin
 from .graph.sites import LAYERS, PRUNED, SINGLE, is_under, layer_names
 from .graph.steps import is_norm
-from .recipe import PREPARATIONS, get_recipe
+from .recipe import PREPARATIONS, RECIPES, get_recipe
 from .job import JOBS, WorkingCopy, unwrap, check_finite, floating
 from .activations import check_activation_bits, shown_range
 from .report import Report, count

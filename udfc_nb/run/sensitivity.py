@@ -165,6 +165,6 @@ def site_curves(
     check_finite(model)
     work = WorkingCopy(model)
     example = floating(example_inputs, work.device, work.dtype)
-    job = Job(work.net, find_sites(work.net, example, tuple(ignored_layers), verify=False), get_recipe(recipe))
+    job = Job(work.net, find_sites(work.net, example, ignored_layers, verify=False), get_recipe(recipe))
     job.source = Source(work.net, job.graph, example, seed)
     return job.site_costs(job.sites)
