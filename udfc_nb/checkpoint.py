@@ -95,6 +95,19 @@ def _cast(name, t, dtype):
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64) # in which the rest may be written
 
+_DTYPES = {*DTYPES, torch.complex64, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+
+def _storable(t): return isinstance(t, torch.Tensor) and t.dtype in _DTYPES and t.layout == torch.strided and not t.is_meta
+
+def _unsaved(model):
+    "Buffers that the state dict leaves out; they may have lost channels, too."
+    held = model.state_dict()
+    return {n: t for n, t in model.named_buffers(remove_duplicate=False) if n not in held and _storable(t)}
+
+def _refuse_odd(name, t):
+    if not isinstance(t, torch.Tensor): raise UnsupportedError(f'an extra state of type {type(t).__name__}', layer=name, hint='let get_extra_state return a tensor')
+    if not _storable(t): raise UnsupportedError(f'{t.dtype}, {t.layout} on {t.device} cannot be stored', layer=name, hint='convert this tensor, or leave it out of the state dict: register_buffer(…, persistent=False)')
+
 def contents(
     out:Compressed,
     dtype:torch.dtype=torch.float32, # of what is not rounded and is float32: one of `DTYPES`
@@ -112,7 +125,8 @@ def contents(
         tensors[f'{n}.weight.scale'] = q.scale.to(torch.promote_types(q.scale.dtype, torch.float32)).contiguous()
         zero = q.zero.float().reshape(-1)
         coded[n] |= dict(zero=zero.tolist() if len(zero.unique()) > 1 else zero[:1].tolist())
-    rest = {n: t.detach().cpu() for n, t in state.items()}
+    for n, t in state.items(): _refuse_odd(n, t)
+    rest = {n: t.detach().cpu().resolve_conj().resolve_neg() for n, t in (state | _unsaved(out.model)).items()}
     tensors |= {n: _cast(n, t, dtype).clone().contiguous() for n, t in rest.items()}
     return tensors, json.dumps(coded, separators=(',', ':'))
 
@@ -176,6 +190,7 @@ def save(self:Compressed,
     r = self.report
     meta = dict(format='udfc_nb', version=str(VERSION), written_by=r.version if r else __version__, recipe=json.dumps(r.recipe if r else {}), description=text)
     if inputs := _inputs(self.model): meta['inputs'] = inputs
+    if beside := sorted(_unsaved(self.model)): meta['beside'] = json.dumps(beside)
     data = to_bytes(tensors, meta | dict(sha256=_checksum(tensors, meta)))
     if int.from_bytes(data[:8], 'little') > MAX_TEXT: raise UnsupportedError(f'more than {MAX_TEXT} bytes of text', hint='a symmetric grid needs fewer')
     write_atomic(path, data)
@@ -215,8 +230,6 @@ def read_tensors(
 
 def _whole(v, low, high): return type(v) is int and low <= v <= high
 
-_DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-
 def _check_coded(info):
     "Is a rounded layer's description what `encode` writes?"
     return (isinstance(info, dict) and set(info) == {'bits', 'shape', 'low', 'deflated', 'zero'} and _whole(info['bits'], 1, MAX_BITS) and _whole(info['low'], -2**16, 2**16)
@@ -246,10 +259,12 @@ def _coded(info, *kinds):
     "The tensors that the description is about; nothing else is codes, whatever its name."
     return {f'{n}.weight.{k}' for n in info for k in kinds or ('codes', 'scale')}
 
+def _kind(t): return 'complex' if t.is_complex() else t.is_floating_point()
+
 def _shapes(tensors, info):
     "The shapes of the state dict that a file stands for, before anything is decoded."
     coded = _coded(info)
-    plain = {n: (tuple(t.shape), t.is_floating_point()) for n, t in tensors.items() if n not in coded}
+    plain = {n: (tuple(t.shape), _kind(t)) for n, t in tensors.items() if n not in coded}
     return plain | {f'{n}.weight': (tuple(c['shape']), True) for n, c in info.items()}
 
 def _fits(module, name, new, old):
@@ -385,6 +400,16 @@ def _set_grids(mods, grids):
     for n, g in grids.items(): quantize_input_(mods[n], InputQuantizer(**g))
 
 # %% ../nbs/40_checkpoint.ipynb #8bbf2096
+def _split(path, tensors, info, meta, net):
+    "The tensors of the state dict, and of the buffers that it leaves out those that the architecture has as well; others grow in a run."
+    try: beside = json.loads(meta.get('beside', '[]'))
+    except (ValueError, RecursionError) as e: _fail(path, f'the list of other buffers is no JSON: {str(e)[:100]}')
+    coded = _coded(info)
+    if not isinstance(beside, list) or not all(isinstance(n, str) and n in tensors and n not in coded for n in beside): _fail(path, 'the list of other buffers is not valid')
+    mods, own, beside = dict(net.named_modules()), _unsaved(net), set(beside)
+    def ours(n): return n in own and _kind(tensors[n]) == _kind(own[n]) and _fits(mods[n.rpartition('.')[0]], n.rpartition('.')[2], tuple(tensors[n].shape), tuple(own[n].shape))
+    return {n: t for n, t in tensors.items() if n not in beside}, {n: tensors[n].to(own[n].dtype) for n in sorted(beside) if ours(n)}
+
 def load(
     path, # a file that `Compressed.save` wrote, or its `OneReading`
     model, # the original architecture: a network (not changed, its weights do not matter) or a function that builds it
@@ -392,15 +417,18 @@ def load(
     "The compressed network of a file. Raises `FileError`."
     tensors, info, meta = read_file(path)
     net = (copy.deepcopy(model) if isinstance(model, nn.Module) else model()).cpu().eval()
-    old, mods = net.state_dict(), dict(net.named_modules())
-    _check_shapes(path, mods, {n: (tuple(t.shape), t.is_floating_point()) for n, t in old.items()}, _shapes(tensors, info))
+    old, mods = {n: t for n, t in net.state_dict().items() if isinstance(t, torch.Tensor)}, dict(net.named_modules())
+    tensors, beside = _split(path, tensors, info, meta, net)
+    _check_shapes(path, mods, {n: (tuple(t.shape), _kind(t)) for n, t in old.items()}, _shapes(tensors, info))
     grids = _grids(meta, mods, path)
     for n in old:
         (owner, _, name), layer = n.rpartition('.'), n.removesuffix('.weight')
         t = _decoded(path, layer, tensors[f'{n}.codes'], tensors[f'{n}.scale'], info[layer], old[n].dtype) if layer in info and layer != n else tensors[n]
         m, t = mods[owner], t.to(old[n].dtype)
-        if name in m._parameters: m._parameters[name] = nn.Parameter(t, requires_grad=m._parameters[name].requires_grad)
+        if name == '_extra_state': m.set_extra_state(t)
+        elif name in m._parameters: m._parameters[name] = nn.Parameter(t, requires_grad=m._parameters[name].requires_grad)
         else: m._buffers[name] = t
+    for n, t in beside.items(): mods[n.rpartition('.')[0]]._buffers[n.rpartition('.')[2]] = t
     before = {n: _ends(m) for n, m in mods.items()}
     for m in mods.values(): _resize(m)
     _check_flow(path, net, before); _check_numbers(path, net)
