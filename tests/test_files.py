@@ -176,3 +176,61 @@ def test_numbers_that_a_type_does_not_hold(tmp_path):
     out.save(tmp_path/'a', dtype=torch.bfloat16); load(tmp_path/'a', net)
     out.model[1].running_var[0] = float('nan')
     with pytest.raises(NonFiniteError): out.save(tmp_path/'b')
+
+
+# ---- what a state dict holds besides floats, and what it leaves out
+
+class Holds(nn.Module):
+    "A gain per channel, held in some way, and a mask that no channel has."
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.b, gain = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 3), torch.linspace(.5, 1.5, 16).view(1, 16, 1, 1)
+        if how == 'attribute': self.m = gain
+        else: self.register_buffer('m', gain, persistent=how == 'persistent')
+        self.register_buffer('mask', torch.ones(10, 10, dtype=torch.bool), persistent=False)
+    def forward(self, x): return self.b(self.a(x).relu()*self.m*self.mask)
+
+@pytest.mark.parametrize('how', ['persistent', 'not persistent', 'attribute'])
+def test_tensors_outside_of_the_state_dict(how, tmp_path):
+    net = Holds(how).eval(); out = compress(net, x, pruning_ratio=.5); out.save(tmp_path/'a')
+    assert torch.equal(load(tmp_path/'a', net)(x), out.model(x))
+    tensors, _, meta = read_file(tmp_path/'a')
+    if how == 'not persistent': # a list that names what is not there, or what belongs elsewhere
+        for told in ('[', '{}', '[3]', '["none"]', '["a.weight"]', '["a.bias", "m"]'):
+            with pytest.raises(FileError): load(write(tmp_path/'b', tensors, meta | dict(beside=told)), net)
+
+class Grows(nn.Module):
+    "A table made in the first run: the fresh architecture does not have it."
+    def __init__(self): super().__init__(); self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3); self.register_buffer('table', None, persistent=False)
+    def forward(self, x):
+        if self.table is None or len(self.table) < x.shape[-1]: self.table = torch.arange(x.shape[-1])/10
+        return self.b(self.a(x*self.table[:x.shape[-1]]).relu())
+
+def test_a_table_that_grows(tmp_path):
+    net = Grows().eval(); net(x); out = compress(net, x, weight_bits=8); out.save(tmp_path/'a')
+    for fresh in (Grows().eval(), net): assert torch.equal(load(tmp_path/'a', fresh)(x), out.model(x))
+
+class Counts(nn.Module):
+    def __init__(self, state): super().__init__(); self.a, self.b, self.state = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), state
+    def get_extra_state(self): return self.state
+    def set_extra_state(self, state): self.state = state
+    def forward(self, x): return self.b(self.a(x).relu())
+
+def test_extra_state(tmp_path):
+    with pytest.raises(UnsupportedError, match='_extra_state'): compress(Counts(dict(calls=3)).eval(), x, weight_bits=4).save(tmp_path/'a')
+    compress(Counts(torch.tensor([3, 4])).eval(), x, weight_bits=4).save(tmp_path/'a') # as the hint says
+    assert load(tmp_path/'a', Counts(torch.tensor([0, 0]))).state.tolist() == [3, 4]
+
+class Spectral(nn.Module):
+    def __init__(self, dtype): super().__init__(); self.a, self.b, self.w = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3), nn.Parameter(torch.randn(8, 12, 7, dtype=dtype))
+    def forward(self, x): return self.b(torch.fft.irfft2(torch.fft.rfft2(self.a(x))*self.w, s=(12, 12)).float())
+
+def test_complex(tmp_path):
+    net = Spectral(torch.complex64).eval(); out = compress(net, x, weight_bits=8); out.save(tmp_path/'a')
+    assert torch.equal(load(tmp_path/'a', net)(x), out.model(x)) and out.model.w.imag.any()
+    tensors, _, meta = read_file(tmp_path/'a')
+    with pytest.raises(FileError, match='w has'): load(write(tmp_path/'b', tensors | dict(w=tensors['w'].real.clone()), meta), net)
+    net.w = nn.Parameter(net.w.detach().conj()); out = compress(net, x); out.save(tmp_path/'a')
+    assert torch.equal(load(tmp_path/'a', net).w, out.model.w)
+    out = compress(Spectral(torch.complex128).eval(), x, recipe='prune')
+    with pytest.raises(UnsupportedError, match='w: torch.complex128'): out.save(tmp_path/'c')
