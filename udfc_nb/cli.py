@@ -20,7 +20,7 @@ from . import __version__
 from .activations import input_range
 from .run.sensitivity import site_curves
 from .budget import CAP
-from .checkpoint import file_rows, itemise, load, read_codes, read_file, write_atomic
+from .checkpoint import OneReading, file_rows, itemise, load, read_codes, read_file, write_atomic
 from .compress import SEEDS, Compressed, check_device, compress
 from .demo import demo_csv, demo_figure, demo_rows, demo_table, text_table
 from .export import FORMATS, onnx_info
@@ -371,9 +371,10 @@ def file_text(
     path, # a file that `udfc compress` wrote
 )->str:
     "What a packed file holds, for a terminal; raises `FileError`."
-    _, _, meta = read_file(path)
-    body = [[printable(r['tensor'], ''), '×'.join(map(str, r['shape'])) or '-', r['bits'], r['stored'], r['bytes']] for r in file_rows(path)]
-    parts = itemise(path)
+    file = OneReading(path)
+    _, _, meta = read_file(file)
+    body = [[printable(r['tensor'], ''), '×'.join(map(str, r['shape'])) or '-', r['bits'], r['stored'], r['bytes']] for r in file_rows(file)]
+    parts = itemise(file)
     try: recipe = json.loads(meta.get('recipe') or '{}')
     except (ValueError, RecursionError) as e: raise FileError(f'the recipe in it is no JSON: {str(e)[:100]}', layer=str(path), hint='write the file again') from e
     if not isinstance(recipe, dict): raise FileError('the recipe in it is no table', layer=str(path), hint='write the file again')
@@ -415,7 +416,10 @@ def compressed_network(
 )->tuple: # the original, inputs, and the compressed network as `Compressed`
     "From the packed file `args.compressed`, or compressed now."
     net, inputs, device = read_network(args)
-    if args.compressed: first_answer(net, inputs); return net, inputs, Compressed(load(args.compressed, net), None, read_codes(args.compressed), example=inputs)
+    if args.compressed:
+        first_answer(net, inputs)
+        file = OneReading(args.compressed)
+        return net, inputs, Compressed(load(file, net), None, read_codes(file), example=inputs)
     return net, inputs, compress(net, inputs, device=device, **compression_arguments(args))
 
 # %% ../nbs/52_cli.ipynb #3bd8aa20
