@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'Compressed', 'bits_per_layer', 'check_size', 'judged', 'untouched', 'original', 'check_device',
-           'check_range', 'check_arguments', 'compress']
+           'check_range', 'check_costs', 'check_arguments', 'compress']
 
 # %% ../nbs/17_compress.ipynb #04034196
 import difflib, math, time
@@ -188,15 +188,25 @@ def check_range(
     if not -math.inf < low < high < math.inf: raise ArgumentError(f'input_range={ends!r:.80}', layer='input_range', hint='take two finite numbers, the lower one first, as in (-3, 3)')
     return low, high
 
+def check_costs(
+    costs:dict, # layer → what it costs as it is
+)->dict:
+    "Raises `BudgetError` unless these are finite numbers from 0 on, and one of them is not 0."
+    for n, c in costs.items():
+        if isinstance(c, bool) or not isinstance(c, (int, float)) or not 0 <= c < math.inf: raise BudgetError(f'budget has {c!r:.80}', layer=n, hint='give a cost from 0 on, such as milliseconds')
+    if not any(costs.values()): raise BudgetError('a budget of which no layer costs anything', hint='give a dict from layers to their costs')
+    return costs
+
 SEEDS = 2**53 # below this in size: sets of images have seeds made of it
 
 def check_arguments(
     model, # the network itself, out of its wrappers
     recipe, budget, pruning_ratio, weight_bits, activation_bits, size_budget, ignored_layers, layer_ratios, layer_bits,
     input_range, images, seed, verify, more_examples, device, progress, # as `compress` has them
-)->tuple: # the recipe, ratios and widths of single layers, ignored layers, input range
+)->tuple: # the recipe, costs, ratios and widths of single layers, ignored layers, input range
     "Looks at all arguments before anything is computed. Raises the errors of `udfc_nb.errors`; each names the argument, what was given and what can be."
-    recipe = get_recipe(recipe) if budget is None else get_recipe(recipe).but(budget=budget)
+    costs = check_costs(_layer_dict(model, budget, 'budget', BudgetError, 'cost', _has_filters)) if isinstance(budget, Mapping) else None
+    recipe = get_recipe(recipe) if budget is None else get_recipe(recipe).but(budget=budget if costs is None else 'macs')
     check_finite(model); check_ratio(pruning_ratio, 'pruning_ratio')
     for what, given, right, hint in (('verify', verify, isinstance(verify, int), 'take True or False'),
             ('progress', progress, progress is None or isinstance(progress, int) or callable(progress), 'take True, or a function (done, total, layer)'),
@@ -216,7 +226,7 @@ def check_arguments(
         for n, v in given.items():
             try: check(v, n)
             except error as e: raise error(f'{what} has {v!r:.80}', layer=n, hint=e.hint) from None
-    return recipe, ratios, widths, ignored_layers, input_range
+    return recipe, costs, ratios, widths, ignored_layers, input_range
 
 # %% ../nbs/17_compress.ipynb #410251f0
 def compress(
@@ -227,7 +237,7 @@ def compress(
     weight_bits=None, # width of all convolution and linear weights, 1 to 32; a fraction is an average, spread by the predicted error; None leaves them float
     activation_bits=None, # width of what every convolution and linear layer reads, 2 to 16; None leaves it float
     recipe='best', # a `Recipe` or a name
-    budget:str=None, # how the ratio is spread over the sites: 'uniform', 'params' or 'macs'; None leaves it to the recipe
+    budget=None, # how the ratio is spread over the sites: 'uniform', 'params', 'macs', or a dict of what each layer costs (its milliseconds, say); None leaves it to the recipe
     size_budget:int=None, # bytes that the saved file may have, in the place of ratio and bits: channels and bits are chosen together
     ignored_layers:tuple=(), # names of layers whose output channels and bits stay, or of modules not to look into
     layer_ratios:dict=None, # layer name → its own ratio
@@ -243,7 +253,7 @@ def compress(
 )->Compressed:
     "A smaller copy of `model`, without data. Raises the errors of `udfc_nb.errors` about arguments and networks."
     start, model = time.perf_counter(), unwrap(model)
-    recipe, ratios, widths, ignored, input_range = check_arguments(model, recipe, budget, pruning_ratio, weight_bits, activation_bits, size_budget, ignored_layers,
+    recipe, costs, ratios, widths, ignored, input_range = check_arguments(model, recipe, budget, pruning_ratio, weight_bits, activation_bits, size_budget, ignored_layers,
         layer_ratios, layer_bits, input_range, images, seed, verify, more_examples, device, progress)
     bits, reads = bits_per_layer(model, weight_bits if size_budget is None else 8, widths, ignored), bits_per_layer(model, activation_bits, {}, ignored)
     work = WorkingCopy(model, device)
@@ -252,8 +262,8 @@ def compress(
     own = {n for n in bits if bits[n] is not None and (n in graph.layers and not graph.layers[n].plain or 'weight' not in work.net.get_submodule(n)._parameters)} # computed anew at every call
     bits = {n: None if n in own else b for n, b in bits.items()}
     before, (tick, done) = count(work.net, example), _ticker(progress)
-    macs = {n: c['macs'] for n, c in before.items()}
-    settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, activation_bits=activation_bits, budget=recipe.budget, size_budget=size_budget, ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths, sites=sites, seed=seed)
+    macs = costs or {n: c['macs'] for n, c in before.items()}
+    settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, activation_bits=activation_bits, budget=costs or recipe.budget, size_budget=size_budget, ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths, sites=sites, seed=seed)
     source = Source(original(model, work), graph, example, seed, input_range or shown_range(example), None if images is None else floating(images, work.device, work.dtype))
     job, widened = None, bits
     def select(graph):

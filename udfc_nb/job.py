@@ -183,6 +183,12 @@ def select(
     for name, site in self.sites.items():
         n = site.groups*n_kept(len(site.units)//site.groups, check_ratio(layer_ratios.get(name, ratio), name))
         if n < len(site.units): self.kept[name] = self.take(site, n)
+    if self.kept and self.recipe.budget != 'uniform': self.spread(tuple(layer_ratios), macs)
+
+@patch
+def spread(self:Job, closed, macs):
+    "Spends what the even ratio saves where the judge finds it cheap; sites in `closed` keep their ratio."
+    self.kept, = self.spent(closed=closed, macs=macs if self.recipe.budget == 'macs' else None)
 
 @patch
 def scores(self:Job, site):

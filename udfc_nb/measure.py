@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RUNTIMES', 'NEEDS', 'processor', 'threads', 'eager', 'compiled', 'session', 'onnx_float', 'rounded', 'on_grids',
-           'onnx_quantized', 'onnx_int8', 'time_in_turn', 'quartiles', 'bench', 'bench_table', 'bench_csv']
+           'onnx_quantized', 'onnx_int8', 'time_in_turn', 'quartiles', 'layer_times', 'bench', 'bench_table',
+           'bench_csv']
 
 # %% ../nbs/42_measure.ipynb #50c3824e
 import csv, io, math, os, platform, statistics, tempfile, time, warnings
@@ -15,8 +16,9 @@ from safetensors.torch import save as to_bytes
 from .compress import Compressed
 from .errors import ExampleInputError, UDFCError, UnsupportedError
 from .export import _extra, export_onnx
-from .report import count
+from .report import count, eval_mode
 from .graph.record import call_args
+from .graph.sites import LAYERS
 from .checkpoint import contents
 
 # %% ../nbs/42_measure.ipynb #d626448d
@@ -121,6 +123,26 @@ def quartiles(
     "A list of times in four numbers."
     s = sorted(seconds)
     return s[0], s[len(s)//4], statistics.median(s), s[-1-len(s)//4]
+
+# %% ../nbs/42_measure.ipynb #f25232c9
+def layer_times(
+    model:nn.Module, # is not changed
+    example_inputs, # tensor, tuple or dict that the forward takes
+    repeats:int=10, # forward passes
+    n_threads:int=1,
+)->dict: # layer name → milliseconds
+    "How long each convolution and linear layer takes on this machine, in PyTorch. Raises `ExampleInputError`."
+    (args, kwargs), start, taken = call_args(model, example_inputs), {}, {}
+    def begin(name): return lambda *_: start.__setitem__(name, time.perf_counter())
+    def end(name): return lambda *_: taken.setdefault(name, []).append(1e3*(time.perf_counter()-start[name]))
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, LAYERS)]
+    hooks = [h for n, m in layers for h in (m.register_forward_pre_hook(begin(n)), m.register_forward_hook(end(n)))]
+    try:
+        with torch.inference_mode(), eval_mode(model), threads(n_threads):
+            for _ in range(repeats): model(*args, **kwargs)
+    finally:
+        for h in hooks: h.remove()
+    return {n: min(t)*len(t)/repeats for n, t in taken.items()}
 
 # %% ../nbs/42_measure.ipynb #da96944c
 def _numbers(case, example):

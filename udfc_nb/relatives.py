@@ -9,6 +9,7 @@ __all__ = ['RIDGE', 'LLOYD', 'lbyl', 'lbyl_published', 'ReplaceJob', 'incoming',
 # %% ../nbs/32_relatives.ipynb #10a59123
 import torch
 from .assumption import n_kept, check_ratio
+from .errors import RecipeError
 from .job import Job, JOBS
 from .recipe import Recipe, RECIPES, METRICS, PROJECTIONS
 from .refit import factor
@@ -37,6 +38,7 @@ RECIPES.update({n: Recipe(n, projection=n, scale='none') for n in ('lbyl', 'lbyl
 class ReplaceJob(Job):
     "A run in which every pruned channel is replaced by one that stays."
     def select(self, ratio, layer_ratios, macs=None):
+        if self.recipe.budget != 'uniform': raise RecipeError(f'budget={self.recipe.budget!r}', layer=f'recipe {self.recipe.name!r:.80}', hint="a recipe that replaces channels takes budget='uniform'")
         self.to = {}
         for name, site in self.sites.items():
             n = n_kept(site.size, check_ratio(layer_ratios.get(name, ratio), name))

@@ -22,9 +22,7 @@ class JudgedJob(Job):
     def __init__(self, net, graph, recipe, *progress):
         super().__init__(net, graph, recipe, *progress)
         self.winner, self.closed, self.macs = None, (), None
-    def select(self, ratio, layer_ratios, macs=None):
-        super().select(ratio, layer_ratios, macs)
-        self.closed, self.macs = tuple(layer_ratios), macs
+    def spread(self, closed, macs): self.closed, self.macs = closed, macs # one of the candidates
     def set_inputs(self): pass # every candidate has done it
 
 # %% ../../nbs/run/26_candidates.ipynb #5955fcfe

@@ -127,13 +127,13 @@ def bit_costs(self:Job,
 def spent(self:Job,
     shares=(.5,), # how far to go from the even ratio (0) to what the judge would spend (1); one network each
     closed=(), # sites that have a ratio of their own
-    macs:dict=None, # layer → MACs: the size is counted in them; None: in parameters
+    macs:dict=None, # layer → MACs, or another cost that falls with its channels: the size is counted in them; None: in parameters
 )->list: # for each share: site → (K, P)
     "As large networks as `kept` leaves, the ratio of every site between that and what the judge would spend."
     sizes = Sizes(self, macs)
     less = {n: len(p) for n, (_, p) in self.kept.items()}
     target, free = sizes(less), {n: s for n, s in self.sites.items() if n not in closed}
-    costs = self.site_costs(free)
+    costs = self.site_costs({n: s for n, s in free.items() if sizes.gain(n, step_of(s)) > 0})
     rest = {n: k for n, k in less.items() if n not in costs}
     steps = {n: step_of(free[n]) for n in costs}
     even = {n: less.get(n, 0)//steps[n] for n in costs}
