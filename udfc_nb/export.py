@@ -47,11 +47,10 @@ def to_integers(
     if not torch.equal(zero, zero.round()): codes, scale, zero = 2*codes, scale/2, 2*zero
     zero = zero.round().long()
     one = [-1]+[1]*(codes.dim()-1)
-    if zero.unique().numel() > 1: shift = torch.full_like(zero, 2**(q.bits-1)) # asymmetric: zeros of their own
-    else: shift = zero
-    codes, zero = codes-shift.reshape(one), zero-shift
     for bits in (b for b in (4, 8, 16) if b >= smallest):
-        if all(t.numel() == 0 or -2**(bits-1) <= t.min() and t.max() < 2**(bits-1) for t in (codes, zero)): return Integers(codes, scale, zero, bits, q.bits)
+        for shift in (zero, torch.full_like(zero, 2**(q.bits-1))): # all zeros at 0, or zeros of their own
+            moved = codes-shift.reshape(one), zero-shift
+            if all(t.numel() == 0 or -2**(bits-1) <= t.min() and t.max() < 2**(bits-1) for t in moved): return Integers(moved[0], scale, moved[1], bits, q.bits)
 
 # %% ../nbs/41_export.ipynb #c31e3a89
 @torch.no_grad()
@@ -66,9 +65,10 @@ def fold_norms_(
         conv, bn = mods[name], mods[norm]
         c, b = (t.float() for t in norm_affine(bn))
         i, one = codes.get(name), [-1]+[1]*(conv.weight.dim()-1)
-        if i is not None and (c < 0).any() and i.zero.any(): continue # codes cannot change sign around such zeros
         if i is not None:
-            i.codes, i.scale, i.zero = i.codes*torch.where(c < 0, -1, 1).reshape(one), i.scale*c.abs(), i.zero.expand(len(c))
+            turn = (lambda t: ~t) if i.zero.any() else (lambda t: -t) # codes change sign around their zeros: ~k = −1 − k stays in the container
+            i.scale, i.zero = i.scale*c.abs(), i.zero.expand(len(c))
+            i.codes, i.zero = torch.where((c < 0).reshape(one), turn(i.codes), i.codes), torch.where(c < 0, turn(i.zero), i.zero)
             conv.weight = nn.Parameter(i.dequantize())
         else: conv.weight = nn.Parameter(conv.weight*c.reshape(one))
         conv.bias = nn.Parameter(b if conv.bias is None else c*conv.bias+b)

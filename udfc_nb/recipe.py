@@ -82,6 +82,7 @@ class Recipe:
         if not isinstance(self.per_channel, bool): refuse('per_channel', 'take True or False')
         if not isinstance(self.prepare, (tuple, list)): refuse('prepare', f'take a tuple of names out of {", ".join(sorted(PREPARATIONS))}')
         if isinstance(self.repair, bool): object.__setattr__(self, 'repair', 'moments' if self.repair else 'none') # as older files have it
+        if self.grid == 'clipped': object.__setattr__(self, 'grid', 'dense') # likewise
         for what, known in (('criterion', CRITERIA), ('budget', BUDGETS), ('metric', METRICS), ('projection', PROJECTIONS), ('grid', GRIDS),
                 ('rounding', ROUNDINGS), ('scale', SCALES), ('repair', REPAIRS), ('ranges', RANGES)):
             _choose(getattr(self, what), known, what, self.name)

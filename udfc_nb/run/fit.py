@@ -95,4 +95,4 @@ class MeanOfBoth(FieldJob):
         return {n: mean_of(counted.get(n), field.get(n)) for n in {**field, **counted}}
 
 METRICS.update(('counted', 'mean')); JOBS.update(counted=StreamJob, mean=MeanOfBoth)
-RECIPES['fast'] = Recipe('fast', criterion='effect', projection='copies', grid='clipped', scale='none', repair='streams', ranges='expected-error')
+RECIPES['fast'] = Recipe('fast', criterion='effect', projection='copies', grid='dense', scale='none', repair='streams', ranges='expected-error')
