@@ -6,12 +6,13 @@
 __all__ = ['COMMANDS', 'CommandError', 'printable', 'build_network', 'read_weights', 'load_weights_', 'write_file',
            'check_output', 'write_report', 'shape', 'add_network_arguments', 'read_network', 'info_rows', 'info_text',
            'run_info', 'curves_text', 'info_parser', 'add_compression_arguments', 'compression_arguments',
-           'run_compress', 'compress_parser', 'file_text', 'add_source_arguments', 'source_command', 'first_answer',
-           'compressed_network', 'run_export', 'export_parser', 'run_bench', 'bench_parser', 'run_eval', 'eval_parser',
-           'run_refine', 'refine_parser', 'run_demo', 'demo_parser', 'make_parser', 'main']
+           'run_compress', 'compress_parser', 'file_told', 'file_text', 'add_source_arguments', 'source_command',
+           'first_answer', 'compressed_network', 'run_export', 'export_parser', 'run_bench', 'bench_parser', 'run_eval',
+           'eval_parser', 'run_refine', 'refine_parser', 'run_demo', 'demo_parser', 'Parser', 'make_parser',
+           'exit_code', 'error_told', 'in_one_line', 'as_json', 'main']
 
 # %% ../nbs/52_cli.ipynb #2980ccb6
-import argparse, difflib, importlib, io, json, math, os, pickle, sys, tempfile, time, traceback
+import argparse, contextlib, difflib, errno, importlib, io, json, math, os, pickle, sys, tempfile, time, traceback
 from collections import Counter
 from pathlib import Path
 import safetensors.torch, torch
@@ -20,6 +21,7 @@ from . import __version__
 from .activations import input_range
 from .run.sensitivity import site_curves
 from .budget import CAP
+from .caller import let_through, out_of_memory
 from .checkpoint import OneReading, file_rows, itemise, load, read_codes, read_file, write_atomic
 from .compress import SEEDS, Compressed, check_device, compress
 from .demo import demo_csv, demo_figure, demo_rows, demo_table, text_table
@@ -27,7 +29,7 @@ from .export import FORMATS, onnx_info
 from .evaluate import MEAN, STD, image_folder, image_transform, top_k
 from .refine import METHODS, refine
 from .measure import RUNTIMES, bench, bench_csv, bench_table
-from .errors import ArgumentError, ExampleInputError, FileError, UDFCError
+from .errors import ArgumentError, ExampleInputError, FileError, OutOfMemoryError, UDFCError
 from .graph.proof import find_sites
 from .graph.sites import POLICIES, PRUNED, verdict
 from .recipe import RECIPES, get_recipe, recipe_from_json
@@ -53,6 +55,7 @@ def _from_module(spec):
         for part in name.split('.'): found = getattr(found, part)
         return found if isinstance(found, nn.Module) else found()
     except (Exception, SystemExit) as e:
+        let_through(e)
         at = traceback.extract_tb(e.__traceback__)[-1]
         raise CommandError(f'the network cannot be built: {type(e).__name__}: {e}\n  at {at.filename}:{at.lineno}', layer=spec,
             hint='name a function that takes no arguments and returns the network, as package.module:function') from e
@@ -75,6 +78,7 @@ def _from_torchvision(
     if num_classes is not None: kw['num_classes'] = num_classes
     try: return models.get_model(name, **kw)
     except Exception as e:
+        let_through(e)
         raise CommandError(f'torchvision cannot build it: {e}', layer=name,
             hint='--pretrained needs the internet; a checkpoint that you have goes into --weights' if pretrained else None) from e
 
@@ -119,6 +123,7 @@ def read_weights(
         if path.suffix == '.safetensors': return _plain(safetensors.torch.load_file(path))
         found = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
+        let_through(e)
         what = 'it holds more than weights, and reading it could run code' if isinstance(e, pickle.UnpicklingError) else f'{type(e).__name__}: {e}'
         raise FileError(f'{path} cannot be read: {what.splitlines()[0][:200]}',
             hint='give a .safetensors file, or a checkpoint made with torch.save(model.state_dict(), ...)') from e
@@ -148,7 +153,9 @@ def load_weights_(
         parts = [f"{len(v)} {k} ({', '.join(sorted(v)[:3])}{', ...' if len(v) > 3 else ''})" for k, v in wrong.items() if v]
         raise FileError(f"{path} does not fit the network: {'; '.join(parts)}", hint='build the network that these weights were trained in')
     try: net.load_state_dict(state, strict=False)
-    except Exception as e: raise FileError(f"{path} does not fit the network: {' '.join(str(e).split())[:300]}", hint='build the network that these weights were trained in') from e
+    except Exception as e:
+        let_through(e)
+        raise FileError(f"{path} does not fit the network: {' '.join(str(e).split())[:300]}", hint='build the network that these weights were trained in') from e
 
 # %% ../nbs/52_cli.ipynb #71cdbec9
 def write_file(
@@ -250,7 +257,7 @@ def read_network(
     device, net = _device(args.device), build_network(args.network, args.pretrained, args.num_classes)
     if args.weights: load_weights_(net, args.weights)
     try: inputs = tuple(torch.zeros(s, device=device) for s in args.input_shape or [(1, 3, 224, 224)])
-    except Exception as e: raise CommandError(f'no such input can be made: {str(e).splitlines()[0]:.200}', layer='--input-shape', hint='take a smaller one') from e
+    except (RuntimeError, MemoryError) as e: raise CommandError(f'no such input can be made: {str(e).splitlines()[0]:.200}', layer='--input-shape', hint='take a smaller one') from e
     return net.to(device), inputs, device
 
 # %% ../nbs/52_cli.ipynb #686ad5e0
@@ -285,10 +292,15 @@ def _readers(names, shown=3):
 # %% ../nbs/52_cli.ipynb #c5279837
 def run_info(args):
     "Carry out `udfc info`."
-    if args.network.endswith('.safetensors'): return print(file_text(args.network))
+    if args.network.endswith('.safetensors'):
+        print(_file_text(told := file_told(args.network)))
+        return told
     net, inputs, _ = read_network(args)
-    print(info_text(info_rows(net, inputs, tuple(args.ignore)), sum(p.numel() for p in net.parameters())))
-    if args.curves: print(curves_text(site_curves(net, inputs, ignored_layers=tuple(args.ignore))))
+    rows, params = info_rows(net, inputs, tuple(args.ignore)), sum(p.numel() for p in net.parameters())
+    print(info_text(rows, params))
+    curves = site_curves(net, inputs, ignored_layers=tuple(args.ignore)) if args.curves else None
+    if args.curves: print(curves_text(curves))
+    return dict(layers=rows, params=params, macs=sum(r['macs'] for r in rows)) | (dict(curves=curves) if args.curves else {})
 
 def curves_text(
     curves:dict, # from `site_curves`
@@ -353,6 +365,7 @@ def run_compress(args):
     for path in filter(None, (args.output, args.report)): print(f'written: {path} ({os.path.getsize(path):,} bytes)')
     if args.output: print(f'read it with udfc_nb.load({args.output!r}, network), where network is the one that was compressed')
     else: print('no --output was given: the compressed network is not kept')
+    return dict(output=args.output, bytes=os.path.getsize(args.output) if args.output else None, report=json.loads(out.report.to_json()))
 
 # %% ../nbs/52_cli.ipynb #535c2f7d
 def compress_parser(commands):
@@ -367,20 +380,28 @@ def compress_parser(commands):
     p.set_defaults(run=run_compress)
 
 # %% ../nbs/52_cli.ipynb #3f5948a7
-def file_text(
+def file_told(
     path, # a file that `udfc compress` wrote
-)->str:
-    "What a packed file holds, for a terminal; raises `FileError`."
+)->dict: # tensors, parts in bytes, recipe, format, written_by
+    "What a packed file holds; raises `FileError`."
     file = OneReading(path)
     _, _, meta = read_file(file)
-    body = [[printable(r['tensor'], ''), '×'.join(map(str, r['shape'])) or '-', r['bits'], r['stored'], r['bytes']] for r in file_rows(file)]
-    parts = itemise(file)
     try: recipe = json.loads(meta.get('recipe') or '{}')
     except (ValueError, RecursionError) as e: raise FileError(f'the recipe in it is no JSON: {str(e)[:100]}', layer=str(path), hint='write the file again') from e
     if not isinstance(recipe, dict): raise FileError('the recipe in it is no table', layer=str(path), hint='write the file again')
-    name, by = (printable(s, '')[:200] if isinstance(s, str) else '?' for s in (recipe.get('name', 'unknown'), meta.get('written_by')))
-    return (text_table(['tensor', 'shape', 'bits', 'stored as', 'bytes'], body, left=2)+'\n'+', '.join(f'{k} {v:,}' for k, v in parts.items() if k != 'file')
-        +f"; together {parts['file']:,} bytes\nrecipe {name}, format {meta['version']}, written by udfc_nb {by}")
+    return dict(tensors=file_rows(file), parts=itemise(file), recipe=recipe, format=meta['version'], written_by=meta.get('written_by'))
+
+def file_text(
+    path, # a file that `udfc compress` wrote
+)->str:
+    "The same for a terminal."
+    return _file_text(file_told(path))
+
+def _file_text(told):
+    body = [[printable(r['tensor'], ''), '×'.join(map(str, r['shape'])) or '-', r['bits'], r['stored'], r['bytes']] for r in told['tensors']]
+    name, by = (printable(s, '')[:200] if isinstance(s, str) else '?' for s in (told['recipe'].get('name', 'unknown'), told['written_by']))
+    return (text_table(['tensor', 'shape', 'bits', 'stored as', 'bytes'], body, left=2)+'\n'+', '.join(f'{k} {v:,}' for k, v in told['parts'].items() if k != 'file')
+        +f"; together {told['parts']['file']:,} bytes\nrecipe {name}, format {told['format']}, written by udfc_nb {by}")
 
 # %% ../nbs/52_cli.ipynb #94d89f30
 def add_source_arguments(
@@ -407,8 +428,8 @@ def first_answer(net, inputs):
     "What a network says of its inputs; raises `ExampleInputError`."
     try:
         with torch.no_grad(): return net(*inputs)
-    except (MemoryError, torch.OutOfMemoryError): raise
     except Exception as e:
+        let_through(e)
         raise ExampleInputError(f"the network cannot run on inputs of shape {', '.join(str(tuple(i.shape)) for i in inputs)}: {type(e).__name__}: {str(e)[:300]}", layer='--input-shape', hint='give the shape that its forward takes') from e
 
 def compressed_network(
@@ -433,9 +454,10 @@ def run_export(args):
     try: size = out.export(output, inputs, 'float' if args.float else 'quantized', **kw)
     except OSError as e: raise FileError(f'{output} cannot be written: {e.strerror}', hint='choose another folder') from e
     print(f'written: {output} ({size:,} bytes)')
-    if output.endswith('.onnx'):
-        told = onnx_info(output)
-        print(f"opset {told['opset']}; inputs {told['inputs']}; outputs {told['outputs']}")
+    if not output.endswith('.onnx'): return dict(output=output, bytes=size)
+    told = onnx_info(output)
+    print(f"opset {told['opset']}; inputs {told['inputs']}; outputs {told['outputs']}")
+    return dict(output=output, bytes=size, onnx=told)
 
 def export_parser(commands):
     "Declare `udfc export`."
@@ -457,6 +479,7 @@ def run_bench(args):
     rows = bench({'uncompressed': net, 'compressed': out}, inputs[0], runtimes=args.runtime or ('eager',), batches=tuple(args.batch or (1,)), n_threads=args.threads, repeats=args.repeats)
     print(bench_table(rows))
     if args.output: write_file(args.output, bench_csv(rows))
+    return dict(rows=rows)
 
 def bench_parser(commands):
     "Declare `udfc bench`."
@@ -491,8 +514,10 @@ def run_eval(args):
     rows = []
     for name, m in (('uncompressed', net), ('compressed', small)):
         (one, five), n = top_k(m, data, device=device, workers=args.workers, progress=sys.stderr.isatty())
-        rows.append([name, f'{sum(p.numel() for p in m.parameters()):,}', f'{one:.2f}', f'{five:.2f}'])
-    print(text_table(['network', 'parameters', 'top-1 %', 'top-5 %'], rows, left=1)+f'\n{n:,} images of {args.imagenet}')
+        rows.append(dict(network=name, params=sum(p.numel() for p in m.parameters()), top_1=one, top_5=five))
+    body = [[r['network'], f"{r['params']:,}", f"{r['top_1']:.2f}", f"{r['top_5']:.2f}"] for r in rows]
+    print(text_table(['network', 'parameters', 'top-1 %', 'top-5 %'], body, left=1)+f'\n{n:,} images of {args.imagenet}')
+    return dict(rows=rows, images=n)
 
 def eval_parser(commands):
     "Declare `udfc eval`."
@@ -516,6 +541,7 @@ def run_refine(args):
         s = small.report.settings['refine']
         print(f"{s['method']}, {len(small.curve)} steps, {s['seconds']:.0f} s: distance to the original on images made from it {s['distance_before']:.3g} → {s['distance_after']:.3g}", *(n for n in small.report.notes if 'refin' in n or 'images' in n), sep='\n')
     print(f'written: {args.output} ({size:,} bytes)')
+    return dict(output=args.output, bytes=size, report=None if small.report is None else json.loads(small.report.to_json()))
 
 def refine_parser(commands):
     "Declare `udfc refine`."
@@ -538,6 +564,7 @@ def run_demo(args):
     write_file(folder/'accuracy.csv', demo_csv(rows))
     png = io.BytesIO(); demo_figure(rows).savefig(png); write_file(folder/'accuracy.png', png.getvalue())
     print(f'{len(rows)} networks in {time.perf_counter() - start:.0f} s; table and figure: {folder/"accuracy.csv"}, {folder/"accuracy.png"}')
+    return dict(rows=rows, files=[str(folder/'accuracy.csv'), str(folder/'accuracy.png')])
 
 def demo_parser(commands):
     "Declare `udfc demo`."
@@ -550,38 +577,87 @@ def demo_parser(commands):
 # %% ../nbs/52_cli.ipynb #540a64c1
 COMMANDS = demo_parser, compress_parser, info_parser, export_parser, bench_parser, eval_parser, refine_parser
 
+class Parser(argparse.ArgumentParser):
+    "Whose errors are told like all others."
+    def error(self, message): raise CommandError(message, hint=f'see {self.prog} --help')
+
 def make_parser()->argparse.ArgumentParser:
     "The whole command line."
-    p = argparse.ArgumentParser(prog='udfc', description='Compress convolutional networks without data: prune channels, lower bit-widths, repair in closed form.')
+    p = Parser(prog='udfc', description='Compress convolutional networks without data: prune channels, lower bit-widths, repair in closed form.')
     p.add_argument('--version', action='version', version=f'udfc {__version__}')
     commands = p.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for declare in COMMANDS: declare(commands)
-    for q in (p, *commands.choices.values()): q.add_argument('--debug', action='store_true', default=False if q is p else argparse.SUPPRESS, help='show the traceback of an error')
+    for q in (p, *commands.choices.values()):
+        for option, what in (('--debug', 'show the traceback of an error'), ('--json', 'the result, or the error, as JSON on the standard output')):
+            q.add_argument(option, action='store_true', default=False if q is p else argparse.SUPPRESS, help=what)
     return p
+
+# %% ../nbs/52_cli.ipynb #540a64c2
+_NAMES = FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError
+
+def exit_code(
+    e:BaseException, # that a command ended with
+)->int:
+    "2 for what the user did wrong, 1 for what failed (the machine, the network connection, this package), 130 for an interrupt."
+    if isinstance(e, KeyboardInterrupt): return 130
+    if out_of_memory(e) or not isinstance(e, (UDFCError, OSError)): return 1
+    system = e if isinstance(e, OSError) else e.__cause__
+    wrong = not isinstance(system, OSError) or isinstance(system, _NAMES) or system.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+    return 2 if wrong and not out_of_memory(system) else 1
+
+def error_told(
+    e:BaseException,
+)->dict: # type, message, layer, hint
+    "An error for programs; in a program's fault the message says where."
+    if isinstance(e, KeyboardInterrupt): return dict(type='KeyboardInterrupt', message='interrupted', layer=None, hint=None)
+    if isinstance(e, UDFCError):
+        shape = isinstance(e, ExampleInputError) and e.layer not in ('images', 'seed')
+        return dict(type=type(e).__name__, message=e.message, layer=e.layer, hint='; '.join(filter(None, (e.hint, shape and 'on the command line: --input-shape, e.g. --input-shape 1,3,32,32'))) or None)
+    message = f'{type(e).__name__}: {next(iter(str(e).splitlines()), ""):.300}'
+    if out_of_memory(e) or isinstance(e, OSError): return dict(type=type(e).__name__, message=message, layer=None, hint=None)
+    at = traceback.extract_tb(e.__traceback__)[-1]
+    return dict(type=type(e).__name__, message=f'{message} (at {at.filename}:{at.lineno})', layer=None, hint='a fault of udfc_nb, please report it with what --debug shows')
+
+def in_one_line(
+    told:dict, # from `error_told`
+)->str:
+    "The same for people."
+    text = (f"{told['layer']}: " if told['layer'] else '')+told['message']+(f"; {told['hint']}" if told['hint'] else '')
+    return printable(' '.join(text.split()), '')
+
+def as_json(
+    told, # of dicts, lists, numbers and strings
+)->str:
+    "JSON in one line; a number that is none is null."
+    def plain(o):
+        if isinstance(o, dict): return {str(k): plain(v) for k, v in o.items()}
+        if isinstance(o, (list, tuple)): return [plain(v) for v in o]
+        return None if isinstance(o, float) and not math.isfinite(o) else o
+    return json.dumps(plain(told), default=str)
 
 # %% ../nbs/52_cli.ipynb #9205dd3f
 def main(
     argv:list[str]=None, # without the program's name; None: the process's own
-)->int: # exit code: 0, 2 for bad input or too small a machine, 1 for a fault of the package, 130 when interrupted
+)->int: # exit code: 0, or that of `exit_code`
     "The command `udfc`."
-    args = make_parser().parse_args(argv)
-    try: args.run(args); sys.stdout.flush()
-    except UDFCError as e:
-        if args.debug: traceback.print_exc()
-        print(printable(f'udfc {args.command}: {e}'), file=sys.stderr)
-        if isinstance(e, ExampleInputError) and e.layer not in ('images', 'seed'): print('  On the command line: --input-shape, e.g. --input-shape 1,3,32,32', file=sys.stderr)
-        return 2
-    except KeyboardInterrupt: print('interrupted', file=sys.stderr); return 130
+    argv = sys.argv[1:] if argv is None else list(argv)
+    debug, for_programs, name = '--debug' in argv, '--json' in argv, 'udfc' # also of a line that cannot be read
+    try:
+        args = make_parser().parse_args(argv)
+        name = f'udfc {args.command}'
+        with contextlib.redirect_stdout(io.StringIO()) if for_programs else contextlib.nullcontext(): result = args.run(args)
+        if for_programs: print(as_json(result))
+        sys.stdout.flush()
+        return 0
     except BrokenPipeError: # the reader of the output has gone, as with `udfc info resnet50 | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as e:
-        if args.debug: traceback.print_exc()
-        theirs = isinstance(e, (OSError, MemoryError, torch.OutOfMemoryError)) or 'DefaultCPUAllocator' in str(e) # the machine's, not the package's
-        where, first = traceback.extract_tb(e.__traceback__)[-1], next(iter(str(e).splitlines()), '')
-        fault = '' if theirs else f' (at {where.filename}:{where.lineno}; a fault of udfc_nb, please report it with what --debug shows)'
-        print(printable(f'udfc {args.command}: {type(e).__name__}: {first:.300}{fault}', ''), file=sys.stderr)
-        return 2 if theirs else 1
-    return 0
+        return 0
+    except (Exception, KeyboardInterrupt) as e:
+        told, code = error_told(e), exit_code(e)
+        if debug: traceback.print_exc()
+        if for_programs: print(as_json(dict(error=told, exit=code)))
+        print(f'{name}: {in_one_line(told)}', file=sys.stderr)
+        return code
 
 # %% ../nbs/52_cli.ipynb #6fb8e1ab
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

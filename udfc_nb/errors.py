@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UDFCError', 'RatioError', 'BitsError', 'RecipeError', 'LayerNameError', 'ExampleInputError', 'BudgetError',
-           'ArgumentError', 'NonFiniteError', 'UnsupportedError', 'FileError', 'Cancelled']
+           'ArgumentError', 'NonFiniteError', 'UnsupportedError', 'OutOfMemoryError', 'FileError', 'Cancelled']
 
 # %% ../nbs/08_errors.ipynb #f054abd2
 class UDFCError(Exception):
@@ -15,7 +15,7 @@ class UDFCError(Exception):
         layer:str=None, # name of the module (or argument) that is to blame
         hint:str=None, # what the caller can do about it
     ):
-        self.layer, self.hint = layer, hint
+        self.message, self.layer, self.hint = message, layer, hint
         where, way = (f'{layer}: ' if layer else ''), (f'\n  What to do: {hint}' if hint else '')
         super().__init__(f'{where}{message}{way}')
 
@@ -31,5 +31,6 @@ class ArgumentError(UDFCError, ValueError): "An argument that none of the others
 # %% ../nbs/08_errors.ipynb #bf05c93b
 class NonFiniteError(UDFCError, ValueError): "Weights or statistics that are not finite numbers."
 class UnsupportedError(UDFCError, NotImplementedError): "A layer or a request that this package refuses rather than guesses."
+class OutOfMemoryError(UDFCError, MemoryError): "The machine has too little memory for what was asked."
 class FileError(UDFCError, ValueError): "A file that is damaged, hostile, of another version, or not one of ours."
 class Cancelled(UDFCError): "The caller asked to stop; nothing was changed."

@@ -6,9 +6,8 @@
 __all__ = ['SLACK', 'whole_file', 'FileSize', 'moves_of', 'allot_both']
 
 # %% ../nbs/43_joint.ipynb #81218d95
-import copy, heapq, math, tempfile
+import copy, heapq, math
 from dataclasses import asdict
-from pathlib import Path
 import torch
 from fastcore.basics import patch
 from . import __version__
@@ -16,7 +15,7 @@ from .activations import grid_of, quantize_input_
 from .best import Sizes
 from .budget import CAP, hull
 from .checkpoint import MAX_BITS
-from .compress import Compressed
+from .compress import Compressed, file_bytes
 from .errors import BudgetError
 from .job import Job
 from .mixed import WIDTHS
@@ -33,8 +32,7 @@ def whole_file(job, bits, reads):
     for n, m in net.named_modules():
         if bits.get(n) is not None: codes[n] = q = GRIDS[job.recipe.grid](m.weight.detach(), bits[n], job.recipe.per_channel); m.weight.data = q.dequantize()
         if reads.get(n) is not None: quantize_input_(m, grid_of(-1/3, 1/3, reads[n]))
-    with tempfile.TemporaryDirectory() as folder:
-        return Compressed(net, Report([], {}, asdict(job.recipe), __version__, {}, []), codes).save(Path(folder)/'whole.safetensors')
+    return file_bytes(Compressed(net, Report([], {}, asdict(job.recipe), __version__, {}, []), codes))
 
 class FileSize(Sizes):
     "Bytes of the packed file as a function of the channels that go and of the layers' bits."
@@ -48,12 +46,14 @@ class FileSize(Sizes):
     def part(self, owner, less, bits):
         "Bytes of one module's tensors."
         less, b, total = self.less | less, bits.get(owner, self.bits.get(owner)), 0
-        cut = lambda n: sum(less.get(s, 0)*u.index.size/size for u, s, size in self.uses.get(owner, ()) if u.role != 'in')/max(self.state[n].shape[:1].numel(), 1)
+        gone = [(u.index, less.get(s, 0)*u.index.size/size) for u, s, size in self.uses.get(owner, ()) if u.role != 'in']
+        def cut(n): # the share of the axis that its channels index
+            return sum(k/next((a for a in self.state[n].shape if a > index.max()), 1) for index, k in gone if k)
         for n in self.owned[owner]:
-            t, rows = self.state[n], 1-cut(n) if self.state[n].dim() else 1.
+            t, rows = self.state[n], max(1-cut(n), 0.) if self.state[n].dim() else 1.
             left = t.numel()*rows*(self.share(owner, 'in', less) if owner in self.per and t.dim() > 1 else 1.)
             coded = n == f'{owner}.weight' and b is not None and b <= MAX_BITS
-            total += math.ceil(left*b/8-1e-6)+4*round(rows*len(t)) if coded else round(left)*t.element_size()
+            total += math.ceil(left*b/8-1e-6)+4*(round(rows*len(t)) if self.job.recipe.per_channel else 1) if coded else round(left)*t.element_size()
         return total
     def __call__(self, less, bits): return self.text+sum(self.part(o, less, bits) for o in self.owned)
 
@@ -88,7 +88,7 @@ def allot_both(
         if (p := price(move)) > (heap[0][0] if heap else math.inf)*(1+1e-9): heapq.heappush(heap, (p, move)); continue
         now, (less, bits), done[move] = now-saves(move), step(move, 1), done[move]+1
         if done[move] < len(cost[move]): heapq.heappush(heap, (price(move), move))
-    if now > target: raise BudgetError(f'the file comes down to {now:,.0f} bytes and no further, {target:,.0f} are asked for', hint=f'a budget leaves every site at least {1-CAP:.0%} of its channels and every layer {min(WIDTHS)} bits')
+    if now > target: raise BudgetError(f'the file comes down to {now:,.0f} bytes and no further, {target:,.0f} are asked for', layer='size_budget', hint=f'a budget leaves every site at least {1-CAP:.0%} of its channels and every layer {min(WIDTHS)} bits')
     while cost and back(best := max(cost, key=back)) > 0: now, (less, bits), done[best] = now-saves(best, -1), step(best, -1), done[best]-1
     return less, bits
 

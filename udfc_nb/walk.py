@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 import torch, torch.nn as nn
 from fastcore.basics import patch
+from .caller import let_through
 from .graph.record import Node, evaluate, rerun
 from .graph.sites import Graph, LAYERS
 from .graph.steps import is_norm, norm_name
@@ -163,7 +164,9 @@ def visit(self:Walk, n, m, src):
     if n.op == 'input': return self.prior(n.shape[1], _size(n.shape))
     if src is None: return self.guess(n, 'reads a tensor without a model')
     try: out = FIELD_RULES[n.kind](self, n, m, src) if n.kind in FIELD_RULES else None
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError): out = None # a form that the rule does not foresee
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as e: # a form that the rule does not foresee
+        let_through(e)
+        out = None
     return out if out is not None and _fits(out, n.shape) and _finite(out) else self.guess(n, 'has no rule for its statistics')
 
 def _long(n): return [k for k in n.shape if k != 1]

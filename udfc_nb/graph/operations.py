@@ -394,7 +394,9 @@ def _elementwise(node, ends, run):
     "Bounds of what is computed element by element."
     if node.kind in ('act', 'slopes', 'scale', 'shift'):
         try: return image(run, *ends[0])
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError): return EVERYTHING # not a function of one number
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as e: # not a function of one number
+            let_through(e)
+            return EVERYTHING
     if len(ends) != 2: return EVERYTHING
     if node.kind in ('add', 'sub'):
         a = node.alpha if node.kind == 'add' else -node.alpha

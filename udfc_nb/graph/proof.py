@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from fastcore.basics import patch
+from ..caller import guarded, let_through
 from ..errors import UDFCError, UnsupportedError
 from .labels import varying
 from .operations import ACT, BRANCHED, COUNTED, FIXED, PRODUCTS, convolution, OPERATIONS, operation_of
@@ -303,8 +304,9 @@ def differs(self:Prover,
             with quiet(net, train), follow: out = net(*args, **kwargs)
             if follow.at < len(masked.values): raise Differs('operations less', BRANCHED)
             if [t.shape for t in tensors_of(out)] != [t.shape for t in tensors_of(masked.result)]: raise Differs('outputs of other shapes')
-        except (MemoryError, torch.OutOfMemoryError): raise
-        except Exception as e: error = e
+        except Exception as e: # what the cut network cannot do is an answer
+            let_through(e)
+            error = e
         if getattr(error, 'kind', None) == COUNTED and not self.wide and not self.single: # other numbers, or noise?
             self._set(True)
             return self.differs(rec, removed, proof, inputs)
@@ -439,9 +441,10 @@ def copied(
     with torch.inference_mode(False), torch.no_grad():
         memo = {id(t): t.detach().clone() for m in model.modules() for t in tensors_of(attributes(m)) if not t.is_leaf}
         try: net = deepcopied(model, memo)
-        except (MemoryError, torch.OutOfMemoryError): raise
-        except Exception as e: raise UnsupportedError(f'the network cannot be copied: {type(e).__name__}: {str(e)[:200]}', layer=_uncopied(model),
-            hint='set this attribute to None before, or give its class a `__deepcopy__`') from e
+        except Exception as e:
+            let_through(e)
+            raise UnsupportedError(f'the network cannot be copied: {type(e).__name__}: {str(e)[:200]}', layer=_uncopied(model),
+                hint='set this attribute to None before, or give its class a `__deepcopy__`') from e
     stored = ((n, t.untyped_storage()) for n, t in tensors if t.layout == torch.strided)
     ORIGINS[net] = {s._cdata: (n, StorageWeakRef(s)) for n, s in stored}
     return net
@@ -451,7 +454,9 @@ def _uncopied(model):
     for name, m in model.named_modules():
         for k, v in attributes(m).items():
             try: copy.deepcopy(v)
-            except Exception: return f'{name}.{k}'.lstrip('.')
+            except Exception as e:
+                let_through(e)
+                return f'{name}.{k}'.lstrip('.')
 
 # %% ../../nbs/graph/16_proof.ipynb #6a27687c
 def sites_of(
@@ -480,6 +485,7 @@ def _auxiliary(net, example, records):
     return rec if rec.read-read else None
 
 # %% ../../nbs/graph/16_proof.ipynb #dd9fc15c
+@guarded('smaller example_inputs need less, and so does verify=False')
 def find_sites(
     model:nn.Module, # is not changed
     example_inputs, # tensor, tuple or dict that the forward takes

@@ -19,6 +19,7 @@ from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from fastcore.basics import patch
+from ..caller import as_it_starts, let_through, out_of_memory
 from ..errors import ExampleInputError, LayerNameError, UDFCError, UnsupportedError
 from .labels import Shadow, always, geometry, pairs, slabs, varying
 from .operations import ACT, CROSSED, FIXED, OPERATIONS, OUTPUT, OWN, RETYPED, UNKNOWN, WRITTEN, operation_of
@@ -533,8 +534,9 @@ def follow(self:Recorder, call, operation, parts):
 def passed(self:Recorder, call, operation):
     "What a rule says; where it fails, nothing is known about the operation."
     try: return operation.labels(self, call)
-    except (MemoryError, UDFCError): raise
-    except Exception as e: return self.freeze_all(call, f'{UNKNOWN}: {call.name}{self.place(call)}: {type(e).__name__}: {e}')
+    except Exception as e:
+        let_through(e)
+        return self.freeze_all(call, f'{UNKNOWN}: {call.name}{self.place(call)}: {type(e).__name__}: {e}')
 
 def _fitting(labels, t):
     "Labels of a further output: those of the first, along axes that it shares with it."
@@ -600,6 +602,11 @@ def _outputs(self:Recorder, node, outs, parts):
             made.axis, made.channels = axes[0], labels.reshape(-1).numpy()
 
 # %% ../../nbs/graph/12_record.ipynb #2aed9be9
+def _made_by(net):
+    "Device and floating type of what a forward makes of nothing: those of the network's parameters."
+    p = next((p for p in net.parameters() if p.is_floating_point()), None)
+    return () if p is None else (p.device, torch.float64 if p.dtype == torch.float64 else torch.float32)
+
 @contextlib.contextmanager
 def quiet(net, train=False):
     "The network in eval mode (or in training mode, dropout and norms apart), whatever the caller has switched on."
@@ -608,9 +615,7 @@ def quiet(net, train=False):
         m.training = train and not any(k in type(m).__name__ for k in ('Drop', 'StochasticDepth')) and not hasattr(m, 'running_mean')
     try:
         with contextlib.ExitStack() as off: # a function mode keeps attention from its fast path, which is one operation
-            for mode in (torch.inference_mode(False), torch.no_grad(), BaseTorchFunctionMode()): off.enter_context(mode)
-            for device in ('cpu', 'cuda'):
-                if torch.is_autocast_enabled(device): off.enter_context(torch.autocast(device, enabled=False))
+            for mode in (*as_it_starts(*_made_by(net)), BaseTorchFunctionMode()): off.enter_context(mode)
             yield net
     finally:
         for m, t in modes: m.training = t
@@ -620,7 +625,7 @@ def failed_at(
     e:Exception,
 )->UDFCError:
     "The error, with the layer at which it happened."
-    if isinstance(e, (UDFCError, MemoryError, torch.OutOfMemoryError)): return e
+    if isinstance(e, UDFCError) or out_of_memory(e): return e
     return ExampleInputError(f'the network cannot run on `example_inputs`: {type(e).__name__}: {str(e)[:300]}', layer=recorder.fell,
         hint='pass inputs of the shape that the forward takes, e.g. torch.randn(1, 3, 224, 224)')
 

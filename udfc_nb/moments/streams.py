@@ -12,7 +12,8 @@ from collections import Counter
 import torch, torch.nn as nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from fastcore.basics import patch
-from ..errors import ExampleInputError, UDFCError
+from ..caller import let_through
+from ..errors import ExampleInputError
 from ..graph.operations import OPERATIONS, operation_of
 from ..graph.record import call_args, fresh, quiet
 from ..refit import MAX_PATCH, Patch
@@ -134,8 +135,9 @@ def run(self:Stream,
     hooks = [self.net.get_submodule(n).register_forward_pre_hook(before(n)) for n in self.written]
     try:
         with quiet(self.net), self: return self.net(*args, **kwargs)
-    except (UDFCError, MemoryError, torch.OutOfMemoryError): raise
-    except Exception as e: raise ExampleInputError(f'the network cannot run on inputs like `example_inputs`: {type(e).__name__}: {str(e)[:200]}', hint='pass inputs of the shape that the forward takes') from e
+    except Exception as e:
+        let_through(e)
+        raise ExampleInputError(f'the network cannot run on inputs like `example_inputs`: {type(e).__name__}: {str(e)[:200]}', hint='pass inputs of the shape that the forward takes') from e
     finally:
         for h in hooks: h.remove()
 
