@@ -7,7 +7,7 @@ __all__ = ['DTYPES', 'BY_ROW', 'SIDES', 'named_tensors', 'weight_of', 'contents'
            'file_rows']
 
 # %% ../nbs/40_checkpoint.ipynb #5ebef072
-import contextlib, json, math, warnings
+import contextlib, json, re, warnings
 import torch, torch.nn as nn
 from torch.utils._pytree import tree_map
 from torch.nn.modules.conv import _ConvNd
@@ -220,18 +220,23 @@ def assembled(
 # %% ../nbs/40_checkpoint.ipynb #69310245
 SIDES = (224, 32, 64, 28, 8, 16, 12, 24, 48, 96, 128, 192, 256, 299, 320, 384, 512, 1024, 16000) # pixels along an axis that are tried
 
-class _Transposed(TorchFunctionMode):
-    "Lengths that transposed convolutions without memory do not compare."
+class _Convolutions(TorchFunctionMode):
+    "Lengths that convolutions without memory do not compare."
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, '__name__', '').startswith('conv_transpose') and len(args) > 1:
-            (x, w), d = args[:2], getattr(func, '__name__', '')[-2]
-            if d.isdigit() and x.shape[-1-int(d)] != w.shape[0]: raise RuntimeError(f'{x.shape[-1-int(d)]} channels for the {w.shape[0]} of a transposed convolution')
-        return func(*args, **(kwargs or {}))
+        kwargs, name = kwargs or {}, getattr(func, '__name__', '')
+        if re.fullmatch('conv(_transpose)?[123]d', name):
+            (x, w, b), dims = [*args, *(kwargs[k] for k in ('input', 'weight') if k in kwargs), None][:3], int(name[-2])
+            b, groups = kwargs.get('bias', b), kwargs.get('groups', args[6] if len(args) > 6 else 1)
+            turned = 'transpose' in name
+            if turned and x.shape[-1-dims] != w.shape[0]: raise RuntimeError(f'{x.shape[-1-dims]} channels for the {w.shape[0]} of a transposed convolution')
+            rows = w.shape[1]*groups if turned else w.shape[0]
+            if b is not None and b.shape != (rows,): raise RuntimeError(f'a bias of shape {list(b.shape)} for {rows} channels')
+        return func(*args, **kwargs)
 
 def _answers(net, args, named):
     "Shapes of what a network without memory gives, or why it gives nothing."
     try:
-        with torch.device('meta'), _Transposed(), warnings.catch_warnings():
+        with torch.device('meta'), _Convolutions(), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             return [tuple(t.shape) for t in tensors_of(net(*args, **named))]
     except (MemoryError, torch.OutOfMemoryError): raise
