@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['READERS', 'MOST', 'INPUT_RANGE', 'INPUT_BITS', 'RANGES', 'InputQuantizer', 'check_activation_bits', 'grid_of',
            'QuantizedLinear', 'QuantizedConv2d', 'QuantizedConvTranspose2d', 'reader_of', 'quantize_input_', 'on_steps',
-           'folded_pairs', 'folds_of', 'biases_on_steps_', 'tails', 'positive', 'best_end', 'best_range', 'before_relu',
-           'bounds', 'input_range', 'six_sigma', 'range_of', 'shown_range']
+           'folded_pairs', 'folds_of', 'by_output', 'biases_on_steps_', 'tails', 'positive', 'best_end', 'best_range',
+           'before_relu', 'bounds', 'input_range', 'six_sigma', 'range_of', 'shown_range']
 
 # %% ../nbs/28_activations.ipynb #358b6ef3
 import copy, math
@@ -121,6 +121,13 @@ def folds_of(
     net = copy.deepcopy(model)
     return folded_pairs(record(net, example_inputs).nodes, dict(net.named_modules()))
 
+def by_output(
+    layer:nn.Module, # convolution or linear
+    scale:torch.Tensor, # of its weights
+)->bool:
+    "Has every output one step? A transposed convolution has a step for each input, if it has several."
+    return scale.numel() == 1 or not getattr(layer, 'transposed', False)
+
 @torch.no_grad()
 def biases_on_steps_(
     model:nn.Module, # is changed
@@ -133,7 +140,7 @@ def biases_on_steps_(
     for name, q in inputs.items():
         m, norm, code = mods[name], mods.get(pairs.get(name)), codes.get(name)
         owner = m if norm is None else norm
-        if code is None or max(code.bits, q.bits) > 8 or owner.bias is None or code.scale.numel() not in (1, len(owner.bias)): continue
+        if code is None or max(code.bits, q.bits) > 8 or owner.bias is None or not by_output(m, code.scale): continue
         c, b = norm_affine(norm) if norm is not None else (1., 0.)
         shift = b+c*(0. if m.bias is None else m.bias.double())
         owner.bias.copy_(owner.bias.double()+on_steps(shift, abs(c)*code.scale.flatten().double()*q.scale)-shift)
@@ -267,7 +274,7 @@ def find_ranges(self:Job,
         known[n] = bounds(n, known, input_range or self.source.input_range or INPUT_RANGE, tensor)
         name = n.target if n.kind in ('layer', 'depthwise') and n.module == n.target else None # functions that take the weights of a module do not read through it
         m = self.mods.get(name)
-        if bits.get(name) is None or m is None or self.layers[name].weight not in seen or reader_of(getattr(type(m), 'stock', type(m))) is None: continue
+        if bits.get(name) is None or m is None or name not in self.layers or self.layers[name].weight not in seen or reader_of(getattr(type(m), 'stock', type(m))) is None: continue
         source = source_of(n)
         if source.op == 'input': bits = bits | {name: max(bits[name], INPUT_BITS)}
         new, old = range_of(self.still_seen(name, seen[self.layers[name].weight]), known[source], bits[name], self.recipe.ranges), ends.get(name, (0., 0.))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, torch, torch.nn as nn
 from torch.utils._pytree import tree_map
 from fastcore.basics import patch
-from .activations import folds_of
+from .activations import by_output, folds_of
 from .checkpoint import write_atomic
 from .compress import Compressed
 from .errors import ExampleInputError, FileError, UnsupportedError
@@ -213,6 +213,7 @@ def inputs(self:Editor,
     for n in self.readers(f'{key}_values' if i is not None else key):
         n.input[0] = self.quantize(n.input[0], grid)
         if i is None or len(n.input) < 3 or n.input[2] not in self.inits or grid.bits > 8 or i.bits > 8: continue
+        if n.op_type == 'ConvTranspose' and len(i.scale) > 1: continue # a step for each input: its sums have no steps
         bias = f'{n.input[2]}_codes'
         steps = torch.round(torch.from_numpy(self.value(n.input[2]).copy()).double()/(i.scale.double()*float(grid.scale)))
         scale = i.scale.float()*torch.tensor(float(grid.scale), dtype=torch.float32)
@@ -305,7 +306,7 @@ def onnx_graph(
     with torch.no_grad():
         for n in set(ints) & set(grids):
             m = net.get_submodule(n)
-            if m.bias is not None and grids[n].bits <= 8: make_room(ints[n], m.bias, float(grids[n].scale)); m.weight.copy_(ints[n].dequantize())
+            if m.bias is not None and grids[n].bits <= 8 and by_output(m, ints[n].scale): make_room(ints[n], m.bias, float(grids[n].scale)); m.weight.copy_(ints[n].dequantize())
     proto = float_graph(net, example_inputs)
     edit = Editor(proto)
     ints = {n: i for n, i in ints.items() if edit.weights(n, i)}

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 import torch, torch.nn as nn
 from fastcore.basics import patch
+from .errors import FileError
 from .graph.record import call_args
 from .graph.sites import LAYERS
 
@@ -122,11 +123,28 @@ def to_csv(self:Report):
     return out.getvalue()
 
 # %% ../nbs/15_report.ipynb #8ce7920d
+_INTS = 'out out_before in in_before params params_before macs macs_before'.split()
+_TOTALS = 'params params_before macs macs_before effective_bits nominal_bytes seconds difference'.split()
+_NUMBERS = ['bits', 'activation_bits', 'effective_bits', 'nominal_bytes', 'seconds']
+_KINDS = dict.fromkeys(_INTS, (int,)) | dict.fromkeys(_NUMBERS, (int, float)) | dict.fromkeys(('error', 'difference', 'this', 'plain'), (int, float, type(None)))
+
+def _fields(d, names):
+    "Are these in it, each of its kind? What is not told of is a text."
+    good = lambda v, kinds: type(v) in kinds and (type(v) is not int or abs(v) < 2**63)
+    return isinstance(d, dict) and all(k in d and good(d[k], _KINDS.get(k, (str,))) for k in names)
+
 def report_from_json(
     text:str, # what `Report.to_json` wrote
 )->Report:
-    "Reads a report."
-    return Report(**json.loads(text))
+    "Reads a report. Raises `FileError` for what is none."
+    try: r = Report(**json.loads(text))
+    except (ValueError, TypeError, RecursionError) as e: raise FileError(f'no report: {str(e)[:200]}', hint='write one with Report.to_json') from e
+    totals = [k for k in _TOTALS if k != 'difference' or isinstance(r.totals, dict) and k in r.totals]
+    good = (isinstance(r.rows, list) and all(_fields(row, COLUMNS) and set(row) == set(COLUMNS) for row in r.rows) and _fields(r.totals, totals) and _fields(r.recipe, ['name'])
+        and isinstance(r.version, str) and isinstance(r.settings, dict) and isinstance(r.notes, list) and all(isinstance(n, str) for n in r.notes)
+        and isinstance(r.judged, dict) and _fields(r.judged, r.judged) and isinstance(r.candidates, list))
+    if not good: raise FileError('a report of another form', hint='write one with Report.to_json')
+    return r
 
 @patch
 def compare(
