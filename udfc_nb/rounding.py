@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['CLIPS', 'PIECE', 'FITTED', 'SAMPLE', 'DAMPING', 'BLOCK', 'ROUNDINGS', 'code_range', 'best_clip', 'fitted_ends',
-           'dense_grid', 'second_order', 'round_nearest', 'round_second_order']
+           'dense_grid', 'second_order', 'round_nearest', 'spread_of', 'round_second_order']
 
 # %% ../nbs/26_rounding.ipynb #de59e93b
 import torch
-from fastcore.basics import patch
 from .quantizer import GRIDS
-from .refit import Patch, factor
+from .refit import factor
 
 # %% ../nbs/26_rounding.ipynb #d4642286
 CLIPS = torch.linspace(.3, 1, 36) # shares of max|w| that are tried as the end of the grid
@@ -117,16 +116,16 @@ def round_nearest(
     recipe, # its `grid` and `per_channel`
 )->tuple: # `Quantized`
     "To the nearest point of the grid, with the best clip where every channel has its own. Raises `BitsError`, `NonFiniteError`."
-    if recipe.grid == 'dense': return dense_grid(W, bits, recipe.per_channel, variance=None if x is None else x.spread_of(W.flatten(1)))
+    if recipe.grid == 'dense': return dense_grid(W, bits, recipe.per_channel, variance=None if x is None else spread_of(x, W.flatten(1)))
     return GRIDS[recipe.grid](W, bits, recipe.per_channel, best_clip(W, bits, recipe.grid) if recipe.per_channel else 1.)
 
-@patch
-def spread_of(self:Patch,
-    W:torch.Tensor, # (O, n) filters
+def spread_of(
+    x, # `Patch` of what a layer reads
+    W:torch.Tensor, # (O, n) its filters
 )->torch.Tensor: # (O, n)
     "The variance of what each weight reads, damped."
-    d = self.covariance.diagonal(dim1=1, dim2=2).clamp(min=0)
-    return self.unfold((d+DAMPING*d.mean(1, keepdim=True))[:, None].expand(self.fold(W).shape))
+    d = x.covariance.diagonal(dim1=1, dim2=2).clamp(min=0)
+    return x.unfold((d+DAMPING*d.mean(1, keepdim=True))[:, None].expand(x.fold(W).shape))
 
 def round_second_order(x, W, bits, recipe):
     "As `round_nearest`, each error passed on in the metric of the patch."
