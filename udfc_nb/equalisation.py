@@ -50,22 +50,30 @@ def fold_rows(
 ROUNDS = 20 # of the pairs of a chain
 
 def _chain(job, site):
-    "A site's links: [(layer, norm behind it)], the consumers; None if factors cannot pass."
+    "A site's links: [layer, norm behind it, where the activation behind them is cut off]; None if factors cannot pass."
     paths = job.readers(site)
     if len(site.producers) > 1 or len(paths) != 1 or None in paths or site.groups > 1 or any(u.role not in ('out', 'in', 'norm', 'depthwise') for u in site.uses): return None
-    links = [[job.mods[site.name], None]]
+    links = [[job.mods[site.name], None, math.inf]]
     for s in next(iter(paths)).steps:
         m = job.mods.get(s.module)
         if s.kind == 'norm':
             if links[-1][1] is not None or len(m.running_mean) != site.size or m.weight is None or m.bias is None: return None
             links[-1][1] = m
-        elif s.kind == 'depthwise': links.append([m, None])
+        elif s.kind == 'depthwise': links.append([m, None, math.inf])
         elif s.kind == 'act':
-            if isinstance(m := job.mods[s.node.module], nn.ReLU6): m.max_val = math.inf; continue # as DFQ does
-            if not job.homogeneous(s): return None
+            if (end := _cut_off(s.node)) is not None and links[-1][1] is not None: links[-1][2] = min(links[-1][2], end)
+            elif not job.homogeneous(s): return None
         elif s.kind != 'spatial': return None
-    if any(len(m.weight) != site.size for m, _ in links): return None
+    if any(len(m.weight) != site.size for m, *_ in links): return None
     return links
+
+def _cut_off(n):
+    "Where a rectifier ends, as ReLU6 does at 6; None for other activations."
+    return n.args[2] if n.op == 'hardtanh' and len(n.args) > 2 and n.args[1] == 0 else None
+
+def _reach(norm):
+    "What the channels of a norm hardly ever exceed."
+    return norm.bias.detach().double()+6*norm.weight.detach().double().abs()
 
 def _columns(m, use):
     "Largest weight of every channel of a site in a consumer."
@@ -79,12 +87,13 @@ def equalise(job):
         links = _chain(job, site)
         if links is None or any(getattr(job.mods[u.module], 'groups', 1) > 1 for u in site.consumers): continue
         rows = lambda m: m.weight.flatten(1).abs().amax(1).double()
-        for m, norm in links: fold_rows(m, norm, torch.ones(site.size, dtype=torch.float64, device=m.weight.device))
+        for m, norm, _ in links: fold_rows(m, norm, torch.ones(site.size, dtype=torch.float64, device=m.weight.device))
         for _ in range(ROUNDS):
             moved = 0.
-            for i, (m, norm) in enumerate(links):
+            for i, (m, norm, end) in enumerate(links):
                 behind = rows(links[i+1][0]) if i+1 < len(links) else torch.stack([_columns(job.mods[u.module], u) for u in site.consumers]).amax(0)
                 s = balance(rows(m), behind)
+                if end < math.inf: reach = _reach(norm); s = torch.where(reach < end, torch.maximum(s, reach/end), 1.)
                 fold_rows(m, norm, s)
                 if i+1 < len(links): links[i+1][0].weight.mul_(s.to(m.weight.dtype).reshape(-1, *[1]*(m.weight.dim()-1)))
                 else:
@@ -99,8 +108,8 @@ def absorb(job):
     for name, site in job.sites.items():
         links = _chain(job, site)
         if links is None or len(links) > 1 or links[0][1] is None or any(s.kind == 'spatial' for s in next(iter(job.readers(site))).steps): continue
-        norm = links[0][1]
-        a = (norm.bias-3*norm.weight.abs()).clamp(min=0)
+        _, norm, end = links[0]
+        a = (norm.bias-3*norm.weight.abs()).clamp(min=0)*(_reach(norm) < end)
         takers = [(u, job.mods[u.module], _taker(job, u.module)) for u in site.consumers]
         if not a.any() or any(t is None or getattr(m, 'groups', 1) > 1 for _, m, t in takers): continue
         norm.bias.sub_(a)
