@@ -230,7 +230,7 @@ def homogeneous(self:Job, s):
 @patch
 def plain_weight(self:Job, name):
     "Is the layer a convolution or linear module that reads its weight as it is stored?"
-    return self.layers[name].plain and isinstance(self.mods.get(name), LAYERS)
+    return name in self.layers and self.layers[name].plain and isinstance(self.mods.get(name), LAYERS) # some are never run
 
 @patch
 def prune(self:Job, name):
@@ -310,7 +310,7 @@ def own_scale(old, q):
 @patch
 def own_norm(self:Job, name):
     "The batch norm that reads a layer's outputs, if nothing else does."
-    calls = self.layers[name].calls
+    calls = self.layers[name].calls if name in self.layers else ()
     users = [u for n in calls for u in n.users]
     m = self.mods.get(norm_name(users[0])) if len(users) == 1 and users[0].kind == 'norm' else None
     return m if isinstance(m, NORMS) and m.weight is not None and m.running_mean is not None else None

@@ -97,8 +97,9 @@ def meet_parameter(rec, labels, planes, shape):
 def pointwise(rec, call):
     "Element by element, with broadcasting."
     rank = call.outs[0].dim()
-    shape = lambda t: (1,)*(rank-t.dim())+tuple(t.shape)
-    ops = [({k: lift(p, rank) for k, p in planes.items()}, shape(t), t) for planes, t in zip(call.planes, call.tensors) if t.dim() <= rank]
+    axis, shape = call.argument('axis'), lambda t: (1,)*(rank-t.dim())+tuple(t.shape)
+    def column(t): return t if axis is None or t.dim() != 1 else t.reshape([-1 if d == axis % rank else 1 for d in range(rank)]) # steps of fake quantization stand along an axis
+    ops = [({k: lift(column(p), rank) for k, p in planes.items()}, shape(column(t)), t) for planes, t in zip(call.planes, call.tensors) if t.dim() <= rank]
     acts = [(p[ACT], s) for p, s, _ in ops if ACT in p]
     fixed = [(p, s) for p, s, _ in ops if p and ACT not in p]
     plain = [s for p, s, t in ops if not p and math.prod(s) > 1 and not rec.is_made(t)]
@@ -455,7 +456,9 @@ OPERATIONS = { # name without namespace and underscore (of others than torch's o
     **_entries('_local_scalar_dense item equal is_nonzero', by_value),
     **_entries('empty_like full_like rand_like randn_like zeros_like ones_like new_empty new_zeros new_ones new_full new_empty_strided', nothing),
     **_entries('''hardswish celu _prelu_kernel prelu hardtanh relu6 leaky_relu threshold rrelu_with_noise bernoulli masked_fill where clamp
-        log_sigmoid_forward softplus hardshrink softshrink elu add sub mul div rsub pow nan_to_num isnan isinf lerp addcmul addcdiv''',
+        log_sigmoid_forward softplus hardshrink softshrink elu add sub mul div rsub pow nan_to_num isnan isinf lerp addcmul addcdiv
+        fake_quantize_per_tensor_affine_cachemask _fake_quantize_per_tensor_affine_cachemask_tensor_qparams
+        fake_quantize_per_channel_affine_cachemask _fake_quantize_learnable_per_tensor_affine _fake_quantize_learnable_per_channel_affine''',
         pointwise, 'act', _elementwise)}
 
 # %% ../../nbs/graph/11_operations.ipynb #a233120c

@@ -78,7 +78,8 @@ def remember(net, record, removed, name):
     if isinstance(m, torch.jit.ScriptModule): return
     for module, attribute, atoms in record.numbers:
         if module == name and hasattr(m, attribute): setattr(m, attribute, int((~removed[atoms]).sum()))
-    w = next((t for k in ('weight', 'weight_v', 'running_mean') if isinstance(t := getattr(m, k, None), torch.Tensor)), None)
+    held = {**m._buffers, **m._parameters} # of weights that a hook computes the attribute is that of the last run
+    w = next((t for k in ('weight', 'weight_orig', 'weight_v', 'running_mean') if isinstance(t := held.get(k), torch.Tensor)), getattr(m, 'weight', None))
     if isinstance(m, nn.RNNBase): m._flat_weights, m.input_size = [getattr(m, k) for k in m._flat_weights_names], m.weight_ih_l0.shape[1]
     if w is None: return
     if isinstance(m, nn.modules.conv._ConvNd):

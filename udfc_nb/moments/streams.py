@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from ..caller import let_through
 from ..errors import ExampleInputError
 from ..graph.operations import OPERATIONS, operation_of
+from ..graph.proof import twin
 from ..graph.record import call_args, fresh, quiet
 from ..refit import MAX_PATCH, Patch
 
@@ -61,10 +62,10 @@ class Stream(TorchDispatchMode):
         repair=None, # function (weight, factor, shift): called where a layer's outputs have other statistics than the original's
     ):
         super().__init__()
-        self.net, self.kinds, self.first, self.anchors, self.kept = net, kinds, anchors is None, anchors or Anchors(), kept or (lambda name: None)
+        self.net, self.kinds, self.first, self.anchors, self.kept = twin(net), kinds, anchors is None, anchors or Anchors(), kept or (lambda name: None) # what a forward writes goes with the twin
         self.written, self.count, self.outputs, self.reestimate, self.repair = written, count, set(outputs), reestimate, repair
-        self.names, self.calls = {}, Counter()
-        for n, t in [*net.named_parameters(), *net.named_buffers()]:
+        self.names, self.home, self.calls = {}, dict(net.named_buffers()), Counter()
+        for n, t in [*self.net.named_parameters(), *self.net.named_buffers()]:
             if t.layout == torch.strided and t.numel(): self.names.setdefault(_place(t), n)
     def name_of(self, t): return self.names.get(_place(t)) if isinstance(t, torch.Tensor) and t.layout == torch.strided else None
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -100,7 +101,11 @@ def normed(self:Stream, x, name, mean, var, eps):
     if not self.reestimate: return x
     m, v = moments_of(x)
     m, v = torch.where((a > 0).any(0), m, mean), torch.where((a > 0).any(0), v, var)
-    if self.reestimate == 'keep': mean.copy_(m); var.copy_(v); return x
+    if self.reestimate == 'keep':
+        for t, new in ((mean, m), (var, v)):
+            t.copy_(new)
+            if (n := self.name_of(t)) in self.home: self.home[n].copy_(new)
+        return x
     s = ((var+eps)/(v+eps)).sqrt() # so that the norm, as it is, does what it would do with m and v
     one = lambda t: t.to(x.dtype).reshape(-1, *[1]*(x.dim()-2))
     return x*one(s)+one(mean-s*m)

@@ -92,8 +92,10 @@ class Source:
         "Small inputs in any number, large ones, as many as in the example, or else the example itself."
         def runs(**how):
             for k, v in how.items(): setattr(self, k, v)
-            try: return Stream(self.net, 1, written=self.written).run(self.images(2*len(FITTED), FITTED_ON)) is not self
+            try:
+                for kinds, n in ((FITTED, 2), (KINDS, 1)): Stream(self.net, 1, written=self.written).run(self.images(n*len(kinds), FITTED_ON, tuple(kinds))) # four, and three
             except ExampleInputError: return False
+            return True
         size = next((len(t) for t in tree_leaves(self.example) if isinstance(t, torch.Tensor) and t.dim()), 0)
         runs(size=small) or runs(size=None) or size and runs(batch=size) or runs(batch=None, given=self.example)
     def _loose(self):
