@@ -11,8 +11,9 @@ __all__ = ['MIXED', 'SHORT', 'STRONG', 'METHODS', 'STEPS', 'JUDGES', 'COUNTS', '
            'judged_worse', 'finish', 'refine']
 
 # %% ../nbs/45_refine.ipynb #5d1dfeb9
-import hashlib, json, math, time
+import hashlib, json, math, os, time
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 import torch, torch.nn as nn
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 from .activations import grid_of
 from .checkpoint import read_tensors, write_atomic
 from .compress import Compressed
-from .errors import FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
+from .errors import ArgumentError, FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
 from .generators import FORMS, Generator, discrepancy, distillation, pleasing_loss
 from .images import ImageSchedule, image_shape, make_images, running_norms
 from .graph.proof import find_sites
@@ -176,7 +177,8 @@ class Run:
         self.ranged = False # are the grids' ends those of the images?
         self.falls = 0 # times back to an earlier state because of a loss
         self.spent, self.began = 0., time.perf_counter() # seconds before it was interrupted; since when it runs
-        self.ended = None # why the student learned no longer
+        self.ended = None # the step at which the student was stopped because it moved away
+        self.unsaved = None # why the file could not be written
         self.work = WorkingCopy(out.model, device)
         self.device, self.shape = self.work.device, image_shape(out.example)
         self.teacher = WorkingCopy(unwrap(teacher), self.device).net.requires_grad_(False)
@@ -201,6 +203,8 @@ class Run:
 
     @property
     def seconds(self): return self.spent+time.perf_counter()-self.began
+    @cached_property
+    def settings(self): return settings_of(self)
 
     def noise(self, n): return torch.randn(n, self.how.latent, generator=self.gen).to(self.device, self.work.dtype)
     def labels(self, n): return torch.randint(0, self.classes, (n,), generator=self.gen).to(self.device)
@@ -331,29 +335,31 @@ def prepare(
 
 # %% ../nbs/45_refine.ipynb #35116f8b
 def digest(
-    tensors, # of any type
+    tensors:dict, # name → tensor
     text:str='',
 )->str: # 64 hexadecimal digits
-    "SHA-256 of numbers and text."
+    "SHA-256 of text, and of every tensor's name, type, shape and numbers."
     h = hashlib.sha256(text.encode())
-    for t in tensors: h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for n, t in sorted(tensors.items()):
+        h.update(f'\n{n} {t.dtype} {list(t.shape)}\n'.encode())
+        h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
 def teacher_mark(run):
     "Its numbers' digest, as a tensor."
-    return torch.tensor(list(bytes.fromhex(digest(run.teacher.state_dict().values()))), dtype=torch.uint8)
+    return torch.tensor(list(bytes.fromhex(digest(run.teacher.state_dict()))), dtype=torch.uint8)
 
-def fingerprint(
+def settings_of(
     run:Run,
-)->str: # 64 hexadecimal digits
-    "Of everything that decides the result."
+)->dict: # name → value; of networks and source the digests
+    "Everything that decides the result."
     grids = [(n, float(q.scale), float(q.zero_point), q.low, q.high) for n, m in run.out.model.named_modules() if (q := getattr(m, 'input_quantizer', None)) is not None]
-    codes = [t for q in run.out.codes.values() for t in (q.scale, q.zero, torch.tensor(q.bits))]
-    told = json.dumps([type(run.how).__name__, asdict(run.how), run.seed, grids, list(run.out.codes)], sort_keys=True)
-    return digest([*run.teacher.state_dict().values(), *run.out.model.state_dict().values(), *codes, *run.source.values()], told)
+    codes = {f'{n}.codes.{k}': getattr(q, k) for n, q in run.out.codes.items() for k in ('scale', 'zero')}
+    marks = dict(teacher=digest(run.teacher.state_dict()), network=digest(run.out.model.state_dict() | codes, json.dumps([grids, {n: q.bits for n, q in run.out.codes.items()}])), source=digest(run.source))
+    return json.loads(json.dumps(dict(method=type(run.how).__name__, seed=run.seed, shape=run.shape) | asdict(run.how) | marks))
 
 # %% ../nbs/45_refine.ipynb #82927033
-COUNTS = 'step', 'slower', 'calmer', 'falls', 'nearest', 'ranged', 'seconds', 'ended'
+COUNTS = 'step', 'slower', 'calmer', 'falls', 'nearest', 'ranged', 'ended'
 CURVE = 'step', 'generator', 'student' # what a step tells; not a number where it tells nothing
 
 def state_of(
@@ -367,13 +373,13 @@ def state_of(
     tensors |= {n: t for n, t in dict(images=run.images, judges=run.judges).items() if t is not None}
     tensors['chance'] = run.gen.get_state()
     tensors['curve'] = torch.tensor([[c.get(k, math.nan) for k in CURVE] for c in run.curve], dtype=torch.float64).reshape(-1, len(CURVE))
-    return {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}, json.dumps({n: getattr(run, n) for n in COUNTS})
+    return {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}, json.dumps({n: getattr(run, n) for n in (*COUNTS, 'seconds')})
 
 def restore(
     run:Run, # is changed
     tensors:dict, text:str, # from `state_of`
 ):
-    "Puts a run into a state. Raises KeyError, ValueError, TypeError, RuntimeError where they do not fit."
+    "Puts a run into a state."
     part = lambda p: {n.removeprefix(p): t for n, t in tensors.items() if n.startswith(p)}
     told = json.loads(text)
     run.student.load_state_dict(part('student.'))
@@ -384,9 +390,7 @@ def restore(
         opt.load_state_dict(dict(state=state, param_groups=opt.state_dict()['param_groups']))
     run.images, run.judges = (tensors[n].to(run.device) if n in tensors else None for n in ('images', 'judges'))
     run.gen.set_state(tensors['chance'])
-    run.step, run.falls, run.ranged, run.ended = int(told['step']), int(told['falls']), bool(told['ranged']), told['ended'] and str(told['ended'])
-    run.slower, run.calmer = float(told['slower']), float(told['calmer'])
-    run.nearest = None if told['nearest'] is None else float(told['nearest'])
+    for n in COUNTS: setattr(run, n, told[n])
     run.curve = [{k: int(v) if k == 'step' else v for k, v in zip(CURVE, row) if v == v} for row in tensors['curve'].tolist()]
 
 # %% ../nbs/45_refine.ipynb #8774ac86
@@ -405,31 +409,125 @@ def adopt(
         if t is not None and t.shape[1:] != run.shape: raise RecipeError(f'the {n} of `source` are {tuple(t.shape[1:])}, not {run.shape}', layer='refine', hint='pass a result for images of the same size')
         if t is not None: setattr(run, n, t.to(run.device, run.work.dtype))
 
+# %% ../nbs/45_refine.ipynb #c0a7e51d
+def _whole(v, most): return type(v) is int and 0 <= v <= most
+def _number(v, low, high): return type(v) is float and low <= v <= high
+def _differ(told, own): return next((f'{n} {t.dtype} {list(t.shape)}' for n, t in told.items() if n not in own or (t.dtype, t.shape) != (own[n].dtype, own[n].shape)), next((n for n in own if n not in told), None))
+
+def check_counts(
+    run:Run,
+    told:dict, # from the text of a state
+):
+    "Are these counts those of a run with these settings? Raises ValueError with the name of the one that is not."
+    if not isinstance(told, dict) or set(told) != {*COUNTS, 'seconds'}: raise ValueError('counts')
+    rates = [1.]
+    for _ in range(FALLS+1): rates.append(rates[-1]/3)
+    right = dict(step=_whole(told['step'], run.how.steps), falls=_whole(told['falls'], FALLS), calmer=type(told['calmer']) is float and told['calmer'] in rates,
+        nearest=told['nearest'] is None or _number(told['nearest'], -1e-6, 1.), seconds=_number(told['seconds'], 0., 1e12), ended=told['ended'] is None or _whole(told['ended'], run.how.steps))
+    right['slower'] = type(told['slower']) is float and right['falls'] and told['slower'] == rates[told['falls']]
+    right['ranged'] = type(told['ranged']) is bool and (told['ranged'] or told['step'] == 0 or not getattr(run.how, 'ranges', False)) and getattr(run.how, 'ranges', False) >= told['ranged']
+    if wrong := [n for n, r in right.items() if not r]: raise ValueError(f'{wrong[0]} is {str(told[wrong[0]])[:40]!r}')
+
+# %% ../nbs/45_refine.ipynb #c0a7e52d
+MOMENTA = {torch.optim.SGD: ('momentum_buffer',), torch.optim.Adam: ('exp_avg', 'exp_avg_sq', 'step')}
+
+def tensors_like(
+    run:Run, # as it begins
+    told:dict, # counts of a state
+    given, # names of the tensors of that state
+)->dict: # name → a tensor of the shape and type that it must have
+    "What a state of this run holds at that step. Images may be missing before the first one, and momenta of what has no gradient."
+    own, step, dtype = state_of(run)[0], told['step'], next(run.teacher.parameters()).dtype
+    want = {n: t for n, t in own.items() if not n.startswith('opt.') and n not in ('images', 'judges')} | dict(curve=own['curve'].new_empty(step, len(CURVE)))
+    sizes = dict(images=run.how.images.images*(run.how.share > 0), judges=JUDGES.images)
+    made = {n: torch.empty(k, *run.shape, dtype=dtype, device='meta') for n, k in sizes.items() if k} | {n: own[n] for n in sizes if n in own}
+    want |= {n: t for n, t in made.items() if step or n in given}
+    for who, opt in run.opts.items():
+        for i, p in enumerate(p for g in opt.param_groups for p in g['params']):
+            names = [f'opt.{who}.{i}.{k}' for k in MOMENTA[type(opt)]]
+            if step and any(n in given for n in names): want |= {n: torch.tensor(0.) if n.endswith('.step') else p for n in names}
+    return want
+
+def check_tensors(
+    run:Run, # as it begins
+    told:dict, # counts, checked
+    tensors:dict,
+):
+    "Are these tensors those of a run with these settings and counts? Raises ValueError with the name of the one that is not."
+    if odd := _differ(tensors, tensors_like(run, told, tensors)): raise ValueError(odd)
+    for n, t in tensors.items():
+        if n != 'curve' and not t.isfinite().all(): raise ValueError(f'{n} has numbers that are not finite')
+        if (n.startswith('opt.') and n.endswith('.exp_avg_sq') or n.startswith('generator.') and n.endswith(('.running_var', '.num_batches_tracked'))) and (t < 0).any(): raise ValueError(f'{n} has negative numbers')
+        if n.startswith('opt.') and n.endswith('.step') and not (1 <= t <= told['step'] and t == t.round()): raise ValueError(f'{n} is {t.item()}')
+    check_buffers(run, told['ranged'], tensors)
+    check_curve(run, tensors['curve'])
+    chance = torch.Generator().set_state(tensors['chance'])
+    if not torch.equal(chance.get_state(), tensors['chance']) or not all(torch.randn(1, dtype=d, generator=chance).isfinite() for d in (torch.float32, torch.float64)): raise ValueError('chance')
+
+def check_buffers(
+    run:Run, # as it begins
+    ranged:bool, # have its grids been set?
+    tensors:dict,
+):
+    "What no training changes is as it was; the rest is possible. Raises ValueError with the name."
+    student, start = dict(run.student.named_modules()), state_of(run)[0]
+    moving = running_norms(run.student) if run.how.norms == 'batch' else {}
+    for n in (n for n, _ in run.student.named_buffers() if f'student.{n}' in start):
+        (owner, _, name), t = n.rpartition('.'), tensors[f'student.{n}']
+        m = student[owner]
+        if owner in moving: right = name == 'running_mean' or (t >= 0).all()
+        elif ranged and owner.endswith('input_quantizer'): right = (t > 0).all() if name == 'first' else ((m.low <= t) & (t <= m.high) & (t == t.round())).all()
+        else: right = torch.equal(t, start[f'student.{n}'])
+        if not right: raise ValueError(f'student.{n}')
+
+def check_curve(
+    run:Run,
+    curve:torch.Tensor, # (steps, what a step tells)
+):
+    "Every step has told something, and nothing infinite. Raises ValueError."
+    losses = curve[:, 1:] if run.generator is not None else curve[:, 2:]
+    silent = run.generator is None and not curve[:, 1].isnan().all()
+    if silent or curve.isinf().any() or losses.isnan().all(1).any() or not torch.equal(curve[:, 0], torch.arange(len(curve), dtype=curve.dtype)): raise ValueError('curve')
+
 # %% ../nbs/45_refine.ipynb #ecf1fbb2
+FORMAT = dict(format='udfc_nb refine', version='1')
+
 def write_state(
     run:Run,
     path, # a .safetensors file; an existing one is replaced
     state:tuple=None, # from `state_of`; None: the present one
 ):
-    "Raises OSError."
+    "The state with the settings and a checksum. Raises `FileError`."
     tensors, text = state or state_of(run)
-    write_atomic(path, to_bytes(tensors, dict(format='udfc_nb refine', run=fingerprint(run), state=text)))
+    meta = FORMAT | dict(settings=json.dumps(run.settings), state=text)
+    try: write_atomic(path, to_bytes(tensors, meta | dict(sha256=digest(tensors, json.dumps(meta, sort_keys=True)))))
+    except FileError: raise
+    except (OSError, ValueError) as e: raise FileError(f"cannot be written: {getattr(e, 'strerror', None) or e}", layer=str(path), hint='choose another name or folder') from e
 
+# %% ../nbs/45_refine.ipynb #c0a7e53d
 def read_state(
-    run:Run, # is changed
+    run:Run, # as it begins; is changed
     path,
 ):
     "Goes on from a file. Raises `FileError` if it is damaged or another run's."
+    def fail(why, way='the file is damaged; remove it to begin anew'): raise FileError(why, layer=str(path), hint=way)
     tensors, meta = read_tensors(path)
-    if meta.get('format') != 'udfc_nb refine': raise FileError('not a state that refine has written', layer=str(path), hint='choose another file')
-    if meta.get('run') != fingerprint(run): raise FileError('the state of another run', layer=str(path), hint='the same networks, schedule, seed and source are needed to go on; to begin anew, name another file')
-    saved = state_of(run)
+    sha = meta.pop('sha256', None)
+    if meta.get('format') != FORMAT['format']: fail('not a state that refine has written', 'choose another file')
+    if meta.get('version') != FORMAT['version']: fail(f"a state of version {meta.get('version')!r}, this package reads {FORMAT['version']}", 'name another file to begin anew')
+    if sha != digest(tensors, json.dumps(meta, sort_keys=True)): fail('the checksum does not fit the contents')
+    try: theirs, told = (json.loads(meta[k]) for k in ('settings', 'state'))
+    except (KeyError, ValueError, RecursionError) as e: fail(f'settings or state are no JSON: {str(e)[:100]}')
+    if theirs != run.settings:
+        if not isinstance(theirs, dict): fail('the settings are no table')
+        odd = [n for n in {**run.settings, **theirs} if theirs.get(n, ()) != run.settings.get(n, ())]
+        named = [n if len(both := f'{n} {json.dumps(theirs.get(n))}, here {json.dumps(run.settings.get(n))}') > 100 else both for n in odd[:5]]
+        fail(f"the state of another run: {'; '.join(named)}", 'the same networks, schedule, seed and source are needed to go on; to begin anew, name another file')
     try:
-        restore(run, tensors, meta.get('state', ''))
-        run.spent, run.began = float(json.loads(meta['state'])['seconds']), time.perf_counter()
-    except (KeyError, ValueError, TypeError, RuntimeError) as e:
-        restore(run, *saved)
-        raise FileError(f'the state does not fit: {str(e)[:200]}', layer=str(path), hint='the file is damaged; remove it to begin anew') from e
+        check_counts(run, told); check_tensors(run, told, tensors)
+    except (ValueError, RuntimeError) as e: fail(f'the state is not one of this run: {str(e)[:200]}')
+    restore(run, tensors, meta['state'])
+    run.spent, run.began = told['seconds'], time.perf_counter()
 
 # %% ../nbs/45_refine.ipynb #82fb779b
 @torch.no_grad()
@@ -495,17 +593,22 @@ def fall_back(
     for n, v in now.items(): setattr(run, n, v)
 
 # %% ../nbs/45_refine.ipynb #ce5d73a1
+def _keep(run, path, state=None):
+    "Writes a state; a file that can be written no longer does not cost the training."
+    try: write_state(run, path, state); run.unsaved = None
+    except FileError as e: run.unsaved = f'at step {run.step}: {e}'
+
 def train(
     run:Run, # is changed
     checkpoint=None, # file to go on from and to write to
     tick=lambda done, total, what: None, # called before every step; may raise to stop
 ):
-    "All steps that are left. Raises `NonFiniteError`, `Cancelled`, `UDFCError` for lack of memory, OSError."
+    "All steps that are left. Raises `NonFiniteError`, `Cancelled`, `UDFCError` for lack of memory."
     step, good = STEPS[type(run.how)], state_of(run)
     try:
         prepare(run, tick)
         good = state_of(run)
-        while run.step < run.how.steps and not run.ended:
+        while run.step < run.how.steps and run.ended is None:
             tick(run.step, run.how.steps, run.curve[-1] if run.curve else {})
             set_rates(run)
             try:
@@ -517,18 +620,18 @@ def train(
                 continue
             if run.how.careful and (run.step+1) % KEEP == 0 and 'student' in losses and astray(run):
                 fall_back(run, good, calmer=run.calmer/3)
-                if run.calmer < 3.**-FALLS: run.ended = f'at step {run.step}, because the student moved away from the teacher with the smallest rate too'
+                if run.calmer < 3.**-FALLS: run.ended = run.step
                 continue
             run.curve.append(dict(step=run.step, **losses)); run.step += 1
             if run.step % KEEP == 0:
                 good = state_of(run)
-                if checkpoint and run.step % (4*KEEP) == 0: write_state(run, checkpoint, good)
+                if checkpoint and run.step % (4*KEEP) == 0: _keep(run, checkpoint, good)
     except BaseException as e:
-        if checkpoint: write_state(run, checkpoint, good)
-        kept = f'; the state of step {json.loads(good[1])["step"]} is in {checkpoint}' if checkpoint else ''
-        if _no_memory(e): raise UDFCError(f'no memory left for {run.how.batch} images{kept}', layer=f'step {run.step}', hint='take a smaller batch'+' and another file, or go on from this one where there is more memory'*bool(checkpoint)) from e
+        if checkpoint: _keep(run, checkpoint, good)
+        kept = f'; the state of step {json.loads(good[1])["step"]} is in {checkpoint}' if checkpoint and not run.unsaved else ''
+        if _no_memory(e): raise UDFCError(f'no memory left for {run.how.batch} images{kept}', layer=f'step {run.step}', hint='take a smaller batch'+' and another file, or go on from this one where there is more memory'*bool(kept)) from e
         raise
-    if checkpoint: write_state(run, checkpoint)
+    if checkpoint: _keep(run, checkpoint)
 
 # %% ../nbs/45_refine.ipynb #2e7fbe3e
 @dataclass
@@ -559,7 +662,8 @@ def _told(run, before, after, changed, kept):
     if changed and not kept:
         for row in r.rows: row['error'] = None # of layers that have changed since
     if not running_norms(run.teacher): r.notes.append('note: no batch norm remembers anything; the images follow the classes, or the game, alone')
-    if run.ended: r.notes.append(f'note: refining ended {run.ended}')
+    if run.ended is not None: r.notes.append(f'note: refining ended at step {run.ended}, because the student moved away from the teacher with the smallest rate too')
+    if run.unsaved: r.notes.append(f'note: the state could not be written {run.unsaved}')
     if kept: r.notes.append(f'note: on images that it had not seen the refined network was not nearer to the teacher ({after:.3g}) than before ({before:.3g}); the network is given back as it was')
     return r
 
@@ -609,6 +713,17 @@ def finish(
     return Refined(run.work.give_back(), report, codes, dict(run.out.kept), run.out.example, run.curve, made)
 
 # %% ../nbs/45_refine.ipynb #3cc1d962
+def begin_file(
+    run:Run, # is changed
+    checkpoint, # a path
+)->Path:
+    "Goes on from a file that is there; writes it, so that one that cannot be written is known before the training. Raises `FileError`, `ArgumentError`."
+    try: path = Path(checkpoint)
+    except TypeError as e: raise ArgumentError(f'{checkpoint!r:.80} is no path', layer='checkpoint', hint='pass the name of a file') from e
+    if os.path.exists(path): read_state(run, path)
+    if run.step < run.how.steps and run.ended is None: write_state(run, path)
+    return path
+
 def refine(
     out:Compressed, # what `compress` returned; is not changed
     teacher:nn.Module, # the network that it came from; is not changed
@@ -623,7 +738,7 @@ def refine(
     "Trains a compressed network on images made from the original. Raises the errors of `udfc_nb.errors`."
     how = get_schedule(method, steps)
     run = Run(out, teacher, how, device, seed, source)
-    if checkpoint and Path(checkpoint).exists(): read_state(run, checkpoint)
+    if checkpoint is not None: checkpoint = begin_file(run, checkpoint)
     bar = tqdm(total=how.steps, disable=progress is not True, desc='refine', unit='step', initial=run.step)
     tick = progress if callable(progress) else lambda done, total, what: bar.update(done-bar.n) if isinstance(what, dict) else None
     set_mode(run)
