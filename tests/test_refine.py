@@ -6,7 +6,10 @@ from udfc_nb import compress, load, refine
 from udfc_nb.digits import DigitsNet, accuracy, digits, digits_net
 from udfc_nb.errors import ArgumentError, Cancelled, ExampleInputError, FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
 from udfc_nb.images import ImageSchedule
-from udfc_nb.refine import METHODS, STEPS, GDFQ, Run, Transfer, ZeroQ, digest, distance, finish, get_schedule, read_state, train
+from udfc_nb.refine import distance, finish, train
+from udfc_nb.schedules import METHODS, GDFQ, Transfer, ZeroQ, get_schedule
+from udfc_nb.state import read_state
+from udfc_nb.training import STEPS, Run, digest
 from safetensors.torch import load_file, save as to_bytes
 from nets import settle
 
@@ -16,7 +19,7 @@ FAST = {'gdfq': METHODS['gdfq'].but(warmup=.2, width=8, **SMALL), 'transfer': ME
 @pytest.fixture(autouse=True)
 def fewer_judges(monkeypatch, request):
     "Images to judge on cost more than these networks' training; the slow tests have all of them."
-    if 'slow' not in request.keywords: monkeypatch.setattr(importlib.import_module('udfc_nb.refine'), 'JUDGES', ImageSchedule(images=16, steps=5, class_weight=1.))
+    if 'slow' not in request.keywords: monkeypatch.setattr(importlib.import_module('udfc_nb.training'), 'JUDGES', ImageSchedule(images=16, steps=5, class_weight=1.))
 
 def tiny(seed=0, size=4):
     torch.manual_seed(seed)
@@ -223,14 +226,13 @@ def test_written_like_other_files(tmp_path):
     assert path.is_symlink() and stat.S_IMODE(os.stat(path).st_mode) == 0o640 and sorted(os.listdir(tmp_path/'real')) == ['s', 't']
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork')
-@pytest.mark.parametrize('method', list(FAST))
-def test_killed_twenty_times(method, tmp_path, monkeypatch):
+def test_killed_twenty_times(tmp_path, monkeypatch):
     "At any step, while images are made, and while the file is written: what comes out in the end is the network of the run that nobody stopped, bit for bit."
     if torch.cuda.is_initialized(): pytest.skip('cannot fork beside a GPU')
     module, real = importlib.import_module('udfc_nb.refine'), os.replace
     monkeypatch.setattr(module, 'KEEP', 1)
     net = tiny(); out = compress(net, X, weight_bits=3, activation_bits=4)
-    how = FAST[method].but(steps=120, batch=8, careful=False, images=ImageSchedule(images=8, steps=4), **dict(width=4, latent=4) if method != 'zeroq' else {})
+    how = FAST['gdfq'].but(steps=120, batch=8, width=4, latent=4, careful=False, images=ImageSchedule(images=8, steps=4))
     def leg(name, ticks=None, writes=None):
         "One process; it kills itself at so many calls of its progress function or at so many writings, before or after the new file has its name."
         pid = os.fork()
