@@ -1,11 +1,16 @@
 "Training on made images: the same result after an interruption, nothing lost when it fails, every kind of network that the tracer takes."
-import copy, importlib, json
+import copy, functools, importlib, json, math, os, random, signal, stat, tempfile
+from pathlib import Path
 import pytest, torch, torch.nn as nn
 from udfc_nb import compress, load, refine
 from udfc_nb.digits import DigitsNet, accuracy, digits, digits_net
-from udfc_nb.errors import Cancelled, ExampleInputError, FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
+from udfc_nb.errors import ArgumentError, Cancelled, ExampleInputError, FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
 from udfc_nb.images import ImageSchedule
-from udfc_nb.refine import METHODS, STEPS, GDFQ, Run, Transfer, ZeroQ, distance, finish, get_schedule, train
+from udfc_nb.refine import distance, finish, train
+from udfc_nb.schedules import METHODS, GDFQ, Transfer, ZeroQ, get_schedule
+from udfc_nb.state import read_state
+from udfc_nb.training import STEPS, Run, digest
+from safetensors.torch import load_file, save as to_bytes
 from nets import settle
 
 SMALL = dict(batch=16, images=ImageSchedule(images=16, steps=5, class_weight=1.))
@@ -14,7 +19,7 @@ FAST = {'gdfq': METHODS['gdfq'].but(warmup=.2, width=8, **SMALL), 'transfer': ME
 @pytest.fixture(autouse=True)
 def fewer_judges(monkeypatch, request):
     "Images to judge on cost more than these networks' training; the slow tests have all of them."
-    if 'slow' not in request.keywords: monkeypatch.setattr(importlib.import_module('udfc_nb.refine'), 'JUDGES', ImageSchedule(images=16, steps=5, class_weight=1.))
+    if 'slow' not in request.keywords: monkeypatch.setattr(importlib.import_module('udfc_nb.training'), 'JUDGES', ImageSchedule(images=16, steps=5, class_weight=1.))
 
 def tiny(seed=0, size=4):
     torch.manual_seed(seed)
@@ -68,12 +73,192 @@ def test_not_a_number_half_way(monkeypatch, tmp_path):
     with pytest.raises(NonFiniteError, match='smaller'): refine(out, net, FAST['gdfq'], steps=40, checkpoint=tmp_path/'s')
     assert (tmp_path/'s').exists()
 
-@pytest.mark.parametrize('spoil', [lambda b: b[:len(b)//2], lambda b: b'', lambda b: b[:8]+b'{'*100, lambda b: b.replace(b'chance', b'chanca')], ids=['cut', 'empty', 'no JSON', 'renamed'])
+# ---- the file
+
+@functools.cache
+def written():
+    "A run with all that a state can hold, and the file of its 12 steps."
+    net = tiny(); out = compress(net, X, weight_bits=4, activation_bits=4)
+    how = FAST['gdfq'].but(steps=12, batch=8, width=4, latent=4, images=ImageSchedule(images=8, steps=3))
+    with tempfile.TemporaryDirectory() as d:
+        refine(out, net, how, checkpoint=Path(d)/'s')
+        return net, out, how, (Path(d)/'s').read_bytes()
+
+def state(tmp_path):
+    (tmp_path/'s').write_bytes(written()[3])
+    return tmp_path/'s'
+
+def text_of(path):
+    data = path.read_bytes()
+    return json.loads(data[8:8+int.from_bytes(data[:8], 'little')])['__metadata__']
+
+def rewrite(path, tensors=None, told=None, **meta):
+    "What someone who knows the format writes: other contents with their own checksum."
+    old = {n: t.clone() for n, t in load_file(path).items()}
+    if tensors: tensors(old)
+    text = text_of(path) | meta; text.pop('sha256')
+    if told: inside = json.loads(text['state']); told(inside); text['state'] = json.dumps(inside)
+    path.write_bytes(to_bytes({n: t.contiguous() for n, t in old.items()}, text | dict(sha256=digest(old, json.dumps(text, sort_keys=True)))))
+
+def reads(path, **change):
+    net, out, how, _ = written()
+    run = Run(out, net, how.but(**change)); read_state(run, path)
+    return run
+
+def test_rewritten_without_a_change_is_taken(tmp_path):
+    path = state(tmp_path); rewrite(path)
+    assert reads(path).step == 12
+
+def put(name, f):
+    def change(tensors):
+        n = next(n for n in sorted(tensors) if name in n)
+        tensors[n] = f(tensors[n])
+    return change
+
+def one(x): return lambda t: t.flatten().index_fill(0, torch.tensor([0]), x).reshape(t.shape)
+TENSORS = {
+    'a name too many': lambda t: t.update(student=torch.ones(1)), 'a name too few': lambda t: t.pop(min(n for n in t if n.startswith('student.'))), 'no images': lambda t: t.pop('images'), 'no judges': lambda t: t.pop('judges'),
+    'no chance': lambda t: t.pop('chance'), 'no curve': lambda t: t.pop('curve'), 'half a momentum': lambda t: t.pop(next(n for n in t if n.endswith('exp_avg'))),
+    'a foreign momentum': lambda t: t.update({'opt.student.99.momentum_buffer': torch.ones(1)}), 'images of another size': put('images', lambda t: t[..., 1:]), 'fewer images': put('images', lambda t: t[1:]),
+    'judges without colours': put('judges', lambda t: t[:, 0]), 'other weights': put('parametrizations.weight.original', lambda t: t[1:]), 'double weights': put('parametrizations.weight.original', lambda t: t.double()),
+    'whole images': put('images', lambda t: t.to(torch.int64)), 'half judges': put('judges', lambda t: t.half()), 'a number that is none': put('parametrizations.weight.original', one(math.nan)),
+    'an infinite generator': put('generator', one(math.inf)), 'an infinite momentum': put('momentum_buffer', one(-math.inf)), 'images that are none': put('images', one(math.nan)),
+    'a momentum of another shape': put('momentum_buffer', lambda t: t[:1]), 'a negative square': put('exp_avg_sq', one(-1.)), 'half a step': put('.step', lambda t: t+.5), 'too many steps': put('.step', lambda t: t+100),
+    'a step of zero': put('.step', lambda t: 0*t), 'other statistics': put('student.1.running_mean', lambda t: t+1), 'statistics of a generator that are none': put('generator.first.2.running_var', lambda t: -t), 'another grid': put('parametrizations.weight.0.first', lambda t: 2*t), 'another zero': put('input_quantizer.zero', lambda t: t+1),
+    'a short curve': put('curve', lambda t: t[1:]), 'a curve of another kind': put('curve', lambda t: t.float()), 'steps that are none': put('curve', lambda t: t.flip(0)), 'an infinite loss': put('curve', lambda t: t.index_fill(1, torch.tensor([1]), math.inf)),
+    'a silent step': put('curve', lambda t: torch.cat([t[:, :1], 0*t[:, 1:]+math.nan], 1)), 'less chance': put('chance', lambda t: t[1:]), 'another chance': put('chance', lambda t: t.flip(0)), 'chance in floats': put('chance', lambda t: t.float())}
+TOLD = {
+    'no counts': lambda s: s.clear(), 'one too many': lambda s: s.update(more=1), 'one too few': lambda s: s.pop('falls'), **{f'{n} {v!r}': functools.partial(lambda s, n, v: s.update({n: v}), n=n, v=v) for n, v in (
+    ('step', -1), ('step', 13), ('step', 11), ('step', 12.), ('step', True), ('step', '12'), ('step', None), ('slower', math.nan), ('slower', 0.), ('slower', 2.), ('slower', -1.), ('slower', 1), ('slower', 1/3), ('calmer', math.inf), ('calmer', .5), ('calmer', '1'),
+    ('falls', 1), ('falls', 99), ('falls', -1), ('falls', .5), ('nearest', math.nan), ('nearest', 2.), ('nearest', -1.), ('nearest', 'near'), ('ranged', 1), ('ranged', True), ('ranged', 'no'), ('seconds', -1.), ('seconds', math.inf), ('seconds', 'long'), ('ended', 'for fun'), ('ended', 13), ('ended', False))}}
+
+@pytest.mark.parametrize('kind', TENSORS)
+def test_no_tensor_is_taken_unchecked(kind, tmp_path):
+    path = state(tmp_path); rewrite(path, tensors=TENSORS[kind])
+    with pytest.raises(FileError, match='not one of this run') as e: reads(path)
+    assert e.value.layer == str(path) and 'anew' in e.value.hint
+
+@pytest.mark.parametrize('kind', TOLD)
+def test_no_count_is_taken_unchecked(kind, tmp_path):
+    path = state(tmp_path); rewrite(path, told=TOLD[kind])
+    with pytest.raises(FileError, match='not one of this run'): reads(path)
+
+@pytest.mark.parametrize('change', [dict(ranges=True), dict(norms='batch')], ids=['ranges', 'norms of the batch'])
+def test_what_may_move_is_checked_too(change, tmp_path):
+    net, out, *_ = written(); how = FAST['zeroq' if 'ranges' in change else 'transfer'].but(steps=3, batch=8, images=ImageSchedule(images=8, steps=3), **change)
+    refine(out, net, how, checkpoint=tmp_path/'s'); whole = (tmp_path/'s').read_bytes()
+    again = lambda: read_state(Run(out, net, how), tmp_path/'s')
+    again()
+    wrong = dict(ranges=[put('input_quantizer.first', lambda t: -t), put('input_quantizer.zero', lambda t: t+.5), put('input_quantizer.zero', lambda t: t+1e4)], norms=[put('student.1.running_var', lambda t: -t), put('student.1.num_batches', lambda t: t-99)])[next(iter(change))]
+    for w in wrong:
+        (tmp_path/'s').write_bytes(whole); rewrite(tmp_path/'s', tensors=w)
+        with pytest.raises(FileError, match='not one of this run'): again()
+
+@pytest.mark.parametrize('text', ['', '[]', 'null', '{', '['*100_000, '{"step": 1}', '"state"'])
+def test_no_text_is_taken_unchecked(text, tmp_path):
+    path = state(tmp_path); whole = path.read_bytes()
+    for part in ('state', 'settings'):
+        path.write_bytes(whole); rewrite(path, **{part: text})
+        with pytest.raises(FileError): reads(path)
+
+def test_versions_and_kinds(tmp_path):
+    path = state(tmp_path); whole = path.read_bytes()
+    for how, told in ((dict(version='2'), 'version'), (dict(format='udfc_nb'), 'not a state')):
+        path.write_bytes(whole); rewrite(path, **how)
+        with pytest.raises(FileError, match=told): reads(path)
+
+def test_every_flipped_bit_is_found(tmp_path):
+    path = state(tmp_path); whole = path.read_bytes(); draw = random.Random(0)
+    for at in draw.sample(range(len(whole)), 60):
+        hurt = bytearray(whole); hurt[at] ^= 1 << draw.randrange(8); path.write_bytes(hurt)
+        with pytest.raises(FileError): reads(path)
+
+@pytest.mark.parametrize('spoil', [lambda b: b[:len(b)//2], lambda b: b'', lambda b: b[:8]+b'{'*100, lambda b: b+b' ', lambda b: b.replace(b'chance', b'chanca')], ids=['cut', 'empty', 'no JSON', 'longer', 'renamed'])
 def test_spoilt_files(spoil, tmp_path):
-    net = tiny(); out = compress(net, X, weight_bits=4)
-    refine(out, net, FAST['gdfq'], steps=5, checkpoint=tmp_path/'s')
-    (tmp_path/'s').write_bytes(spoil((tmp_path/'s').read_bytes()))
-    with pytest.raises(FileError): refine(out, net, FAST['gdfq'], steps=5, checkpoint=tmp_path/'s')
+    net, out, how, _ = written(); path = state(tmp_path)
+    path.write_bytes(spoil(path.read_bytes())); saved = path.read_bytes()
+    with pytest.raises(FileError): refine(out, net, how, checkpoint=path)
+    assert path.read_bytes() == saved, 'what is not understood is not written over'
+
+@pytest.mark.parametrize('change,told', [(dict(batch=6), 'batch 8, here 6'), (dict(steps=11), 'steps 12, here 11'), (dict(temperature=3.), 'temperature 20.0, here 3.0'), (dict(learned=()), 'learned'), (dict(images=ImageSchedule(images=8, steps=4)), 'images')])
+def test_another_setting_is_named(change, told, tmp_path):
+    with pytest.raises(FileError, match=told): reads(state(tmp_path), **change)
+
+def test_another_network_is_named(tmp_path):
+    net, out, how, _ = written(); path = state(tmp_path)
+    def names(*args, **kwargs):
+        with pytest.raises(FileError, match='another run') as e: read_state(Run(*args, **kwargs), path)
+        return str(e.value).split('another run:')[1].split('What to do')[0]
+    other = copy.deepcopy(net); other[0].bias.data[0] += 1e-3
+    assert 'teacher' in names(out, other, how) and 'network' not in names(out, other, how)
+    assert 'network' in names(compress(net, X, weight_bits=3, activation_bits=4), net, how)
+    assert 'seed 0, here 1' in names(out, net, how, seed=1) and 'method "GDFQ", here "ZeroQ"' in names(out, net, FAST['zeroq'].but(steps=12))
+    assert 'shape' in names(compress(net, torch.zeros(1, 3, 16, 16), weight_bits=4, activation_bits=4), net, how)
+    assert 'source' in names(out, net, how, source=refine(out, net, how, steps=1))
+
+@pytest.mark.parametrize('name', ['none/ck', 'file/ck', 'folder', 'fifo', 'a'*300, 'a\0b', '', 'closed/ck', 'dangling'])
+def test_a_file_that_cannot_be_written_is_known_before_the_training(name, tmp_path):
+    net, out, how, _ = written(); steps = []
+    (tmp_path/'file').touch(); (tmp_path/'folder').mkdir(); (tmp_path/'closed').mkdir(mode=0o500); os.mkfifo(tmp_path/'fifo'); (tmp_path/'dangling').symlink_to(tmp_path/'none'/'ck')
+    if name == 'closed/ck' and os.access(tmp_path/'closed', os.W_OK): pytest.skip('nothing is closed to this user')
+    with pytest.raises(FileError) as e: refine(out, net, how, checkpoint=os.path.join(tmp_path, name) if name else '', progress=lambda *told: steps.append(told))
+    assert not steps and e.value.layer and e.value.hint
+
+@pytest.mark.parametrize('path', [3, True, b'ck', ['ck']])
+def test_what_is_no_path_is_refused(path):
+    net, out, how, _ = written()
+    with pytest.raises(ArgumentError, match='checkpoint'): refine(out, net, how, checkpoint=path)
+
+def test_a_file_that_can_be_written_no_longer_does_not_cost_the_training(tmp_path):
+    net, out, how, _ = written(); (tmp_path/'there').mkdir()
+    def gone(done, total, what):
+        if done == 5 and isinstance(what, dict) and (tmp_path/'there').exists(): (tmp_path/'there'/'ck').unlink(); (tmp_path/'there').rmdir()
+    r = refine(out, net, how, checkpoint=tmp_path/'there'/'ck', progress=gone)
+    assert len(r.curve) == 12 and any('could not be written' in n for n in r.report.notes)
+    assert same(r.model, refine(out, net, how).model)
+
+def test_written_like_other_files(tmp_path):
+    "Links are followed, permissions stay, nothing lies beside it."
+    (tmp_path/'real').mkdir(); path = state(tmp_path); os.chmod(path, 0o640); path.rename(tmp_path/'real'/'s'); path.symlink_to(tmp_path/'real'/'s')
+    net, out, how, _ = written()
+    refine(out, net, how, checkpoint=path)
+    with pytest.raises(Cancelled): refine(out, net, how.but(steps=13), checkpoint=tmp_path/'real'/'t', progress=stop_at(5))
+    assert path.is_symlink() and stat.S_IMODE(os.stat(path).st_mode) == 0o640 and sorted(os.listdir(tmp_path/'real')) == ['s', 't']
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork')
+def test_killed_twenty_times(tmp_path, monkeypatch):
+    "At any step, while images are made, and while the file is written: what comes out in the end is the network of the run that nobody stopped, bit for bit."
+    if torch.cuda.is_initialized(): pytest.skip('cannot fork beside a GPU')
+    module, real = importlib.import_module('udfc_nb.refine'), os.replace
+    monkeypatch.setattr(module, 'KEEP', 1)
+    net = tiny(); out = compress(net, X, weight_bits=3, activation_bits=4)
+    how = FAST['gdfq'].but(steps=120, batch=8, width=4, latent=4, careful=False, images=ImageSchedule(images=8, steps=4))
+    def leg(name, ticks=None, writes=None):
+        "One process; it kills itself at so many calls of its progress function or at so many writings, before or after the new file has its name."
+        pid = os.fork()
+        if pid: return os.waitpid(pid, 0)[1]
+        left = dict(ticks=ticks, writes=writes)
+        def count(what):
+            if left[what] is not None:
+                left[what] -= 1
+                if left[what] <= 0: os.kill(os.getpid(), signal.SIGKILL)
+        def replace(a, b):
+            if name == 'killed' and random.random() < .5: real(a, b)
+            count('writes'); return real(a, b) if os.path.exists(a) else None
+        try:
+            torch.set_num_threads(1); os.replace = replace
+            r = refine(out, net, how, checkpoint=tmp_path/name, progress=lambda *_: count('ticks'))
+            (tmp_path/f'{name}.done').write_bytes(to_bytes({f'{i}': t.contiguous() for i, t in enumerate(r.model.state_dict().values())} | dict(curve=torch.tensor([[c.get('student', -1.), c.get('generator', -1.)] for c in r.curve], dtype=torch.float64))))
+            os._exit(0)
+        except BaseException as e: print(repr(e), flush=True); os._exit(1)
+    assert leg('whole') == 0
+    draw, steps = random.Random(1), []
+    for i in range(20):
+        random.seed(i)
+        assert leg('killed', **{('ticks', 'writes')[i%2]: draw.randrange(*((1, 10), (1, 5))[i%2])}) == signal.SIGKILL, f'leg {i} was not killed'
+        if (tmp_path/'killed').exists(): steps.append(json.loads(text_of(tmp_path/'killed')['state'])['step'])
+    assert leg('killed') == 0 and steps == sorted(steps) and 10 < steps[-1] < 120, steps
+    assert (tmp_path/'killed.done').read_bytes() == (tmp_path/'whole.done').read_bytes()
 
 @pytest.mark.parametrize('method', list(FAST))
 def test_source_is_gone_on_with(method, tmp_path):
