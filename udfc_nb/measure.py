@@ -19,7 +19,6 @@ from .export import _extra, export_onnx
 from .report import count, eval_mode
 from .graph.record import call_args
 from .graph.sites import LAYERS
-from .checkpoint import contents
 
 # %% ../nbs/42_measure.ipynb #d626448d
 def processor()->dict: # name, cores, vnni
@@ -44,7 +43,6 @@ def threads(
 def _bytes(case):
     "The bytes of a network's file: packed where it was rounded, else a plain safetensors file."
     if not isinstance(case, Compressed): return len(to_bytes({n: t.detach().cpu().contiguous().clone() for n, t in case.state_dict().items()}))
-    if case.report is None: return len(to_bytes(contents(case)[0], dict(description=contents(case)[1])))
     with tempfile.TemporaryDirectory() as d: return case.save(Path(d)/'a.safetensors')
 
 def _net(case): return case.model if isinstance(case, Compressed) else case
