@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 import torch, torch.nn as nn
 from fastcore.basics import patch
-from .graph.record import call_args
+from .graph.record import call_args, quiet
 from .graph.sites import LAYERS
 
 # %% ../nbs/15_report.ipynb #2e303596
@@ -50,7 +50,7 @@ def count(
 )->dict: # layer name → dict(params, macs), in the order of the modules
     "Parameters and MACs of every convolution and linear layer, for one image. Raises `ExampleInputError`."
     calls, (args, kwargs) = {}, call_args(model, example_inputs)
-    with torch.no_grad(), eval_mode(model), _watching(model, calls): model(*args, **kwargs)
+    with quiet(model), _watching(model, calls): model(*args, **kwargs)
     batch = next((a.shape[0] for a in [*args, *kwargs.values()] if isinstance(a, torch.Tensor) and a.dim()), 1)
     return {n: dict(params=sum(p.numel() for p in m.parameters()), macs=sum(layer_macs(m, *c) for c in calls.get(n, ()))//max(batch, 1))
         for n, m in model.named_modules() if isinstance(m, LAYERS)}

@@ -12,6 +12,7 @@ import torch, torch.nn as nn
 from fastcore.basics import patch
 from ..best import Sizes
 from ..budget import CAP, allot
+from ..caller import guarded
 from ..graph.proof import find_sites
 from ..graph.surgery import merge_into
 from ..job import Job, WorkingCopy, check_finite, floating
@@ -154,6 +155,7 @@ def spent(self:Job,
 BUDGETS.update(('params', 'macs'))
 
 # %% ../../nbs/run/25_sensitivity.ipynb #47e86611
+@guarded()
 def site_curves(
     model:nn.Module, # is not changed
     example_inputs, # a tensor, tuple or dict
