@@ -213,7 +213,9 @@ def check_range(
 )->tuple: # of floats
     "Raises `ArgumentError` unless these are two finite numbers, the lower one first."
     try: low, high = (float(e) for e in (() if isinstance(ends, (str, bytes, Mapping, set)) else ends))
-    except (TypeError, ValueError, OverflowError, RuntimeError): low = high = math.nan
+    except (TypeError, ValueError, OverflowError, RuntimeError) as e: # a tensor of several numbers is no number
+        let_through(e)
+        low = high = math.nan
     if not -math.inf < low < high < math.inf: raise ArgumentError(f'input_range={ends!r:.80}', layer='input_range', hint='take two finite numbers, the lower one first, as in (-3, 3)')
     return low, high
 

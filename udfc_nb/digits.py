@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from .caller import let_through
 from .errors import FileError
 
 # %% ../nbs/07_digits.ipynb #747d8ff9
@@ -198,7 +199,9 @@ def digits_net(
     if not pretrained: return model
     path = Path(path or checkpoint_path())
     try: model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as e: raise _unreadable(path, e) from e
+    except (OSError, SafetensorError, RuntimeError) as e:
+        let_through(e)
+        raise _unreadable(path, e) from e
     return model
 
 # %% ../nbs/07_digits.ipynb #c7232825

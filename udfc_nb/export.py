@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from .activations import by_output, folds_of
 from .checkpoint import write_atomic
 from .compress import Compressed
+from .caller import let_through
 from .errors import ExampleInputError, FileError, UnsupportedError
 from .notation import affine
 from .quantizer import Quantized
@@ -116,7 +117,9 @@ def float_graph(
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')
             return torch.onnx.export(model, args, dynamo=True, opset_version=opset, dynamic_shapes=shapes, verbose=False).model_proto
-    except Exception as e: raise UnsupportedError(f'the network cannot be written as ONNX: {type(e).__name__}: {str(e)[:300]}', hint='its forward must be one that torch.export can record, with a batch of any size') from e
+    except Exception as e:
+        let_through(e)
+        raise UnsupportedError(f'the network cannot be written as ONNX: {type(e).__name__}: {str(e)[:300]}', hint='its forward must be one that torch.export can record, with a batch of any size') from e
 
 # %% ../nbs/41_export.ipynb #0f43299b
 class Editor:
@@ -337,7 +340,9 @@ def onnx_info(
     "What a file says about itself. Raises `FileError`, `UnsupportedError`."
     onnx, = _extra('onnx')
     try: return json.loads(next(p.value for p in onnx.load(path).metadata_props if p.key == 'udfc_nb'))
-    except Exception as e: raise FileError(f'no ONNX file of this package: {type(e).__name__}', layer=str(path)) from e
+    except Exception as e:
+        let_through(e)
+        raise FileError(f'no ONNX file of this package: {type(e).__name__}', layer=str(path)) from e
 
 # %% ../nbs/41_export.ipynb #88dc9fc5
 def kernels(
@@ -387,7 +392,9 @@ def export_program(
     args = tuple(a.to(first) if a.is_floating_point() else a for a in args)
     try:
         with torch.no_grad(): program = torch.export.export(net, args, dynamic_shapes=shapes)
-    except Exception as e: raise UnsupportedError(f'torch.export cannot record the network: {type(e).__name__}: {str(e)[:300]}', hint='its forward must not depend on values') from e
+    except Exception as e:
+        let_through(e)
+        raise UnsupportedError(f'torch.export cannot record the network: {type(e).__name__}: {str(e)[:300]}', hint='its forward must not depend on values') from e
     buffer = io.BytesIO()
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); torch.export.save(program, buffer)
     write_atomic(path, buffer.getvalue())

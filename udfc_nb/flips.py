@@ -78,7 +78,7 @@ def sweep(
     "Every code in turn to its best value, the others held."
     codes, scale, zero = (t.transpose(1, 2).contiguous() for t in (codes, scale, zero)) # (g, n, o): a column lies in one piece
     slope, n, safe = H@(scale*(codes-zero)-W.transpose(1, 2)), H.shape[1], torch.where(scale > 0, scale, 1.)
-    step = (safe*H.diagonal(dim1=1, dim2=2)[..., None]).clamp(min=1e-30)
+    step = (safe*H.diagonal(dim1=1, dim2=2)[..., None]).clamp(min=1e-300)
     for start in range(0, n, BLOCK):
         part = slice(start, min(start+BLOCK, n))
         X, old, within = slope[:, part].clone(), codes[:, part].clone(), H[:, part, part]

@@ -223,7 +223,7 @@ def channels(self:Job, site, path):
 @patch
 def homogeneous(self:Job, s):
     "Does f(2x) = 2f(x) hold for an activation?"
-    x = torch.linspace(-3, 3, 7, device=self.mods[self.order[0]].weight.device)
+    x = torch.linspace(-3, 3, 7, device=self.mods[self.order[0]].weight.device).reshape(-1, *[1]*4) # beside what it reads of other axes
     return all(torch.allclose(self.apply(s, 2*k*x), 2*self.apply(s, k*x), atol=k*1e-8) for k in (1e-3, 1., 1e3)) # ReLU6 is cut off at 6
 
 # %% ../nbs/16_job.ipynb #9e8feaa8

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch, torch.nn as nn
 from safetensors.torch import save as to_bytes
 from .compress import Compressed
-from .errors import ExampleInputError, UDFCError, UnsupportedError
+from .caller import let_through
+from .errors import ExampleInputError, UnsupportedError
 from .export import _extra, export_onnx
 from .report import count, eval_mode
 from .graph.record import call_args
@@ -194,7 +195,8 @@ def _prepared(name, case, runtime, x, n_threads, images, labels):
         row['run'], row['bytes'] = RUNTIMES[runtime](case, x, n_threads)
         if images is not None: row['accuracy'] = _right(row['run'], images, labels)
     except Exception as e:
-        if runtime == 'eager' or isinstance(e, UDFCError): raise
+        let_through(e)
+        if runtime == 'eager': raise
         row['note'], row['run'] = f'{type(e).__name__}: {str(e).splitlines()[0][:100] if str(e) else ""}', None
     return [row]
 

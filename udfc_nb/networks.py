@@ -18,6 +18,7 @@ from torch import nn, Tensor
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from .digits import Branch, accuracy, conv3x3, group, projection
+from .caller import let_through
 from .errors import FileError
 
 # %% ../nbs/09_networks.ipynb #ec2232dd
@@ -164,8 +165,9 @@ def load_network(
     info = network_info(name)
     path, model = _file(data_dir, f'weights/{name}.safetensors'), info.build().eval()
     try: model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as e: raise FileError(f'{path} does not hold the weights of {name}: {str(e)[:300]}',
-        hint='take the file that shared/data/README.md describes') from e
+    except (SafetensorError, RuntimeError) as e:
+        let_through(e)
+        raise FileError(f'{path} does not hold the weights of {name}: {str(e)[:300]}', hint='take the file that shared/data/README.md describes') from e
     return model, info.data
 
 # %% ../nbs/09_networks.ipynb #17758763

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'MAX_PATCH', 'RIDGE', 'CLAMP', 'group_moments', 'Patch', 'field_patch', 'tap_correlation', 'factor',
-           'refit', 'reestimate', 'repair_scale']
+           'refit', 'alive', 'reestimate', 'repair_scale']
 
 # %% ../nbs/24_refit.ipynb #f826ec60
 import copy
@@ -129,7 +129,8 @@ def factor(
 )->tuple: # L (…, n, n) with LLᵀ = C + diag(add), and add (…, n) as it came to be
     "Cholesky factor of a covariance and its ridge. Raises `NonFiniteError`."
     d = C.diagonal(dim1=-2, dim2=-1).clamp(min=0)
-    add = add+1e-8*d.mean(-1, keepdim=True).clamp(min=1e-30)
+    mean = d.mean(-1, keepdim=True)
+    add = add+torch.where(mean > 0, 1e-8*mean, 1.)
     for more in (*(m*d for m in (0, .01, .1, 1)), 2*C.abs().sum(-1)):
         L, info = torch.linalg.cholesky_ex(C+torch.diag_embed(add+more))
         if not info.any(): return L, add+more
@@ -158,13 +159,17 @@ def refit(
 # %% ../nbs/24_refit.ipynb #8a0b5e03
 CLAMP = (.05, 20.) # a predicted variance ratio outside is not believed
 
+def alive(var):
+    "Where is a variance more than rounding noise beside the largest of its layer?"
+    return var > 1e-16*var.max() if var.numel() else var > 0
+
 def reestimate(
     running_mean:torch.Tensor, running_var:torch.Tensor, # (O,), as trained
     old:tuple, # (mean, variance) that the model predicts for the original filters
     new:tuple, # the same for the new ones
 )->tuple: # (running_mean, running_var)
     "The batch norm behind a changed layer: mean + (m′ − m), variance × V′/V."
-    ratio = torch.where(old[1] > 1e-20, new[1]/old[1].clamp(min=1e-20), 1.).clamp(*CLAMP)
+    ratio = torch.where(alive(old[1]), new[1]/old[1], 1.).clamp(*CLAMP)
     return running_mean+(new[0]-old[0]).to(running_mean.dtype), running_var*ratio.to(running_var.dtype)
 
 # %% ../nbs/24_refit.ipynb #76a9e96a
@@ -173,6 +178,5 @@ def repair_scale(
     new:tuple, # after
 )->tuple: # (scale, shift), each (O,): old ≈ scale·new + shift
     "The same repair for a layer without a batch norm: a scale per filter and a bias."
-    s = (old[1]/new[1].clamp(min=1e-20)).clamp(1/CLAMP[1], 1/CLAMP[0]).sqrt()
-    s = torch.where(new[1] > 1e-20, s, 1.)
+    s = torch.where(alive(new[1]), old[1]/new[1], 1.).clamp(1/CLAMP[1], 1/CLAMP[0]).sqrt()
     return s, old[0]-s*new[0]

@@ -13,7 +13,7 @@ import torch, torch.nn as nn
 from fastcore.basics import patch
 from .errors import FileError
 from .graph.proof import twin
-from .graph.record import call_args, fresh
+from .graph.record import call_args, fresh, quiet
 from .graph.sites import LAYERS
 
 # %% ../nbs/15_report.ipynb #2e303596
@@ -52,7 +52,7 @@ def count(
 )->dict: # layer name → dict(params, macs), in the order of the modules
     "Parameters and MACs of every convolution and linear layer, for one image. Raises `ExampleInputError`."
     calls, net, (args, kwargs) = {}, twin(model).eval(), call_args(model, fresh(example_inputs))
-    with torch.no_grad(), _watching(net, calls): net(*args, **kwargs) # which may write into itself
+    with quiet(net), _watching(net, calls): net(*args, **kwargs) # which may write into itself
     batch = next((a.shape[0] for a in [*args, *kwargs.values()] if isinstance(a, torch.Tensor) and a.dim()), 1)
     return {n: dict(params=sum(p.numel() for p in m.parameters()), macs=sum(layer_macs(m, *c) for c in calls.get(n, ()))//max(batch, 1))
         for n, m in model.named_modules() if isinstance(m, LAYERS)}

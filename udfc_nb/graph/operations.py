@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 import torch
 from torch.utils._pytree import tree_map
+from ..caller import let_through
 from .labels import always, core, lift, varying
 
 # %% ../../nbs/graph/11_operations.ipynb #55bb10da

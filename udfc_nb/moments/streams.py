@@ -30,9 +30,10 @@ def moments_of(
 )->tuple: # mean (C,), biased variance (C,), float64
     "Mean and variance per channel over everything else."
     y = x.movedim(axis, 1).flatten(2) if x.dim() > 2 else x[:, :, None]
-    mean, square = y.mean(2).double(), torch.linalg.vector_norm(y, dim=2).double().square()/y.shape[2]
-    m = mean.mean(0)
-    return m, (square.mean(0)-m*m).clamp(min=0)
+    def sums(y): return y.mean(2).double().mean(0), (torch.linalg.vector_norm(y, dim=2).double().square()/y.shape[2]).mean(0)
+    m, square = sums(y)
+    if y.dtype != torch.float64 and (odd := ~((square > 1e-30) & (square < 1e30))).any(): m[odd], square[odd] = sums(y[:, odd].double()) # what single precision cannot square
+    return m, (square-m*m).clamp(min=0)
 
 # %% ../../nbs/moments/22_streams.ipynb #23e06aea
 DEAD = 1e-6 # a channel whose variance in the stream is below this share of its mean square and of the others' variance says nothing; single precision knows it to 2e-7
@@ -43,8 +44,8 @@ def anchor(
 )->tuple: # factor and shift, (C,) float64
     "The map from the stream's units to those of training: z ↦ m + (z − m_b)·√(v/v_b)."
     (mb, vb), (m, v) = seen, known
-    floor = DEAD*(mb.square()+vb.mean())+1e-30
-    a = torch.where(vb > floor, (v.double()/vb.clamp(min=1e-30)).sqrt(), 0.)
+    floor = DEAD*(mb.square()+vb.mean())
+    a = torch.where(vb > floor, (v.double()/torch.where(vb > 0, vb, 1.)).sqrt(), 0.)
     return a, m.double()-a*mb
 
 # %% ../../nbs/moments/22_streams.ipynb #3a93c3f2
@@ -206,7 +207,14 @@ class Counting:
         return v.permute(1, 0, 3, 2, 4).flatten(3).flatten(1, 2), taps, joint
     def add(self, weight, k, X, taps, joint):
         n, p, G, *_ = self.sums.get((weight, k), (0, 0, 0))
-        self.sums[weight, k] = n+X.shape[1], p+X.sum(1).double(), G+(X.transpose(1, 2)@X).double(), taps, joint
+        s = _unit(X)
+        X = X/s
+        self.sums[weight, k] = n+X.shape[1], p+X.sum(1).double()*s, G+(X.transpose(1, 2)@X).double()*s*s, taps, joint
+
+def _unit(X):
+    "A power of two by which a tensor is divided so that single precision can square it; 1 for most."
+    top = X.abs().max().item() if X.numel() else 1.
+    return 1. if 1e-12 < top < 1e12 or not 0 < top < math.inf else 2.**round(math.log2(top))
 
 @patch
 def moments(self:Counting):

@@ -25,7 +25,7 @@ def read_by(
     groups = getattr(m, 'groups', 1)
     v = v.reshape(groups, 1, -1)
     w = matrix(m).double().square().reshape(groups, -1, v.shape[2], matrix(m).shape[1]//v.shape[2]).sum(3) # (g, o, c)
-    expected = (w*v).sum(2).mean().clamp(min=1e-30) if norm is None else (norm.running_var.double()+norm.eps).reshape(groups, -1, 1)
+    expected = (w*v).sum(2).mean().clamp(min=1e-300) if norm is None else (norm.running_var.double()+norm.eps).reshape(groups, -1, 1)
     return (w/expected*v).sum(1).flatten()
 
 def effect(

@@ -190,7 +190,7 @@ def unexplained(
     if not torch.isfinite(Z).all(): return 1.
     both, square, whole = (Y*Z).sum(), Z.square().sum(), Y.square().sum()
     if square == 0: return 1.
-    share = 1-(both*both.clamp(min=0)/(square*whole)).item() # a negative multiple explains nothing
+    share = 1-(both/square*both.clamp(min=0)/whole).item() # a negative multiple explains nothing
     return min(share+TIE*min(((Y-Z).square().sum()/whole).item(), 1.), 1.)
 
 TIE = 1e-6 # weight of the squared error: of two that say the same, the one with the right length is better
@@ -226,4 +226,4 @@ def _said(y):
     "An output as rows; None where it says nothing."
     if not y.is_floating_point() or not y.dim() or not torch.isfinite(y).all(): return None
     Y = rows_of(y)
-    return Y if Y.square().mean() > 1e-24 else None
+    return Y if Y.square().mean() > 1e-24*y.double().square().mean() else None

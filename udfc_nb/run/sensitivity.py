@@ -12,6 +12,7 @@ import torch, torch.nn as nn
 from fastcore.basics import patch
 from ..best import Sizes
 from ..budget import CAP, allot
+from ..caller import guarded
 from ..graph.proof import find_sites
 from ..graph.surgery import merge_into
 from ..job import Job, WorkingCopy, check_finite, floating
@@ -117,9 +118,9 @@ def bit_costs(self:Job,
         self.tick(name)
         W = self.source.net.get_submodule(name).weight.detach()
         rounded = {b: GRIDS[self.recipe.grid](W, b, self.recipe.per_channel).dequantize() for b in WIDTHS}
-        error = {b: (q-W).square().sum().item() for b, q in rounded.items()}
+        error = {b: (q-W).double().square().sum().item() for b, q in rounded.items()}
         cost = self.source.cost_of({name: rounded[3].to(W.dtype)})
-        if cost is not None: out[name] = [cost*error[b]/max(error[3], 1e-30) for b in WIDTHS]
+        if cost is not None: out[name] = [cost*error[b]/max(error[3], 1e-300) for b in WIDTHS]
     return out
 
 # %% ../../nbs/run/25_sensitivity.ipynb #1fd9dcd5
@@ -154,6 +155,7 @@ def spent(self:Job,
 BUDGETS.update(('params', 'macs'))
 
 # %% ../../nbs/run/25_sensitivity.ipynb #47e86611
+@guarded()
 def site_curves(
     model:nn.Module, # is not changed
     example_inputs, # a tensor, tuple or dict
