@@ -6,15 +6,15 @@ from udfc_nb import compress, load, refine
 from udfc_nb.digits import DigitsNet, accuracy, digits, digits_net
 from udfc_nb.errors import ArgumentError, Cancelled, ExampleInputError, FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
 from udfc_nb.images import ImageSchedule
-from udfc_nb.refine import distance, finish, train
-from udfc_nb.schedules import METHODS, GDFQ, Transfer, ZeroQ, get_schedule
+from udfc_nb.refine import distance, finish, judge_of, train
+from udfc_nb.schedules import METHODS, GDFQ, Streams, Transfer, ZeroQ, get_schedule
 from udfc_nb.state import read_state
 from udfc_nb.training import STEPS, Run, digest
 from safetensors.torch import load_file, save as to_bytes
 from nets import settle
 
 SMALL = dict(batch=16, images=ImageSchedule(images=16, steps=5, class_weight=1.))
-FAST = {'gdfq': METHODS['gdfq'].but(warmup=.2, width=8, **SMALL), 'transfer': METHODS['transfer'].but(width=8, **SMALL), 'zeroq': METHODS['zeroq'].but(**SMALL)}
+FAST = {'gdfq': METHODS['gdfq'].but(warmup=.2, width=8, **SMALL), 'transfer': METHODS['transfer'].but(width=8, **SMALL), 'zeroq': METHODS['zeroq'].but(**SMALL), 'streams': METHODS['streams'].but(batch=16, pool=16)}
 
 @pytest.fixture(autouse=True)
 def fewer_judges(monkeypatch, request):
@@ -260,7 +260,7 @@ def test_killed_twenty_times(tmp_path, monkeypatch):
     assert leg('killed') == 0 and steps == sorted(steps) and 10 < steps[-1] < 120, steps
     assert (tmp_path/'killed.done').read_bytes() == (tmp_path/'whole.done').read_bytes()
 
-@pytest.mark.parametrize('method', list(FAST))
+@pytest.mark.parametrize('method', ['gdfq', 'transfer', 'zeroq'])
 def test_source_is_gone_on_with(method, tmp_path):
     net = tiny(); out, cut = compress(net, X, weight_bits=4), compress(net, X, pruning_ratio=.5)
     alone = refine(out, net, FAST[method].but(**(dict(warmup=1.) if method == 'gdfq' else {})), steps=4 if method == 'gdfq' else 0)
@@ -278,7 +278,7 @@ def test_source_is_gone_on_with(method, tmp_path):
 def test_foreign_source_is_refused():
     net = tiny(); out = compress(net, X, weight_bits=4)
     made = {m: refine(out, net, FAST[m], steps=0) for m in FAST}
-    for source, method in (('zeroq', 'gdfq'), ('transfer', 'gdfq'), ('gdfq', 'transfer')):
+    for source, method in (('zeroq', 'gdfq'), ('streams', 'gdfq'), ('transfer', 'gdfq'), ('gdfq', 'transfer')):
         with pytest.raises(RecipeError, match='source'): refine(out, net, FAST[method], steps=1, source=made[source])
     with pytest.raises(RecipeError, match='source'): refine(out, net, FAST['gdfq'], steps=1, source=out)
     other = tiny(seed=7); cut = compress(other, X, weight_bits=4)
@@ -389,6 +389,42 @@ def test_not_nearer_is_given_back(monkeypatch):
     assert same(r.model, out.model) and any('as it was' in n for n in r.report.notes) and told['distance_before'] < told['distance_after'] <= 1
     r = refine(out, net, FAST['transfer'], steps=60)
     assert same(r.model, out.model) and any('ended at step' in n for n in r.report.notes), 'it goes astray until it is ended'
+
+@pytest.mark.parametrize('method', list(FAST))
+@pytest.mark.parametrize('how', [dict(weight_bits=3, activation_bits=4), dict(pruning_ratio=.5)], ids=['rounded', 'pruned'])
+def test_nothing_is_returned_that_the_judge_finds_worse(method, how, monkeypatch):
+    "The training goes astray, and what the run itself is judged by does not see it."
+    net = tiny(); out = compress(net, X, **how); judge, kind = judge_of(out, net), type(FAST[method])
+    def wander(run):
+        gen = torch.Generator().manual_seed(run.step)
+        with torch.no_grad():
+            for p in run.student.parameters(): p += .3*p.abs().mean()*torch.randn(p.shape, generator=gen)
+        return dict(student=0.)
+    monkeypatch.setitem(STEPS, kind, wander)
+    nearer = iter(range(100)); monkeypatch.setattr(importlib.import_module('udfc_nb.refine'), 'far', lambda run, model: 1/(2+next(nearer)))
+    r = refine(out, net, FAST[method].but(careful=False), steps=5)
+    told = r.report.settings['refine']
+    assert told['judged_after'] > told['judged_before'] == pytest.approx(judge(out.model)), 'it did not go astray'
+    assert same(r.model, out.model) and judge(r.model) == judge(out.model) and any('the judge finds' in n for n in r.report.notes)
+    assert r.codes.keys() == out.codes.keys() and all(torch.equal(q.codes, out.codes[n].codes) for n, q in r.codes.items())
+
+@pytest.mark.parametrize('method', list(FAST))
+def test_what_is_returned_is_judged_no_worse(method):
+    for seed in range(3):
+        net = tiny(seed); out = compress(net, X, weight_bits=3, activation_bits=3); judge = judge_of(out, net, seed)
+        r = refine(out, net, FAST[method].but(lr_student=3e-2), steps=10, seed=seed)
+        assert judge(r.model) <= judge(out.model)
+
+def test_streams_learn_without_an_image_or_a_norm():
+    net = tiny(); out = compress(net, X, pruning_ratio=.5, recipe='prune')
+    r = refine(out, net, FAST['streams'], steps=60)
+    assert r.curve[-1]['student'] < .5*r.curve[0]['student'] and not set(r.made)-{'teacher'}
+    bare = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(800, 4)).eval()
+    cut = compress(bare, X, pruning_ratio=.5, recipe='prune')
+    assert len(refine(cut, bare, FAST['streams'], steps=3).curve) == 3
+    for wrong in (dict(share=.5), dict(pool=0), dict(batch=1)):
+        with pytest.raises(RecipeError): refine(out, net, FAST['streams'].but(**wrong), steps=1)
+    with pytest.raises(UDFCError): refine(out, tiny(size=5), FAST['streams'], steps=1)
 
 def test_falls_of_both_kinds_end(monkeypatch):
     "Not a number, then astray, then not a number …: every fall counts, so that it ends."

@@ -13,6 +13,7 @@ from safetensors.torch import save as to_bytes
 from .checkpoint import read_tensors, write_atomic
 from .errors import FileError
 from .images import running_norms
+from .schedules import Streams
 from .training import Run, digest
 
 # %% ../nbs/38_state.ipynb #82927033
@@ -80,7 +81,7 @@ def tensors_like(
     "What a state of this run holds at that step. Images may be missing before the first one, and momenta of what has no gradient."
     own, step, dtype = state_of(run)[0], told['step'], next(run.teacher.parameters()).dtype
     want = {n: t for n, t in own.items() if not n.startswith('opt.') and n not in ('images', 'judges')} | dict(curve=own['curve'].new_empty(step, len(CURVE)))
-    sizes = dict(images=run.how.images.images*(run.how.share > 0), judges=run.judging.images)
+    sizes = dict(images=run.how.images.images*(run.how.share > 0), judges=run.judging.images*(not isinstance(run.how, Streams)))
     made = {n: torch.empty(k, *run.shape, dtype=dtype, device='meta') for n, k in sizes.items() if k} | {n: own[n] for n in sizes if n in own}
     want |= {n: t for n, t in made.items() if step or n in given}
     for who, opt in run.opts.items():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['JUDGES', 'STEPS', 'digest', 'teacher_mark', 'settings_of', 'generator_of', 'optimizers_of', 'Run', 'adopt',
-           'from_generator', 'mixed', 'set_mode', 'learn', 'gdfq_step', 'transfer_step', 'zeroq_step', 'observe_ranges',
-           'prepare']
+           'from_generator', 'mixed', 'set_mode', 'learn', 'gdfq_step', 'transfer_step', 'zeroq_step', 'streams_step',
+           'observe_ranges', 'prepare']
 
 # %% ../nbs/37_training.ipynb #72be6b2d
 import hashlib, json, time
@@ -19,9 +19,10 @@ from .errors import NonFiniteError, RecipeError, UnsupportedError
 from .generators import Generator, discrepancy, distillation, pleasing_loss
 from .graph.record import call_args
 from .images import ImageSchedule, image_shape, make_images, running_norms
+from .layerwise import Layerwise
 from .job import WorkingCopy, check_finite, floating, unwrap
 from .report import eval_mode
-from .schedules import GDFQ, Schedule, Transfer, ZeroQ
+from .schedules import GDFQ, Schedule, Streams, Transfer, ZeroQ
 from .students import Grid, student_of
 
 # %% ../nbs/37_training.ipynb #35116f8b
@@ -60,16 +61,17 @@ def _answers(model, example):
     raise UnsupportedError('the network does not answer with one tensor (N, classes)', layer='refine', hint='refine needs a classifier')
 
 def generator_of(run):
-    "None for ZeroQ; GDFQ's knows the classes."
-    if isinstance(run.how, ZeroQ): return None
+    "None for ZeroQ and Streams; GDFQ's knows the classes."
+    if isinstance(run.how, (ZeroQ, Streams)): return None
     return Generator(run.shape, run.classes if isinstance(run.how, GDFQ) else None, run.how.latent, run.how.width).to(run.device, run.work.dtype)
 
 def optimizers_of(run):
-    "SGD for the student, Adam for the steps of its grids and for the generator."
+    "SGD for the student (Adam for Streams), Adam for the steps of its grids and for the generator."
     how, opts = run.how, {}
     steps = [p for n, p in run.student.named_parameters() if n.endswith('log_ratio')]
     rest = [p for n, p in run.student.named_parameters() if not n.endswith('log_ratio')]
-    opts['student'] = torch.optim.SGD(rest, how.lr_student, momentum=.9, nesterov=how.nesterov, weight_decay=how.weight_decay)
+    if isinstance(how, Streams): opts['student'] = torch.optim.Adam(rest, how.lr_student, weight_decay=how.weight_decay)
+    else: opts['student'] = torch.optim.SGD(rest, how.lr_student, momentum=.9, nesterov=how.nesterov, weight_decay=how.weight_decay)
     if steps: opts['steps'] = torch.optim.Adam(steps, how.lr_steps)
     if run.generator is not None: opts['generator'] = torch.optim.Adam(run.generator.parameters(), how.lr_generator, betas=(.5, .999) if isinstance(how, GDFQ) else (.9, .999))
     return opts
@@ -106,6 +108,7 @@ class Run:
         self.classes, self.gen = answer.shape[1], torch.Generator().manual_seed(seed)
         self.student = student_of(self.work.net, out.codes, how.learned, folds_of(out.model, out.example))
         self.images = self.judges = None # made by gradient: to learn from, to be judged on
+        self.layers = None # images made of nothing, and both networks' anchors on them
         self.source = {} if source is None else source.made # generator, images, judges of an earlier run
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed); self.generator = generator_of(self)
@@ -218,7 +221,13 @@ def zeroq_step(run:Run)->dict: # name → loss
     learn(run, loss, 'student')
     return dict(student=loss.item())
 
-STEPS = {GDFQ: gdfq_step, Transfer: transfer_step, ZeroQ: zeroq_step}
+def streams_step(run:Run)->dict: # name → loss
+    "Eq. 36.1 on images made of nothing."
+    loss = run.layers.loss(run.student, run.layers.draw(run.how.batch, run.gen))
+    learn(run, loss, 'student')
+    return dict(student=loss.item())
+
+STEPS = {GDFQ: gdfq_step, Transfer: transfer_step, ZeroQ: zeroq_step, Streams: streams_step}
 
 # %% ../nbs/37_training.ipynb #f5338371
 @torch.no_grad()
@@ -259,6 +268,9 @@ def prepare(
     progress=None, # function (done, total, what)
 ):
     "Makes the images to learn from and those to be judged on, once."
+    if isinstance(run.how, Streams):
+        run.layers = Layerwise(run.out, run.teacher, run.how.pool, run.seed, run.device)
+        return
     if run.how.share and run.images is None: run.images = _by_gradient(run, run.how.images, run.gen, progress)
     if getattr(run.how, 'ranges', False) and not run.ranged:
         observe_ranges(run, run.images); run.ranged = True
