@@ -80,7 +80,7 @@ def picture(
     fig.patch.set_facecolor('none')
     for ax in fig.axes: ax.patch.set_facecolor('none')
     with matplotlib.rc_context({'svg.fonttype': 'none', 'font.family': 'sans-serif'}): drawn = svg(fig).decode()
-    for of, becomes in (('#000000', 'currentColor'), ('#ffffff', 'var(--jp-layout-color1, #ffffff)'), ('#e6e6e6', '#80808050')): drawn = drawn.replace(of, becomes)
+    for of, becomes in (('#000000', 'currentColor'), ('#ffffff', 'var(--jp-layout-color1, #ffffff)'), ('#e6e6e6', '#80808050'), ('#cccccc', '#80808060')): drawn = drawn.replace(of, becomes)
     drawn = drawn[drawn.index('<svg'):].replace('<svg', '<svg fill="currentColor" aria-hidden="true"', 1)
     return f'<div class="udfc-picture" role="img" aria-label="{html.escape(description)}">{drawn}</div>'
 
