@@ -36,7 +36,7 @@ setup(
         'Typing :: Typed',
     ],
     packages=find_packages(include=[lib_path, f'{lib_path}.*']),
-    package_data={lib_path: ['py.typed', '*.safetensors']},
+    package_data={lib_path: ['py.typed', '*.pyi', '*.safetensors']},
     include_package_data=False,
     python_requires='>=' + cfg['min_python'],
     install_requires=words('requirements'),

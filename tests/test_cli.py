@@ -1,5 +1,5 @@
 "The command line: what it prints, what it writes, and how it refuses."
-import csv, json, os, subprocess, sys, threading
+import csv, json, os, signal, subprocess, sys, threading, urllib.request
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import save_file
@@ -228,3 +228,106 @@ def test_demo(tmp_path, capsys, monkeypatch):
 def test_demo_into_a_file(refused, tmp_path):
     (tmp_path/'taken').write_text('')
     assert 'taken' in refused('demo', '--output', tmp_path/'taken')
+
+
+# ---- names of libraries
+
+def test_networks_of_libraries(capsys):
+    assert main(['info', 'torchvision:squeezenet1_1', '--input-shape', '1,3,64,64']) == 0
+    same = capsys.readouterr().out
+    assert main(['info', 'squeezenet1_1', '--input-shape', '1,3,64,64']) == 0
+    assert capsys.readouterr().out == same
+    assert main(['info', 'timm:mobilenetv3_small_050', '--num-classes', '7', '--input-shape', '1,3,32,32']) == 0
+    assert next(o for o in capsys.readouterr().out.splitlines() if o.startswith('classifier ')).split()[-3] == '7'
+    assert main(['compress', 'timm:mobilenetv3_small_050', '--input-shape', '1,3,32,32', '--recipe', 'prune', '--ratio', '.1', '--quiet']) == 0
+    assert 'weights are random' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name, says', [('timm:mobilenetv3_smal_050', 'did you mean mobilenetv3_small'), ('timm:', 'timm has no network'), ('torchvision:resnet19', 'did you mean'), ('torchvision:', 'torchvision has no'),
+    ('timm:hf_hub:someone/something', 'timm has no network'), ('timm:/etc/passwd', 'timm has no network')])
+def test_unknown_networks_of_libraries(name, says, refused): assert says in refused('info', name)
+
+
+def test_without_timm(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    assert 'pip install timm' in refused('info', 'timm:resnet18')
+
+
+# ---- explore, doctor, completion, workbench
+
+def test_explore(tmp_path, capsys):
+    folder = tmp_path/'new'/'folder'
+    assert main(['explore', *DIGITS, '--recipe', 'prune', '--ratio', '0', '--ratio', '.5', '--bits', '8', '--bits', '3.5', '--output', str(folder), '--quiet']) == 0
+    said = capsys.readouterr()
+    assert said.err == '' and 'worth having' in said.out and str(folder/'explore.csv') in said.out
+    rows = list(csv.DictReader((folder/'explore.csv').read_text().splitlines()))
+    assert [(r['ratio'], r['bits']) for r in rows] == [('0.0', '8'), ('0.0', '3.5'), ('0.5', '8'), ('0.5', '3.5')]
+    assert float(rows[0]['unexplained']) < float(rows[3]['unexplained']) and int(rows[0]['bytes']) > int(rows[3]['bytes'])
+    assert (folder/'explore.png').read_bytes().startswith(b'\x89PNG') and not (folder/'layers.csv').exists()
+
+
+@pytest.mark.parametrize('args, says', [(['--ratio', '1'], '1.0'), (['--bits', '40'], '40'), (['--recipe', 'papre'], 'papre'), (['--ignore', 'layer9'], 'layer9')])
+def test_explore_refuses(args, says, refused, tmp_path): assert says in refused('explore', *DIGITS, '--quiet', '--output', tmp_path, *args)
+
+
+def test_explore_into_a_file(refused, tmp_path):
+    (tmp_path/'taken').write_text('')
+    assert 'taken' in refused('explore', *DIGITS, '--output', tmp_path/'taken')
+
+
+def test_doctor(capsys, monkeypatch):
+    assert main(['doctor']) == 0
+    assert 'was compressed in' in capsys.readouterr().out
+    from udfc_nb.tools import MODULES
+    monkeypatch.setitem(MODULES, 'onnxruntime', 'no_such_module')
+    assert main(['doctor']) == 0
+    assert "missing for udfc export to ONNX, udfc bench --runtime onnx: onnxruntime; pip install 'udfc_nb[onnx]'" in capsys.readouterr().out
+
+
+def offered(script, *words):
+    line = ' '.join(w or "''" for w in words)
+    ask = f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words)-1}; _udfc; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    return subprocess.run(['bash', '-uc', ask], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_completion(capsys):
+    assert main(['completion', 'bash']) == 0
+    script = capsys.readouterr().out
+    commands = next(a.choices for a in cli.make_parser()._actions if isinstance(a.choices, dict))
+    assert set(offered(script, 'udfc', '')) == {*commands, '--version', '--help'}
+    assert set(offered(script, 'udfc', 'comp')) == {'compress', 'completion'}
+    assert 'resnet18' in offered(script, 'udfc', 'compress', 'resnet')
+    assert offered(script, 'udfc', 'compress', 'resnet18', '--rec') == ['--recipe'] and 'best' in offered(script, 'udfc', 'compress', 'resnet18', '--recipe', '')
+    assert offered(script, 'udfc', 'compress', 'x', '--weights', '') == [] # the shell goes on with names of files
+    for name, p in commands.items():
+        assert {o for a in p._actions for o in a.option_strings if o.startswith('--')} <= set(offered(script, 'udfc', name, 'x', '--'))
+    for shell in ('zsh', 'fish'):
+        assert main(['completion', shell]) == 0 and 'compress' in capsys.readouterr().out
+
+
+def test_python_m():
+    run = subprocess.run([sys.executable, '-m', 'udfc_nb', 'info', 'resnet19'], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2 and 'did you mean' in run.stderr
+
+
+def test_workbench_in_a_process(tmp_path):
+    "It says where it is, answers there to those who have the token, and ends when it is interrupted."
+    pytest.importorskip('voila')
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [str(Path(cli.__file__).parents[1]), os.environ.get('PYTHONPATH')])))
+    run = subprocess.Popen([sys.executable, '-m', 'udfc_nb', 'workbench', '--no-browser', '--keep', ''], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
+    try:
+        address = run.stdout.readline().split()[-1]
+        assert address.startswith('http://127.0.0.1:') and 'login' in urllib.request.urlopen(address.split('?')[0]).url
+        run.send_signal(signal.SIGINT)
+        said, errors = run.communicate(timeout=60)
+        assert run.returncode == 0 and 'ended' in said and errors == ''
+    finally: run.kill(); run.wait()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workbench_refuses(refused, monkeypatch):
+    from udfc_nb.tools import MODULES
+    assert 'no whole number' in refused('workbench', '--port', '70000')
+    assert 'ends in none of .json' in refused('workbench', '--keep', 'a.txt')
+    monkeypatch.setitem(MODULES, 'voila', 'no_such_module')
+    assert "pip install 'udfc_nb[widgets]'" in refused('workbench', '--no-browser', '--keep', '')

@@ -6,8 +6,11 @@ import matplotlib.pyplot as plt
 from udfc_nb import UDFCError
 from udfc_nb.digits import digits, digits_net
 from udfc_nb.plots import (LINES, filter_directions, landscape_figure, layer_errors, loss_landscape, map_figure, message_figure, new_figure,
-                           offset, offset_figure, residual_figure, style, styled, svg, touch, tradeoff_figure)
+                           offset, offset_figure, picture, residual_figure, style, styled, svg, touch, tradeoff_figure)
+from udfc_nb.explore import explore_figure, pareto, sensitivity_figure
+from udfc_nb.graph.proof import find_sites
 from udfc_nb.report import Report
+from udfc_nb.structure import channels_figure, lanes, structure_figure, structure_rows
 
 NAN, INF = float('nan'), float('inf')
 REPORT = Report([dict(layer='a', error=.2), dict(layer='b', error=None)], {}, {}, '0')
@@ -37,6 +40,13 @@ FIGURES = dict(
     tradeoff=lambda: tradeoff_figure([dict(label=l, bytes=1000*i, accuracy=90+i) for i in range(1, 4) for l in 'pq'], 95.),
     tradeoff_nothing=lambda: tradeoff_figure([]),
     tradeoff_odd=lambda: tradeoff_figure([dict(label=str(i), bytes=0, accuracy=NAN) for i in range(9)]),
+    explore=lambda: explore_figure([dict(ratio=r, bits=b, unexplained=10**-b, bytes=1000*b) for r in (0., .5) for b in (4, 8)]),
+    explore_odd=lambda: explore_figure([dict(ratio=0., bits=3.5, unexplained=u, bytes=b) for u, b in ((0., 1), (1., 10**9), (None, 5))]),
+    explore_nothing=lambda: explore_figure([dict(ratio=0., bits=4, unexplained=None, bytes=5)]),
+    sensitivity=lambda: sensitivity_figure([dict(layer=l, ratio=r, bits=b, unexplained=.1) for l in 'ab' for r, b in ((.5, None), (None, 4))]),
+    sensitivity_odd=lambda: sensitivity_figure([dict(layer='a', ratio=None, bits=4, unexplained=0.)]),
+    structure_of_nothing=lambda: structure_figure([]),
+    channels_of_nothing=lambda: channels_figure(Report([], {}, {}, '0')),
     message=lambda: message_figure('an odd value: $x_{, <b>, \n' + 'long '*60),
 )
 
@@ -54,12 +64,57 @@ def test_axes_say_what_they_show():
     "Every axis with ticks has a label."
     for name, make in FIGURES.items():
         for ax in make().axes:
-            if ax.axison and ax.get_label() != '<colorbar>' and 'offset' not in name and 'residual' not in name and 'landscape' not in name:
+            if ax.axison and ax.get_label() != '<colorbar>' and not name.startswith(('structure', 'sensitivity')) and 'offset' not in name and 'residual' not in name and 'landscape' not in name:
                 assert ax.get_xlabel() and ax.get_ylabel(), name
 
 
 def test_svg_is_the_same_every_time():
     assert svg(bar()) == svg(bar()) != svg(bar(2.))
+
+
+def test_picture_takes_the_colours_of_its_page():
+    shown = picture(bar(colour='black'), 'one "bar" <b>')
+    assert 'aria-label="one &quot;bar&quot; &lt;b&gt;"' in shown and 'currentColor' in shown and '<text' in shown
+    assert '#000000' not in shown and '#ffffff;' not in shown.replace('var(--jp-layout-color1, #ffffff)', '') and shown.startswith('<div') and shown.endswith('</div>')
+
+
+class Dense(torch.nn.Module):
+    "Everything reads everything before."
+    def __init__(self, n=6): super().__init__(); self.convs = torch.nn.ModuleList([torch.nn.Conv2d(2*(i+1), 2, 1) for i in range(n)])
+    def forward(self, x):
+        for c in self.convs: x = torch.cat([x, c(x).relu()], 1)
+        return x
+
+
+class Gate(torch.nn.Module):
+    "Squeeze and excite: two ways from one value, which meet in a product."
+    def __init__(self): super().__init__(); self.a, self.b, self.c = torch.nn.Conv2d(2, 8, 3), torch.nn.Conv2d(8, 4, 1), torch.nn.Conv2d(4, 8, 1)
+    def forward(self, x): x = self.a(x); return x*self.c(self.b(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+
+def test_structure_of_other_networks():
+    rows = structure_rows(find_sites(Gate().eval(), torch.zeros(1, 2, 6, 6)))
+    assert [(r['layer'] or r['join'], r['reads']) for r in rows] == [('a', []), ('b', [0]), ('c', [1]), ('×', [0, 2])]
+    dense = structure_rows(find_sites(Dense().eval(), torch.zeros(1, 2, 4, 4)))
+    assert sum(r['join'] == '‖' for r in dense) == 6 and max(lanes(dense)) == 1
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_lanes_never_lie_upon_each_other(seed):
+    gen = torch.Generator().manual_seed(seed)
+    rows = [dict(reads=sorted(set(torch.randint(0, i, (torch.randint(0, 4, (1,), generator=gen).item(),), generator=gen).tolist())) if i else []) for i in range(40)]
+    lane, last = lanes(rows), {s: i for i, r in enumerate(rows) for s in r['reads']}
+    for i in range(40):
+        for j in range(i+1, last.get(i, i)): assert lane[j] != lane[i], 'a row stands on the line of another value'
+
+
+def test_pareto_front_is_what_nothing_beats():
+    gen = torch.Generator().manual_seed(0)
+    rows = [dict(bytes=int(b), unexplained=float(u)) for b, u in zip(torch.randint(1, 30, (200,), generator=gen), torch.rand(200, generator=gen).mul(20).round()/20)]
+    beats = lambda a, b: a['bytes'] <= b['bytes'] and a['unexplained'] <= b['unexplained'] and (a['bytes'], a['unexplained']) != (b['bytes'], b['unexplained'])
+    front = pareto(rows)
+    assert {(r['bytes'], r['unexplained']) for r in front} == {(r['bytes'], r['unexplained']) for r in rows if not any(beats(o, r) for o in rows)}
+    assert [r['bytes'] for r in front] == sorted({r['bytes'] for r in front})
 
 
 def test_style_stays_inside():

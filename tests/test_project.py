@@ -1,5 +1,5 @@
 "The project's own files agree with one another: settings, package, constraints, site."
-import configparser
+import ast, configparser, inspect, shutil, subprocess, sys
 from pathlib import Path
 import pytest, yaml
 from packaging.requirements import Requirement
@@ -36,6 +36,43 @@ def test_version(cfg):
 
 
 def test_typed(): assert (TOP/'udfc_nb'/'py.typed').exists()
+
+
+def stubs(body, of=udfc_nb):
+    "(what a type checker sees, what is there) of every function in the stub, methods too."
+    for node in body:
+        if isinstance(node, ast.FunctionDef): yield node, getattr(of, node.name)
+        if isinstance(node, ast.ClassDef):
+            known = {'Report': 'report', 'Graph': 'graph.sites', 'Refined': 'refine'}.get(node.name)
+            yield from stubs(node.body, getattr(sys.modules[f'udfc_nb.{known}'] if known else udfc_nb, node.name))
+
+
+def test_type_checkers_see_what_is_there():
+    "Names, order and kinds of arguments, and which of them may be left out."
+    body = ast.parse((TOP/'udfc_nb'/'__init__.pyi').read_text()).body
+    for node, real in stubs(body):
+        a, p = node.args, inspect.signature(real).parameters
+        plain = [o.arg for o in a.posonlyargs+a.args]
+        assert [(n, n in plain) for n in [*plain, *(o.arg for o in a.kwonlyargs), *([a.kwarg.arg] if a.kwarg else [])]] == [(n, o.kind is o.POSITIONAL_OR_KEYWORD) for n, o in p.items()], node.name
+        free = {o.arg for o in (a.args[len(a.args)-len(a.defaults):] if a.defaults else [])} | {o.arg for o, d in zip(a.kwonlyargs, a.kw_defaults) if d is not None}
+        assert free == {n for n, o in p.items() if o.default is not o.empty}, node.name
+    named = next(ast.literal_eval(n.value) for n in body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__')
+    assert named == udfc_nb.__all__
+    assert {n for n in vars(udfc_nb.Compressed) if n[0] != '_' and inspect.isfunction(vars(udfc_nb.Compressed)[n])} == {'save', 'export'}
+
+
+@pytest.mark.skipif(shutil.which('pyright') is None, reason='pyright is not installed')
+def test_pyright_accepts_a_script(tmp_path):
+    (tmp_path/'use.py').write_text('''import torch
+from udfc_nb import RECIPES, compress, find_sites, load
+from torch import nn
+net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+small = compress(net, torch.zeros(1, 3, 8, 8), pruning_ratio=.5, weight_bits=4, recipe=RECIPES["fast"], size_budget=None, layer_bits={"0": None})
+size: int = small.save("small.safetensors")+small.export("small.onnx")
+print(small.report.to_csv(), find_sites(net, torch.zeros(1, 3, 8, 8)).site("0"), load("small.safetensors", net).training)
+''')
+    said = subprocess.run(['pyright', '--pythonpath', sys.executable, 'use.py'], cwd=tmp_path, capture_output=True, text=True)
+    assert said.returncode == 0, said.stdout
 
 
 @pytest.mark.parametrize('key', ['requirements', 'dev_requirements', 'onnx_requirements', 'widgets_requirements'])

@@ -1,6 +1,6 @@
 """The workbench at three levels: its Python object, its notebook in a kernel, and its page in a browser."""
-import copy, json, os, re, shutil, socket, subprocess, sys, threading, time
-from contextlib import closing, contextmanager
+import json, os, re, shutil, subprocess, sys, threading, time
+from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -8,8 +8,10 @@ import pytest, torch
 from torch import nn
 from udfc_nb import load
 from udfc_nb.digits import digits_net
-from udfc_nb.runs import Trial, digits_subject, layer_figure, message, open_network, read_overrides, tradeoff_figure
-from udfc_nb.widgets import Workbench, devices
+from udfc_nb.runs import Background, comparison_figure, float_bytes, limits, open_network, read_trials
+from udfc_nb.structure import structure_figure
+from udfc_nb.tools import served
+from udfc_nb.widgets import HELP, PRESETS, Workbench, devices
 
 TOP = Path(__file__).resolve().parents[1]
 NOTEBOOK = TOP/'nbs'/'51_widgets.ipynb'
@@ -48,7 +50,7 @@ def test_run_shows_the_result(bench):
     assert c.message.value == '' and c.result.layout.display == '' and (c.run.disabled, c.stop.disabled) == (False, True)
     assert f'{trial.before:.1f} → {trial.after:.1f} %' in c.headline.value
     assert [r['out'] for r in trial.report.rows] == [9, 6, 3] and '9/12' in c.report.value and 'paper, 0.25, 4 bit' in c.table.value
-    assert c.by_layer.value[:4] == c.tradeoff.value[:4] == b'\x89PNG'
+    assert all('<svg' in v and 'role="img" aria-label=' in v for v in (c.structure.value, c.comparison.value)) and '9 of 12' in c.structure.value
 
 
 def test_settings_reach_compress(bench):
@@ -61,9 +63,11 @@ def test_settings_reach_compress(bench):
 
 def test_layer_list_says_why(bench):
     rows = bench.c.layers.children[0].children
+    assert bench.c.layers.layout.display == 'none'
+    bench.c.fold.value = True; assert bench.c.layers.layout.display == 'block'
     assert ['prunable' in r.children[0].value for r in rows] == [True, True, False]
     assert [bench.per_layer[n][0].disabled for n in '036'] == [False, False, True]
-    assert 'feeds an output' in rows[2].children[0].value and bench.c.layers.titles[0] == 'Layers: 2 of 3 can lose channels'
+    assert 'feeds an output' in rows[2].children[0].value and bench.c.fold.description.startswith('Layers: 2 of 3 can lose channels')
 
 
 def test_reset(bench):
@@ -73,15 +77,15 @@ def test_reset(bench):
     assert bench.trials == [] and bench.c.result.layout.display == 'none'
 
 
-def test_stop_takes_effect_at_the_next_layer():
-    bench = Workbench(); seen = []
-    def watch(change):
-        seen.append(change.new)
-        if change.new == 4: bench.c.stop.click()
-    bench.c.bar.observe(watch, 'value')
-    with untouched(bench.subject.model): press(bench, 'run')
-    assert max(seen) == 4 and bench.trials == [] and 'Stopped' in bench.c.message.value
-    bench.c.bar.unobserve(watch, 'value'); bench.c.recipe.value = 'paper'
+@pytest.mark.parametrize('moment', [.02, .1, .3, .6])
+def test_stop_works_at_any_moment(moment):
+    bench = Workbench()
+    with untouched(bench.subject.model):
+        bench.c.run.click(); time.sleep(moment); bench.c.stop.click()
+        assert 'Stopping' in bench.c.message.value # it says so at once
+        assert bench.wait(30)
+    assert bench.trials == [] and 'Stopped' in bench.c.message.value and bench.c.bar.value == '' and (bench.c.run.disabled, bench.c.stop.disabled) == (False, True)
+    bench.c.recipe.value = 'paper'
     press(bench, 'run')
     assert len(bench.trials) == 1 and bench.c.message.value == '' # and it can be started again
 
@@ -97,6 +101,56 @@ def test_stop_reaches_the_measuring(bench):
         bench.run(); assert 'running already' in bench.c.message.value
         press(bench, 'stop', 10)
     assert 'Stopped' in bench.c.message.value and bench.trials == [] and not bench.c.run.disabled
+
+
+def test_stop_is_asked_for_again_where_it_was_lost():
+    back, lost = Background(), []
+    def work():
+        try: time.sleep(.01); [time.sleep(.01) for _ in range(1000)]
+        except BaseException as e: lost.append(type(e).__name__)
+        while True: time.sleep(.01)
+    back.start(work); time.sleep(.05); back.stop()
+    assert back.wait(20) and lost == ['Interrupt']
+
+
+def test_presets(bench):
+    floats = float_bytes(bench.subject.model)
+    for name, wanted in (('half the size', dict(size_budget=floats//2, layer_bits={'0': None, '3': None, '6': None})), ('4 bits', dict(pruning_ratio=0., weight_bits=4)),
+            ('fastest', dict(pruning_ratio=.5, weight_bits=8, activation_bits=8, budget='macs'))):
+        bench.c.activation_bits.value = '2' # what a preset does not name is as it was at first
+        bench.c.presets[name].click()
+        got = bench.settings()
+        assert {k: got[k] for k in wanted} == wanted and got['recipe'] == 'paper' and (got['activation_bits'] == 8 or name != 'fastest')
+        assert got['activation_bits'] in (None, 8)
+    assert set(PRESETS) == set(bench.c.presets)
+
+
+def test_half_the_size_is_at_most_half():
+    bench = Workbench(); bench.c.recipe.value = 'fast'; bench.c.presets['half the size'].click(); press(bench, 'run')
+    assert bench.trials[0].bytes <= float_bytes(bench.subject.model)/2 and {r['bits'] for r in bench.trials[0].report.rows} == {32}
+
+
+def test_every_control_has_a_name_and_a_help(bench):
+    assert set(bench.c.rows) | {'open'} == set(HELP)
+    for name, row in bench.c.rows.items():
+        made, said = row.children
+        assert made.description and made.tooltip == HELP[name] and 'udfc-help' in said.value
+    names = [f.description for pair in bench.per_layer.values() for f in pair]
+    assert len(set(names)) == len(names) == 6 and '0, ratio' in names
+
+
+def test_messages_go_away_when_something_is_changed(bench):
+    for change in (lambda: setattr(bench.c.bits, 'value', '5'), lambda: setattr(bench.per_layer['0'][1], 'value', '3'), lambda: setattr(bench.c.ratio, 'value', .1), lambda: bench.c.presets['4 bits'].click()):
+        bench.c.bits.value = 'four'; press(bench, 'run'); assert 'is no number' in bench.c.message.value and 'role="alert"' in bench.c.message.value
+        change(); assert bench.c.message.value == ''
+
+
+def test_only_the_fields_of_the_goal_are_shown(bench):
+    shown = lambda: [n for n in ('ratio', 'bits', 'size') if bench.c.rows[n].layout.display != 'none']
+    assert shown() == ['ratio', 'bits']
+    bench.c.goal.value = 'size'; assert shown() == ['size']
+    bench.c.size.value = 0.; press(bench, 'run'); assert 'is no size' in bench.c.message.value
+    bench.c.size.value = 1e-3; press(bench, 'run'); assert 'What to do' in bench.c.message.value and bench.trials == []
 
 
 @pytest.mark.parametrize('bits, ratio, says', [('four', '', 'is no number'), ('99', '', 'bit-width'), ('0', '', 'bit-width'), ('4', 'much', 'is no number'), ('4', '1', '0: '), ('4', '-0.1', '0: '),
@@ -126,14 +180,14 @@ def test_network_that_cannot_be_copied():
 
 def test_other_networks(bench, tmp_path):
     c = bench.c
-    c.network.value = 'torchvision'; bench.wait()
-    assert c.name.layout.display == '' and c.weights.layout.display == 'none' and bench.subject is None
+    c.network.value = 'named'; bench.wait()
+    assert c.rows['name'].layout.display == '' and c.open.layout.display == '' and bench.subject is None
     press(bench, 'open'); assert 'no network is named' in c.message.value
     c.name.value = 'resnet5O'; press(bench, 'open'); assert 'did you mean resnet50' in c.message.value
     c.name.value, c.shape.value = 'squeezenet1_1', '1,3,x'; press(bench, 'open'); assert 'is no shape' in c.message.value
     c.shape.value = '1,3,64,64'; press(bench, 'open')
     assert 'weights are random' in c.message.value and len(bench.per_layer) == 26
-    c.network.value = 'file'; c.name.value, c.shape.value = 'udfc_nb.digits:digits_net', '1,1,8,8'
+    c.name.value, c.shape.value = 'udfc_nb.digits:digits_net', '1,1,8,8'
     for bad, says in (('/nowhere.pt', 'not a file'), (__file__, 'cannot be read')):
         c.weights.value = bad; press(bench, 'open'); assert says in c.message.value
     torch.save(digits_net().state_dict(), tmp_path/'w.pt'); c.weights.value = str(tmp_path/'w.pt'); press(bench, 'open')
@@ -144,13 +198,13 @@ def test_pickles_that_run_code_are_refused(bench, tmp_path):
     class Bomb:
         def __reduce__(self): return (os.mkdir, (str(tmp_path/'ran'),))
     torch.save({'a': Bomb()}, tmp_path/'bomb.pt')
-    bench.c.network.value = 'file'; bench.c.name.value, bench.c.weights.value = 'squeezenet1_1', str(tmp_path/'bomb.pt')
+    bench.c.network.value = 'named'; bench.c.name.value, bench.c.weights.value = 'squeezenet1_1', str(tmp_path/'bomb.pt')
     press(bench, 'open')
     assert 'could run code' in bench.c.message.value and not (tmp_path/'ran').exists()
 
 
 def test_save(bench, tmp_path):
-    press(bench, 'save'); assert 'nothing to save' in bench.c.message.value
+    press(bench, 'save'); assert 'no network to save' in bench.c.message.value
     press(bench, 'run')
     bench.c.path.value = str(tmp_path/'a.safetensors'); press(bench, 'save')
     trial, x = bench.trials[0], bench.subject.example
@@ -165,21 +219,75 @@ def test_save(bench, tmp_path):
 def test_without_a_measure():
     bench = Workbench(digits_net(), torch.zeros(1, 1, 8, 8)); bench.c.recipe.value = 'prune'
     press(bench, 'run')
-    assert bench.trials[0].after is None and 'on noise' in bench.c.headline.value
-    assert tradeoff_figure(bench.trials).axes[0].get_ylabel().startswith('error')
+    assert bench.trials[0].after is None and 'of what the original says' in bench.c.headline.value
+    assert comparison_figure(bench.trials, 1000).axes[0].get_ylabel().startswith('explained')
 
 
 def test_networks_of_earlier_trials_are_let_go(bench):
     for _ in range(2): press(bench, 'run')
-    assert [t.out is None for t in bench.trials] == [True, False] and bench.c.table.value.count('<tr>') == 3
+    assert [t.out is None for t in bench.trials] == [True, False] and bench.c.table.value.count('<tr>') == 4 and bench.trials[0].data is None
+
+
+def test_axes_are_sensible(bench):
+    press(bench, 'run')
+    trial = bench.trials[0]
+    ax = comparison_figure([trial], float_bytes(bench.subject.model)).axes[0]
+    low, high = ax.get_ylim()
+    assert high-low >= 5 and low <= min(trial.before, trial.after) and high >= max(trial.before, trial.after) # one trial alone is no cliff
+    left, right = ax.get_xlim()
+    assert left < trial.bytes/1000 < right and left < float_bytes(bench.subject.model)/1000 < right # the network as it is stands beside it
+    for values in ([98.825, 99.], [0., 0.], [100.], [0., 100.], [float('nan')], [3., 4.]):
+        low, high = limits(values)
+        assert high-low >= 4.9 and -.6 < low < high < 100.6 and all(low <= v <= high for v in values if v == v)
+
+
+def test_accuracy_on_another_set_is_not_compared(bench, tmp_path):
+    press(bench, 'run')
+    from PIL import Image
+    for i in range(3): (tmp_path/str(i)).mkdir(); Image.new('RGB', (8, 8), (80*i, 0, 0)).save(tmp_path/str(i)/'a.png')
+    bench.c.images.value = str(tmp_path); press(bench, 'run')
+    assert 'one colour or three' in bench.c.message.value # and this network takes two
+    other = Workbench(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval(), torch.zeros(1, 3, 8, 8))
+    other.c.recipe.value = 'prune'; press(other, 'run'); assert other.trials[0].after is None
+    other.c.images.value = str(tmp_path); press(other, 'run')
+    assert other.c.message.value == '' and other.trials[1].after is not None and other.trials[1].images == f'3 images of {tmp_path}'
+    assert len(comparison_figure(other.trials, 1000).axes[0].lines[0].get_xdata()) == 1 # the one with the same measure
+    other.c.images.value = str(tmp_path/'nowhere'); press(other, 'run'); assert 'no such folder' in other.c.message.value
+
+
+def test_what_is_downloaded_repeats_it(bench, tmp_path, monkeypatch):
+    bench = Workbench(); bench.c.recipe.value = 'paper'; press(bench, 'run')
+    links = dict(re.findall('download="([^"]+)" href="data:[^,]+,([^"]+)"', bench.c.links.value))
+    assert set(links) == {'small.safetensors', 'again.py', 'report.csv'}
+    import base64
+    (tmp_path/'a.safetensors').write_bytes(base64.b64decode(links['small.safetensors']))
+    monkeypatch.chdir(tmp_path); exec(base64.b64decode(links['again.py']).decode(), {})
+    x, (a, b) = torch.randn(4, 1, 8, 8), (load(tmp_path/n, digits_net()) for n in ('a.safetensors', 'small.safetensors'))
+    with torch.no_grad(): assert torch.equal(a(x), b(x))
+
+
+def test_runs_are_there_again(tmp_path):
+    keep = tmp_path/'runs.json'
+    bench = Workbench(keep=keep); bench.c.recipe.value = 'prune'; press(bench, 'run')
+    again = Workbench(keep=keep)
+    assert again.c.table.value == bench.c.table.value and again.c.result.layout.display == ''
+    press(again, 'run'); assert len(read_trials(keep).popitem()[1]) == 2
+    again.c.network.value = 'named'; again.c.name.value, again.c.shape.value = 'udfc_nb.digits:DigitsNet', '1,1,8,8'; press(again, 'open')
+    assert again.trials == [] # of another network
+    keep.write_text('[]'); bench = Workbench(keep=keep)
+    assert 'no trials of the workbench' in bench.c.message.value and bench.subject is None
+
+
+def test_network_by_name():
+    bench = Workbench(network='udfc_nb.digits:digits_net')
+    assert bench.subject is None and 'What to do' in bench.c.message.value # of another shape of inputs
+    bench.c.shape.value = '1,1,8,8'; press(bench, 'open'); assert len(bench.per_layer) == 16
 
 
 def test_figures_are_values_to_pictures(bench):
     press(bench, 'run')
-    left, right = layer_figure(bench.trials[0]).axes
-    kept = [p.get_width() for p in left.patches[3:]]
-    assert kept == [100, 75, 75] and [t.get_text() for t in left.get_yticklabels()] == ['6', '3', '0']
-    assert [p.get_width() for p in right.patches] == pytest.approx([100*bench.trials[0].errors[n] for n in '630'])
+    left, right = structure_figure(bench.structure, bench.trials[0].report).axes
+    assert [p.get_width() for p in right.patches[3:]] == [75, 75, 100] and [t.get_text() for t in left.get_yticklabels()] == ['0', '3', '6']
 
 
 def test_devices(): assert devices()[0] == 'cpu' and len(devices()) == 1+torch.cuda.device_count()
@@ -208,8 +316,7 @@ def check_state(nb):
         seen.add(i); todo += re.findall('IPY_MODEL_([0-9a-f]+)', json.dumps(state[i]['state']))
     shown = [state[i] for i in seen]
     assert views and any('accuracy' in str(s['state'].get('value')) for s in shown if s['model_name'] == 'HTMLModel')
-    pictures = [s for s in shown if s['model_name'] == 'ImageModel']
-    assert len(pictures) == 2 and all(s['buffers'][0]['data'].startswith('iVBORw') for s in pictures) # PNG in base64
+    assert sum('<svg' in str(s['state'].get('value')) for s in shown) == 2
     return seen, state
 
 
@@ -245,23 +352,17 @@ def browser():
 
 @pytest.fixture(scope='module')
 def voila(tmp_path_factory):
-    "The address of a workbench that voila serves."
-    nbformat, folder = pytest.importorskip('nbformat'), tmp_path_factory.mktemp('voila')
+    "The address of a workbench, as `udfc workbench` serves it."
     browser(); pytest.importorskip('voila')
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('from udfc_nb.widgets import Workbench\nWorkbench()')], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
-    nbformat.write(nb, folder/'bench.ipynb')
-    with closing(socket.socket()) as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [str(TOP), os.environ.get('PYTHONPATH')])), PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}')
-    with open(folder/'log', 'w') as log:
-        server = subprocess.Popen([sys.executable, '-m', 'voila', 'bench.ipynb', '--no-browser', '--Voila.ip=127.0.0.1', f'--port={port}'], cwd=folder, env=env, stdout=log, stderr=log)
+    here, folder = os.getcwd(), tmp_path_factory.mktemp('voila')
+    os.environ['PYTHONPATH'], before = os.pathsep.join(filter(None, [str(TOP), os.environ.get('PYTHONPATH')])), os.environ.get('PYTHONPATH')
+    os.chdir(folder)
     try:
-        for _ in range(600):
-            with closing(socket.socket()) as s:
-                if s.connect_ex(('127.0.0.1', port)) == 0: break
-            assert server.poll() is None, (folder/'log').read_text()
-            time.sleep(.1)
-        yield f'http://127.0.0.1:{port}/'
-    finally: server.terminate(); server.wait(30)
+        with served(keep='runs.json') as (address, _): yield address
+    finally:
+        os.chdir(here)
+        if before is None: del os.environ['PYTHONPATH']
+        else: os.environ['PYTHONPATH'] = before
 
 
 @pytest.fixture(scope='module')
@@ -282,32 +383,93 @@ def button(page, name): return page.locator('.udfc button').filter(has_text=re.c
 def enabled(page, name): page.wait_for_function("name => [...document.querySelectorAll('button')].some(b => b.innerText.trim() === name && !b.disabled)", arg=name)
 
 
-def slide(page, value): readout = page.locator('.widget-readout').first; readout.click(); readout.fill(value); readout.press('Enter')
+def runs(page): return page.locator('.udfc table').first.locator('tr').count()-2 # without the head and the network as it is
 
 
-def test_browser_run(page):
-    page.get_by_role('combobox').first.select_option(label='digits, ships with the package')
-    enabled(page, 'Run'); slide(page, '0.4'); page.get_by_placeholder('float').fill('4')
-    button(page, 'Run').click()
-    page.get_by_text('best, 0.4, 4 bit').first.wait_for()
+def test_browser_has_names(page):
+    "Everything that can be used has a name for those who listen, and can be reached by the keyboard."
+    said = page.locator('.udfc').aria_snapshot()
+    for what in ('combobox "network"', 'spinbutton "remove, share"', 'textbox "weights, bits"', 'button "half the size"', 'heading "1. The network"', 'img "The 16 layers of digits'): assert what in said
+    nameless = page.locator('.udfc :is(input, select, button)').evaluate_all('all => all.filter(e => e.getBoundingClientRect().width && !(e.innerText || "").trim() && !(e.labels || []).length).map(e => e.outerHTML)')
+    assert nameless == []
+    page.get_by_label('weights, bits').focus(); page.keyboard.press('Shift+Tab')
+    assert page.evaluate('document.activeElement.closest(".udfc") !== null')
+
+
+def test_browser_run_and_compare(page):
+    enabled(page, 'Run'); page.get_by_label('recipe', exact=True).select_option('fast')
+    button(page, '4 bits').click(); button(page, 'Run').click()
+    page.get_by_text('fast, 0, 4 bit').first.wait_for(); enabled(page, 'Run')
     before, after = map(float, re.search(r'accuracy ([\d.]+) → ([\d.]+) %', page.locator('.udfc').inner_text()).groups())
     assert before > 98 and after > 95
-    sizes = page.locator('.widget-image').evaluate_all('all => all.map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width])')
-    assert len(sizes) == 2 and all(done and own > 600 and wide > 300 for done, own, wide in sizes)
+    page.get_by_label('remove, share').fill('0.4'); page.keyboard.press('Tab'); button(page, 'Run').click()
+    page.get_by_text('fast, 0.4, 4 bit').first.wait_for(); enabled(page, 'Run')
+    assert runs(page) == 2
+    sizes = page.locator('.udfc-picture svg').evaluate_all('all => all.map(i => i.getBoundingClientRect().width)')
+    assert len(sizes) == 2 and min(sizes) > 500
+
+
+def test_browser_download(page):
+    for name, start in (('the packed file', None), ('Python that repeats it', b'from udfc_nb import compress')):
+        with page.expect_download() as told: page.get_by_role('link', name=name).click()
+        data = Path(told.value.path()).read_bytes()
+        assert data.startswith(start) if start else b'udfc_nb' in data[:20000] and len(data) > 10000
 
 
 def test_browser_stop(page):
-    enabled(page, 'Run'); button(page, 'Run').click()
+    enabled(page, 'Run'); page.get_by_label('recipe', exact=True).select_option('best'); button(page, 'fastest').click(); button(page, 'Run').click()
     enabled(page, 'Stop'); button(page, 'Stop').click()
     page.get_by_text('Stopped. The network is as it was.').wait_for()
     enabled(page, 'Run')
-    assert page.locator('.udfc table').first.locator('tr').count() == 2 # the trial before, and none more
+    assert runs(page) == 2 # those before, and none more
 
 
 def test_browser_nonsense(page):
-    page.get_by_placeholder('float').fill('four'); button(page, 'Run').click()
-    page.get_by_text("'four' is no number").wait_for()
+    page.get_by_label('weights, bits').fill('four'); button(page, 'Run').click()
+    page.get_by_role('alert').get_by_text("'four' is no number").wait_for()
     assert page.get_by_text('What to do').is_visible()
+    page.get_by_label('weights, bits').fill('4'); page.keyboard.press('Tab')
+    page.get_by_text("'four' is no number").wait_for(state='hidden')
+
+
+def test_browser_layers(page):
+    page.get_by_role('button', name='Layers: 6 of 16').click()
+    page.get_by_label('conv1, bits', exact=True).fill('nine'); button(page, 'Run').click()
+    page.get_by_text('conv1, bits').first.wait_for(); page.get_by_role('alert').wait_for()
+    page.get_by_label('conv1, bits', exact=True).fill(''); page.keyboard.press('Tab')
+    page.get_by_role('alert').wait_for(state='hidden'); page.get_by_role('button', name='Layers: 6 of 16').click()
+
+
+def test_browser_save(page):
+    page.get_by_label('to the file').fill('here.safetensors'); button(page, 'Save').click()
+    page.get_by_role('status').get_by_text('Written:').wait_for()
+    page.get_by_label('to the file').fill('/no/such/folder/a.safetensors'); button(page, 'Save').click()
+    page.get_by_role('alert').get_by_text('choose another folder').wait_for()
+
+
+def test_browser_goes_on_after_a_reload(page):
+    page.reload(wait_until='commit'); button(page, 'Run').wait_for(); enabled(page, 'Run')
+    page.get_by_text('fast, 0.4, 4 bit').first.wait_for()
+    assert runs(page) == 2
+
+
+def test_browser_in_the_dark(page):
+    ground = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")
+    light = ground(); page.emulate_media(color_scheme='dark')
+    try:
+        letters = page.locator('.udfc h2').first.evaluate('e => getComputedStyle(e).color')
+        assert ground() != light and sum(map(int, re.findall(r'\d+', ground())[:3])) < 100 < 600 < sum(map(int, re.findall(r'\d+', letters)[:3]))
+    finally: page.emulate_media(color_scheme='light')
+
+
+def test_browser_another_network(page):
+    page.get_by_label('network', exact=True).select_option(label='another one, by its name')
+    page.get_by_label('name', exact=True).fill('resnet81'); button(page, 'Open').click()
+    page.get_by_text('did you mean resnet18').wait_for()
+    page.get_by_label('name', exact=True).fill('torchvision:squeezenet1_1'); page.get_by_label('shape of the input').fill('1,3,64,64'); button(page, 'Open').click()
+    page.get_by_role('button', name='of 26 can lose channels').wait_for()
+    page.get_by_label('network', exact=True).select_option(label='digits, ships with the package')
+    page.get_by_text('fast, 0.4, 4 bit').first.wait_for()
 
 
 @pytest.mark.parametrize('width', [390, 1200])
