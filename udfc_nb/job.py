@@ -352,6 +352,7 @@ def rescale(self:Job,
         if name in self.codes: q = self.codes[name]; self.codes[name] = q._replace(scale=q.scale*one); m.weight.copy_(self.codes[name].dequantize())
         else: m.weight.mul_(one)
 
+# %% ../nbs/16_job.ipynb #56edd3eb
 @patch
 def recount(self:Job):
     "Norms take the statistics of the compressed stream, in the units of training; a layer with a bias and no norm gets the original's mean and variance."
@@ -373,6 +374,7 @@ def left(self:Job, name):
     "Indices of the first axis of a parameter or buffer that are left; None for all."
     return kept_along(self.graph.record, self.gone, name, 0)
 
+# %% ../nbs/16_job.ipynb #f4bd0707
 @patch
 def run(
     self:Job,
