@@ -262,6 +262,7 @@ def shown_range(
     low, high = min((t.min().item() for t in shown), default=0.), max((t.max().item() for t in shown), default=0.)
     return None if high-low < 3*(INPUT_RANGE[1]-INPUT_RANGE[0]) else (min(low, 0.), high)
 
+# %% ../nbs/28_activations.ipynb #9e58cad9
 @patch
 def find_ranges(self:Job,
     bits:dict, # layer name → width of what it reads, or None
@@ -286,6 +287,7 @@ def find_ranges(self:Job,
     missing = [n for n, b in bits.items() if b is not None and n not in ends]
     if missing: self.notes.append(f"note: no range is known for the inputs of {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}; they stay float")
 
+# %% ../nbs/28_activations.ipynb #6641297d
 @patch
 def still_seen(self:Job, name, seen):
     "The same of the channels that a layer reads when it is cut."
