@@ -274,11 +274,9 @@ def _grid(tensors, n, c):
 
 def _weights(path, tensors, n, c):
     "A coded tensor as floats, in the type of its scale."
-    try: codes = decode(tensors[f'{n}.codes'], c)
-    except FileError as e: _fail(path, f'{n}: {e}')
     scale, zero = _grid(tensors, n, c)
-    w = codes.to(scale.dtype); del codes
-    return w.sub_(zero).mul_(scale)
+    try: return decode(tensors[f'{n}.codes'], c, scale.dtype).sub_(zero).mul_(scale)
+    except FileError as e: _fail(path, f'{n}: {e}')
 
 def _grids(path, header, mods):
     "Layer → the grid through which it reads; only layers of the architecture can have one."

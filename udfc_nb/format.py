@@ -11,7 +11,6 @@ __all__ = ['VERSION', 'MAX_TEXT', 'MAX_BITS', 'CHUNK', 'MOST', 'TYPES', 'FORMS',
 import hashlib, json, math, mmap, os, re, zlib
 from pathlib import Path
 import torch
-from safetensors.torch import save as to_bytes
 from .errors import FileError
 from .quantizer import pack, unpack, Quantized
 
@@ -19,7 +18,7 @@ from .quantizer import pack, unpack, Quantized
 VERSION = 2
 MAX_TEXT = 1 << 23 # bytes of a file's text; a reader refuses more, because parsing takes some thirty times as much memory
 MAX_BITS = 16 # wider codes are stored as the floats that they stand for
-CHUNK = 1 << 20 # codes packed at a time
+CHUNK = 1 << 17 # codes packed at a time
 
 def _pieces(codes, bits): return [pack(c, bits) for c in codes.reshape(-1).split(CHUNK)]
 
@@ -52,27 +51,33 @@ def _check_lengths(packed, info):
     if not info['deflated'] and size != -(-n*bits//8): raise FileError(f'{size} bytes for {n} codes of {bits} bits')
     return n
 
-def _inflate(packed, n, bits):
-    "Deflated codes, no more than were promised."
-    z = zlib.decompressobj()
-    try: raw = z.decompress(memoryview(packed.numpy()), n+1)
+def _inflated(packed, n, bits):
+    "Deflated codes, piece by piece, no more than were promised."
+    z, data, left = zlib.decompressobj(), memoryview(packed.numpy()), n
+    try:
+        for first in range(0, len(data), CHUNK):
+            fed = data[first:first+CHUNK]
+            while len(fed) and (raw := z.decompress(fed, CHUNK)):
+                fed, left = z.unconsumed_tail, left-len(raw)
+                if left < 0: raise FileError(f'more than {n} deflated codes')
+                piece = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+                if (most := int(piece.max())) >= 2**bits: raise FileError(f'a code of {most} in {bits} bits')
+                yield piece
+            if z.unused_data or z.eof and first+CHUNK < len(data): raise FileError('bytes behind the deflated codes')
     except zlib.error as e: raise FileError(f'the deflated codes are damaged: {e}') from e
-    if len(raw) != n or not z.eof or z.unused_data: raise FileError(f'{len(raw)} deflated codes in the place of {n}')
-    flat = torch.frombuffer(bytearray(raw), dtype=torch.uint8) if n else torch.zeros(0, dtype=torch.uint8)
-    if n and flat.max() >= 2**bits: raise FileError(f'a code of {int(flat.max())} in {bits} bits')
-    return flat
+    if left or not z.eof: raise FileError(f'{n-left} deflated codes in the place of {n}')
 
 def decode(
     packed:torch.Tensor, # uint8
     info:dict, # the description
-)->torch.Tensor: # codes, int32
+    dtype:torch.dtype=torch.int32, # of the codes
+)->torch.Tensor:
     "The inverse of `encode`; reads no more than the description promises. Raises `FileError`."
-    n, bits = _check_lengths(packed, info), info['bits']
-    if info['deflated']: flat = _inflate(packed, n, bits).to(torch.int32)
-    else:
-        flat = torch.empty(n, dtype=torch.int32)
-        for at, piece in zip(range(0, n, CHUNK), packed.split(CHUNK*bits//8)):
-            flat[at:at+CHUNK] = unpack(piece, bits, min(CHUNK, n-at))
+    n, bits, at = _check_lengths(packed, info), info['bits'], 0
+    flat = torch.empty(n, dtype=dtype)
+    def unpacked(): return (unpack(p, bits, min(CHUNK, n-i*CHUNK)) for i, p in enumerate(packed.split(CHUNK*bits//8))) if n else ()
+    for piece in _inflated(packed, n, bits) if info['deflated'] else unpacked():
+        flat[at:at+len(piece)] = piece; at += len(piece)
     return flat.add_(info['low']).reshape(info['shape'])
 
 # %% ../nbs/39_format.ipynb #53470493
@@ -98,7 +103,7 @@ def from_stored(
     "The inverse. Raises `FileError` if that cannot be."
     dtype = NAMES.get(name)
     if t.dtype != FORMS.get(dtype) or dtype.is_complex and t.shape[-1:] != (2,): raise FileError(f'{t.dtype} of shape {list(t.shape)} is no {str(name):.40}')
-    return torch.view_as_complex(t.contiguous()) if dtype.is_complex else t.view(dtype)
+    return torch.view_as_complex(t.clone()) if dtype.is_complex else t.view(dtype) # a clone begins at an address that suits the larger type
 
 # %% ../nbs/39_format.ipynb #980b2888
 def _fail(path, why, hint='the file is damaged, or not one that this package wrote'): raise FileError(why, layer=str(path), hint=hint)
@@ -167,7 +172,10 @@ class OneReading:
         "A tensor that lies in these bytes."
         dtype, shape, first, end = self.table[name]
         if first == end: return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(self.data, dtype=dtype, count=(end-first)//dtype.itemsize, offset=8+self.length+first).reshape(shape)
+        at = 8+self.length
+        t = torch.frombuffer(self.data, dtype=dtype, count=(end-first)//dtype.itemsize, offset=at+first)
+        if t.data_ptr() % dtype.itemsize: t = torch.frombuffer(bytearray(memoryview(self.data)[at+first:at+end]), dtype=dtype) # processors may want even addresses
+        return t.reshape(shape)
 
 def _once(path): return path if isinstance(path, OneReading) else OneReading(path)
 
@@ -191,15 +199,20 @@ def checksum(
     return h.hexdigest()
 
 def signed(
-    tensors:dict, # name → tensor of a type in `TYPES`, contiguous
+    tensors:dict, # name → tensor of a type in `TYPES`
     texts:dict, # without the checksum
 )->bytearray:
-    "A file as bytes, with its checksum."
-    key, none = b'"sha256":"', '0'*64
-    data = bytearray(to_bytes(tensors, texts | dict(sha256=none)))
-    at = data.index(key+none.encode())+len(key) # quotes within a text are escaped: nothing else looks like this
-    told = hashlib.sha256(data).hexdigest()
-    data[at:at+64] = told.encode()
+    "A file as bytes, with its checksum: the same for the same contents."
+    kinds, key, none = {t: k for k, t in TYPES.items()}, b'"sha256":"', '0'*64
+    table, body, at = dict(__metadata__=texts | dict(sha256=none)), [], 0
+    for n, t in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])): # wide types first: each begins at a multiple of its size
+        body.append(t.contiguous().reshape(-1).view(torch.uint8).numpy() if t.numel() > 1 else t.reshape(-1).clone().view(torch.uint8).numpy())
+        table[n] = dict(dtype=kinds[t.dtype], shape=list(t.shape), data_offsets=[at, at := at+len(body[-1])])
+    text = json.dumps(table, separators=(',', ':')).encode()
+    text += b' '*(-len(text) % 8)
+    data = bytearray().join([len(text).to_bytes(8, 'little'), text, *body])
+    first = data.index(key+none.encode())+len(key) # quotes within a text are escaped: nothing else looks like this
+    data[first:first+64] = hashlib.sha256(data).hexdigest().encode()
     return data
 
 # %% ../nbs/39_format.ipynb #6a2c06ee
