@@ -269,7 +269,7 @@ def find_ranges(self:Job,
         known[n] = bounds(n, known, input_range or self.source.input_range or INPUT_RANGE, tensor)
         name = n.target if n.kind in ('layer', 'depthwise') and n.module == n.target else None # functions that take the weights of a module do not read through it
         m = self.mods.get(name)
-        if bits.get(name) is None or m is None or self.layers[name].weight not in seen or reader_of(getattr(type(m), 'stock', type(m))) is None: continue
+        if bits.get(name) is None or m is None or name not in self.layers or self.layers[name].weight not in seen or reader_of(getattr(type(m), 'stock', type(m))) is None: continue
         source = source_of(n)
         if source.op == 'input': bits = bits | {name: max(bits[name], INPUT_BITS)}
         new, old = range_of(self.still_seen(name, seen[self.layers[name].weight]), known[source], bits[name], self.recipe.ranges), ends.get(name, (0., 0.))
