@@ -1,5 +1,6 @@
 "What is wrong with an argument, a recipe or a command line is told with its name, before anything is computed."
 import json, sys
+import numpy as np
 import pytest, torch
 from safetensors.torch import save
 from torch import nn
@@ -21,7 +22,10 @@ WRONG = [('layer_ratios', ['0'], E.RatioError), ('layer_ratios', .5, E.RatioErro
     ('device', ['cpu'], E.ArgumentError), ('weight_bits', '4', E.BitsError), ('activation_bits', float('nan'), E.BitsError), ('activation_bits', 17, E.BitsError), ('pruning_ratio', '.5', E.RatioError),
     ('input_range', (3, -3), E.ArgumentError), ('input_range', (0, float('inf')), E.ArgumentError), ('input_range', '03', E.ArgumentError), ('verify', 'no', E.ArgumentError),
     ('progress', 'bar', E.ArgumentError), ('more_examples', x, E.ArgumentError), ('layer_bits', {'0': '4'}, E.BitsError), ('layer_ratios', {'0': None}, E.RatioError), ('layer_ratios', {0: .5}, E.LayerNameError),
-    ('seed', 10**30, E.ArgumentError), ('seed', -10**400, E.ArgumentError), ('seed', .5, E.ExampleInputError)]
+    ('seed', 10**30, E.ArgumentError), ('seed', -10**400, E.ArgumentError), ('seed', .5, E.ExampleInputError), ('sites', 'alll', E.ArgumentError), ('sites', None, E.ArgumentError), ('size_budget', '1MB', E.BudgetError),
+    ('size_budget', -1, E.BudgetError), ('weight_bits', 1.5, E.BitsError), ('weight_bits', 8.5, E.BitsError), ('layer_bits', {'0': 3.5}, E.BitsError), ('example_inputs', torch.full((1, 3, 12, 12), float('nan')), E.ExampleInputError),
+    ('example_inputs', 'image', E.ExampleInputError), ('more_examples', (torch.full((1, 3, 12, 12), float('nan')),), E.ExampleInputError), ('images', torch.randn(12, 12), E.ExampleInputError), ('images', torch.randn(9, 1, 12, 12), E.ExampleInputError),
+    ('images', torch.zeros(9, 3, 12, 12, dtype=torch.uint8), E.ExampleInputError), ('images', torch.randn(2, 3, 12, 12), E.ExampleInputError), ('layer_ratios', {'0': float('nan')}, E.RatioError)]
 
 @pytest.mark.parametrize('name,value,kind', WRONG, ids=[f'{n}={str(v)[:12]}' for n, v, _ in WRONG])
 def test_a_wrong_argument_is_named(name, value, kind, monkeypatch):
@@ -43,6 +47,15 @@ def test_find_sites_takes_names(names):
     with pytest.raises(E.LayerNameError, match='ignored_layers') as info: find_sites(small(), x, names)
     assert info.value.hint
     assert find_sites(small(), x, iter(['2'])).reasons['2'] == 'ignored by the caller'
+
+def test_one_bit_is_refused_where_the_grid_has_none():
+    for kw in (dict(weight_bits=1), dict(layer_bits={'2': 1})):
+        with pytest.raises(E.BitsError, match=next(iter(kw))) as info: compress(small(), x, recipe=RECIPES['prune'].but(grid='symmetric'), **kw)
+        assert info.value.hint
+
+def test_numbers_of_numpy_are_numbers():
+    out = compress(small(), x, pruning_ratio=np.float32(.5), weight_bits=np.int64(4), layer_bits={'4': np.int8(6)}, seed=np.int64(3), recipe='prune')
+    assert out.model[0].out_channels == 4 and out.codes['4'].bits == 6 and json.loads(out.report.to_json())['settings']['weight_bits'] == 4
 
 def test_right_arguments_are_still_right():
     out = compress(small(), x, layer_ratios={'0': .5}, layer_bits={'4': None}, weight_bits=4, ignored_layers=['2'], input_range=torch.tensor([-1., 1]), activation_bits=8, device=torch.device('cpu'),
@@ -76,7 +89,7 @@ def refused(tmp_path, monkeypatch, capsys):
         try: found = main([command, *net, *map(str, argv)])
         except SystemExit as e: found = e.code
         said = capsys.readouterr().err
-        assert found == code and 'Traceback' not in said and said.strip() and '\x1b' not in said
+        assert found == code and 'Traceback' not in said and len(said.splitlines()) == 1 and said.startswith('udfc') and '\x1b' not in said
         return said
     return run
 
@@ -100,7 +113,7 @@ def test_classes_that_cannot_be(refused):
 def test_too_small_a_machine_is_no_fault(monkeypatch, refused):
     def full(*args, **kwargs): raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
     monkeypatch.setattr(cli, 'info_rows', full)
-    assert "can't allocate" in (said := refused('info')) and 'fault of udfc_nb' not in said
+    assert "can't allocate" in (said := refused('info', code=1)) and 'fault of udfc_nb' not in said
     monkeypatch.setattr(torch, 'zeros', full)
     assert '--input-shape' in refused('info')
 
@@ -138,9 +151,51 @@ def test_names_in_a_file_do_not_steer_the_terminal(tmp_path):
 def test_debug_shows_the_traceback(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'here', sys.modules[__name__])
     for argv in (['--debug', 'info', *NET, '--ignore', 'no'], ['info', *NET, '--ignore', 'no', '--debug']):
-        assert main(argv) == 2 and 'Traceback' in (said := capsys.readouterr().err) and 'udfc info: no' in said.splitlines()[-2]
+        assert main(argv) == 2 and 'Traceback' in (said := capsys.readouterr().err) and 'udfc info: no' in said.splitlines()[-1]
 
 def test_a_fault_of_the_package_is_no_bad_input(monkeypatch, refused):
     def broken(*args): raise KeyError('a fault\nof ours')
     monkeypatch.setattr(cli, 'info_rows', broken)
     assert 'a fault of udfc_nb' in (said := refused('info', code=1)) and 'test_arguments.py' in said and len(said.splitlines()) == 1
+
+def test_exit_codes():
+    "2 for what the user did wrong, 1 for what failed, 130 for an interrupt."
+    def caused(e, by): e.__cause__ = by; return e
+    wrong = E.RatioError('x'), E.FileError('x'), caused(E.FileError('x'), FileNotFoundError()), caused(E.FileError('x'), PermissionError()), caused(cli.CommandError('x'), OSError(36, 'too long')), FileNotFoundError('x')
+    failed = E.OutOfMemoryError('x'), MemoryError(), RuntimeError("can't allocate memory"), KeyError('x'), OSError(28, 'No space left'), caused(E.FileError('x'), OSError(28, 'No space left')), caused(cli.CommandError('x'), OSError('no network'))
+    assert [cli.exit_code(e) for e in wrong] == [2]*len(wrong) and [cli.exit_code(e) for e in failed] == [1]*len(failed) and cli.exit_code(KeyboardInterrupt()) == 130
+
+def test_an_interrupt_ends_the_command(monkeypatch, refused):
+    def pressed(*args): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, 'info_rows', pressed)
+    assert refused('info', code=130) == 'udfc info: interrupted\n'
+
+@pytest.fixture
+def told(tmp_path, monkeypatch, capsys):
+    "What `udfc --json` says: one JSON document on the standard output."
+    monkeypatch.chdir(tmp_path); monkeypatch.setitem(sys.modules, 'here', sys.modules[__name__])
+    def run(command, *argv, code=0, net=NET):
+        assert main([command, *net, *argv, '--json']) == code
+        return json.loads(capsys.readouterr().out, parse_constant=lambda c: pytest.fail(f'{c} is no JSON'))
+    return run
+
+def test_json_of_every_command(told, monkeypatch, tmp_path):
+    found = told('compress', '--ratio', '.5', '--bits', '4', '--recipe', 'prune', '--output', 'a.safetensors')
+    assert found['bytes'] == (tmp_path/'a.safetensors').stat().st_size and found['report']['settings']['weight_bits'] == 4
+    found = told('info')
+    assert [r['layer'] for r in found['layers']] == ['0', '2', '4'] and found['params'] == sum(p.numel() for p in small().parameters())
+    assert set(told('info', '--curves')['curves']) == {'0', '2'}
+    found = told('info', net=['a.safetensors'])
+    assert found['recipe']['name'] == 'prune' and found['parts']['file'] == (tmp_path/'a.safetensors').stat().st_size and found['format']
+    assert told('export', '--compressed', 'a.safetensors', '--output', 'a.pt2')['bytes'] == (tmp_path/'a.pt2').stat().st_size
+    assert [r['network'] for r in told('bench', '--compressed', 'a.safetensors', '--repeats', '1')['rows']] == ['uncompressed', 'compressed']
+    monkeypatch.setattr(cli, 'refine', lambda out, *args, **kw: type('R', (), dict(save=lambda self, path: out.save(path), report=None, curve=[]))())
+    assert told('refine', '--compressed', 'a.safetensors', '--output', 'b.safetensors')['bytes'] == (tmp_path/'b.safetensors').stat().st_size
+    rows = [dict(method='none', ratio=0., bits=32, accuracy_before=99., accuracy_after=99., parameters=1, macs=1, nominal_bytes=4, file_bytes=9)]
+    for name, f in (('demo_rows', lambda **kw: rows), ('demo_figure', lambda rows: type('F', (), dict(savefig=lambda self, to: None))())): monkeypatch.setattr(cli, name, f)
+    assert told('demo', '--output', str(tmp_path/'demo'), net=[])['rows'] == rows
+
+def test_json_of_errors(told):
+    for argv, code, kind, layer in ((('--ratio', '2'), 2, 'RatioError', 'pruning_ratio'), (('--ratio', 'half'), 2, 'CommandError', None), (('--ignore', '00'), 2, 'LayerNameError', '00'), (('--nothing',), 2, 'CommandError', None)):
+        found = told('compress', *argv, code=code)
+        assert found['exit'] == code and found['error']['type'] == kind and found['error']['layer'] == layer and found['error']['message'] and found['error']['hint']

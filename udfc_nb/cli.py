@@ -708,7 +708,7 @@ def exit_code(
     if out_of_memory(e) or not isinstance(e, (UDFCError, OSError)): return 1
     system = e if isinstance(e, OSError) else e.__cause__
     wrong = not isinstance(system, OSError) or isinstance(system, _NAMES) or system.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
-    return 2 if wrong and not out_of_memory(system) else 1
+    return 2 if wrong else 1
 
 def error_told(
     e:BaseException,
