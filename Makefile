@@ -1,6 +1,7 @@
 # Everything runs in .venv, which is made on first use; what is installed there is fixed by constraints.txt.
 #   make demo    compress a network and show the result       make test    notebooks and pytest, within 15 minutes
 #   make zoo     read, cut and prove some 450 networks of public libraries, in an environment of its own
+#   make fuzz    compress a thousand random networks, half an hour; another number: make fuzz N=50 SEED=7
 # Another interpreter: make demo PYTHON=python3.12.
 PYTHON ?= python3
 VENV   ?= .venv
@@ -14,7 +15,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --no-input -q
 NBTEST := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --do_print
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev demo test test-slow test-torchvision test-data test-gpu zoo zoo-sample docs export check clean distclean
+.PHONY: help venv dev demo test test-slow test-torchvision test-data test-gpu zoo zoo-sample fuzz torture docs export check clean distclean
 
 help:
 	@echo "make demo       install into $(VENV) and run udfc demo"
@@ -25,6 +26,8 @@ help:
 	@echo "make test-gpu   the same with what needs CUDA"
 	@echo "make zoo-sample forty networks of timm and torchvision: recorded, cut, proven; some minutes"
 	@echo "make zoo        the same for some 450 networks of public libraries, in zoo/.venv, into zoo/table.csv"
+	@echo "make fuzz       N=1000 random networks, arguments and files, from SEED=0: the right result or an error with a type"
+	@echo "make torture    writing is killed at any moment: the file is the old one or the new one, whole"
 	@echo "make docs       build the site into _docs (needs quarto)"
 	@echo "make export     notebooks to modules, notebooks cleaned"
 	@echo "make check      fail if make export would change a file"
@@ -86,6 +89,15 @@ $(ZOOENV)/.installed: zoo/requirements.txt zoo/requirements-nodeps.txt $(SETUP)
 	$(ZOOPIP) -c constraints.txt torch==2.14.1 torchvision==0.29.1 -e . -r zoo/requirements.txt
 	$(ZOOPIP) --no-deps -r zoo/requirements-nodeps.txt
 	@touch $@
+
+N    ?= 1000
+SEED ?= 0
+
+fuzz: $(VENV)/.installed-dev
+	env OMP_NUM_THREADS=1 $(BIN)/python -W ignore fuzz/run.py --n $(N) --seed $(SEED)
+
+torture: $(VENV)/.installed-dev
+	@if [ -e fuzz/torture.py ]; then $(BIN)/python fuzz/torture.py; else echo "there is no fuzz/torture.py" >&2; exit 1; fi
 
 docs: $(VENV)/.installed-dev
 	@command -v quarto >/dev/null || { echo "make docs needs quarto: https://quarto.org/docs/get-started" >&2; exit 1; }

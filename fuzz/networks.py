@@ -5,6 +5,7 @@ parts of their own. A plan is (dimensions, example, head, parts); a part is (nam
 import dataclasses, random, zlib
 from collections import OrderedDict, namedtuple
 import torch, torch.nn as nn, torch.nn.functional as F
+import torch.nn.utils.prune
 import torch.nn.utils.parametrizations as parametrizations
 import torch.utils.checkpoint
 
@@ -846,11 +847,22 @@ def draw_part(r, depth=2):
 
 def draw_plan(
     r, # `random.Random`, or hypothesis' like of it
+    most:int=5, # parts between the first and the last convolution
 ):
     "(dimensions, kind of example, head, parts)"
     d = r.choice([1, 2, 2, 2, 3])
-    parts = [('conv', r.randrange(1000))]+[draw_part(r) for _ in range(r.randint(1, 5))]+[('conv', r.randrange(1000))]
+    parts = [('conv', r.randrange(1000))]+[draw_part(r, 2 if most > 2 else 1) for _ in range(r.randint(1, most))]+[('conv', r.randrange(1000))]
     return d, r.choice(EXAMPLES), (r.choice(sorted(HEADS)), r.randrange(1000)), tuple(parts)
+
+@torch.no_grad()
+def settled(net):
+    "Norms whose parameters and statistics are all different, as after training."
+    for m in net.modules():
+        for k, lo, hi in (('running_mean', -.3, .3), ('running_var', .5, 2.)):
+            if isinstance(t := getattr(m, k, None), torch.Tensor): t.uniform_(lo, hi)
+        if isinstance(m, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)) and m.weight is not None:
+            m.weight.uniform_(.5, 1.5); m.bias is not None and m.bias.normal_(0, .3)
+    return net
 
 def build(plan):
     "(network in eval mode, example)"
@@ -865,12 +877,7 @@ def build(plan):
         if kind in ('pair', 'named'): net = TwoInputs(body, h, stem[d-1](3, 8, 1), stem[d-1](1, 8, 1))
         elif kind == 'dict': net = Conditioned(body, h, stem[d-1](3, 8, 1), nn.Embedding(3, 8))
         else: net = dict(masked=Masking, list=Listing).get(kind, Net)(body, h)
-        for m in net.modules():
-            for k, lo, hi in (('running_mean', -.3, .3), ('running_var', .5, 2.)):
-                if isinstance(t := getattr(m, k, None), torch.Tensor): t.uniform_(lo, hi)
-            if isinstance(m, (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)) and m.weight is not None:
-                with torch.no_grad(): m.weight.uniform_(.5, 1.5); m.bias is not None and m.bias.normal_(0, .3)
-        return net.eval(), _example(kind, d, 2, SIZES[d], random.Random(seed))
+        return settled(net).eval(), _example(kind, d, 2, SIZES[d], random.Random(seed))
 
 def fresh_example(plan, seed, n=3):
     "Other inputs of the same kind."

@@ -10,9 +10,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 import torch
-import udfc_nb
+from torch.utils._pytree import tree_map
 from udfc_nb import UDFCError, compress, load
-from networks import build, draw_plan, fresh_example, shortened
+from known import KNOWN
+from networks import build, draw_plan, fresh_example, settled, shortened
 from oracle import Fault, call, cast, compare, demand, same_numbers
 from arguments import draw_arguments
 
@@ -97,6 +98,22 @@ def check_cut(plan, ratio=.4, sites='all'):
     if late is not None: raise late
     return ('cut' if t['params'] < t['params_before'] else 'whole'), 1-t['params']/max(t['params_before'], 1)
 
+def known(name):
+    torch.manual_seed(0)
+    net, example = KNOWN[name]()
+    return settled(net).eval(), example
+
+def check_known(name, sites='all'):
+    "The same of a network that is built as a library's."
+    net, example = known(name)
+    before = snapshot(net)
+    out = compress(net, example, recipe='prune', pruning_ratio=.4, sites=sites)
+    untouched(net, before); same_numbers(net, out.model)
+    loads_again(out, net, example)
+    fresh = tree_map(lambda t: torch.randn_like(t) if isinstance(t, torch.Tensor) and t.is_floating_point() else t, example)
+    compare(known(name)[0], out, [fresh])
+    return out
+
 def check_recipe(plan, seed):
     "Another recipe, at bits too: finite, of the right shape, again the same, saved and loaded."
     r = random.Random(seed)
@@ -158,10 +175,13 @@ CHECKS = dict(cut=lambda plan, seed: check_cut(plan, *((.4, 'all') if seed % 2 e
 
 def failure(plan, what, seed):
     "What is wrong with a network; None if nothing is. And what happened."
+    return attempted(CHECKS[what], plan, seed)
+
+def attempted(check, *args):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
-            with bounded(): return None, CHECKS[what](plan, seed)
+            with bounded(): return None, check(*args)
         except Fault as e: return f'{type(e).__name__}: {e}'[:600], 'fault'
         except Exception as e: return f'{type(e).__name__}: {e}\n{"".join(traceback.format_tb(e.__traceback__)[-3:])}'[:1500], 'fault'
 
@@ -199,6 +219,13 @@ def main(n=1000, seed=0, checks=tuple(CHECKS), short=True, verbose=False):
     print('failed:', failed or 'none')
     return len(failed)
 
+def libraries():
+    "Networks built as public libraries build theirs. Gives the number of failures."
+    wrong = {n: w for n in KNOWN if (w := attempted(check_known, n)[0]) is not None}
+    for n, w in wrong.items(): print(f'---- {n}: {w}')
+    print(f'{len(KNOWN)-len(wrong)} of {len(KNOWN)} networks as libraries have them are right')
+    return len(wrong)
+
 def others(n, seed):
     "What else there is to fuzz: files."
     for name in ('files',):
@@ -218,6 +245,8 @@ if __name__ == '__main__':
     if a.plan:
         for what in a.checks: print(what, *failure(ast.literal_eval(a.plan), what, a.seed))
         sys.exit()
-    bad = main(a.n, a.seed, a.checks, not a.as_drawn, a.verbose)
-    if len(a.checks) == len(CHECKS): bad += sum(bool(found) for _, found in others(a.n, a.seed))
+    whole = len(a.checks) == len(CHECKS)
+    bad = libraries() if whole else 0
+    bad += main(a.n, a.seed, a.checks, not a.as_drawn, a.verbose)
+    if whole: bad += sum(bool(found) for _, found in others(a.n, a.seed))
     sys.exit(bool(bad))

@@ -42,11 +42,16 @@ class ReplaceJob(Job):
         self.to = {}
         for name, site in self.sites.items():
             n = n_kept(site.size, check_ratio(layer_ratios.get(name, ratio), name))
-            if n == site.size or site.groups > 1 or site.units.shape[1] > 1 or site.size < len(self.layers[name].rows) or any(p is None for p in self.readers(site)): continue
-            to = self.to[name] = self.replace(site, n)
-            here = torch.arange(site.size, device=to.device) == to
-            self.kept[name] = here.nonzero()[:, 0], (~here).nonzero()[:, 0]
+            if n < site.size and self.replaces(site): self.kept[name] = self.take(site, n)
+    def replaces(self, site): return site.groups == site.units.shape[1] == 1 and site.size == len(self.layers[site.name].rows) and all(p is not None for p in self.readers(site))
+    def take(self, site, n):
+        "A size budget also takes from sites without replacements."
+        if not self.replaces(site): return super().take(site, n)
+        to = self.to[site.name] = self.replace(site, n)
+        here = torch.arange(site.size, device=to.device) == to
+        return here.nonzero()[:, 0], (~here).nonzero()[:, 0]
     def prune(self, name):
+        if name not in self.to: return super().prune(name)
         kept, pruned = self.kept[name]
         self.merge_rows(self.sites[name], self.to[name])
         T = (self.to[name][pruned][:, None] == kept).double()

@@ -83,9 +83,15 @@ def evaluate(
     out = _performed(node, value)
     return out[0] if isinstance(out, tuple) else out
 
+def _again(node, value):
+    "An operation once more, with other tensors; what it would write into is empty."
+    outs = {a.name for a in node.func._schema.arguments if a.is_out}
+    given = {k: v.new_empty(0) if k in outs else v for k, v in _filled(node.kwargs, value).items()}
+    return node.func(*_filled(node.args, value), **given)
+
 def _performed(node, value):
     "An operation once more; several tensors, where it gives several."
-    with torch.no_grad(): return node.func(*_filled(node.args, lambda n: value(n).clone()), **_filled(node.kwargs, value))
+    with torch.no_grad(): return _again(node, lambda n: value(n).clone())
 
 def rerun(
     node:Node, # elementwise, with one live input
@@ -97,7 +103,7 @@ def rerun(
         if n.live: return x.clone()
         t = evaluate(n, tensor) if tensor is not None else n.value
         return t.reshape(()).to(x) if t.numel() == 1 and t.is_floating_point() else t
-    out = node.func(*_filled(node.args, value), **_filled(node.kwargs, value))
+    out = _again(node, value)
     return out[0] if isinstance(out, tuple) else out
 
 # %% ../../nbs/graph/12_record.ipynb #3cd3966b

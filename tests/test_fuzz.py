@@ -1,0 +1,192 @@
+"""Random networks and arguments: the right result, or an error with a type. `make fuzz` tries a thousand; here are twenty, those that ever failed, and the rules behind them."""
+import copy, sys
+from pathlib import Path
+import pytest, torch, torch.nn as nn, torch.nn.functional as F, torch.nn.utils.prune
+from hypothesis import given, settings, strategies as st
+from udfc_nb import UDFCError, compress, find_sites
+from udfc_nb.graph.record import record, rerun
+from udfc_nb.recipe import RECIPES
+from udfc_nb.report import count
+from nets import assert_unchanged, relative, roughen, snapshot
+
+sys.path.append(str(Path(__file__).resolve().parents[1]/'fuzz'))
+from known import KNOWN
+from networks import build, draw_plan
+from oracle import Fault, compare, entries
+from run import CHECKS, check_known, failure, known
+
+def conv(i, o, k=3): return nn.Conv2d(i, o, k, padding=k//2)
+def run(net, *x):
+    with torch.no_grad(): return net(*x)
+images = torch.randn(2, 3, 8, 8)
+
+
+@settings(max_examples=20)
+@given(st.randoms(use_true_random=False), st.sampled_from([*CHECKS]), st.integers(0, 999))
+def test_random_networks(r, what, seed):
+    plan = draw_plan(r, 2)
+    wrong, _ = failure(plan, what, seed)
+    assert wrong is None, f'{what}, {seed}, {plan}: {wrong}'
+
+
+KEPT = [ # check, seed, plan
+    ('cut', 1, (2, 'tensor', ('mean', 0), (('parametrised', 511),))),
+    ('cut', 1, (2, 'tensor', ('mean', 0), (('parametrised', 517),))),
+    ('cut', 1, (2, 'masked', ('two', 686), (('written', 192),))),
+    ('recipe', 1006, (2, 'tensor', ('mean', 72), (('functional', 953), ('transposed', 316)))),
+    ('recipe', 1011, (2, 'named', ('two', 761), (('split', 452, (('excite', 121),)), ('conv', 476)))),
+    ('recipe', 1016, (2, 'dict', ('mean', 175), (('transposed', 488),))),
+    ('recipe', 1023, (2, 'tensor', ('mean', 0), (('named', 403),))),
+    ('recipe', 1026, (2, 'tensor', ('mean', 0), (('parametrised', 462),))),
+    ('arguments', 1007, (2, 'named', ('mean', 0), (('select_kernels', 33),))),
+    ('arguments', 1045, (2, 'pair', ('mean', 0), (('conv', 718), ('quantised', 691), ('normed', 514), ('conv', 83))))]
+
+@pytest.mark.parametrize('what, seed, plan', KEPT, ids=lambda v: str(v) if isinstance(v, (str, int)) else None)
+def test_what_once_failed(what, seed, plan): assert failure(plan, what, seed)[0] is None
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sites', ['own', 'all'])
+@pytest.mark.parametrize('name', KNOWN)
+def test_networks_as_libraries_have_them(name, sites): check_known(name, sites)
+
+
+# ---- the oracle itself
+
+def test_the_oracle_sees_a_wrong_cut():
+    "A channel too few, another one, and another number are all seen."
+    make = lambda: roughen(copy.deepcopy(net))
+    net = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 6), nn.ReLU(), conv(6, 2))
+    net = roughen(net); twin = lambda: copy.deepcopy(net)
+    def cut(): return compress(net, images, recipe='prune', pruning_ratio=.5)
+    assert compare(twin(), cut(), [torch.randn(3, 3, 8, 8)]) < 1e-9
+    def swapped(out): w = out.model[3].weight.data; w[:, [0, 1]] = w[:, [1, 0]].clone()
+    def moved(out): out.model[1].running_mean[0] += 1
+    def other(out): out.kept['0'] = out.kept['0'].flip(0)
+    def told(out): out.report.rows[0]['out'] += 1
+    def size(out): out.model[0].out_channels += 1
+    for harm in (swapped, moved, other, told, size):
+        out = cut(); harm(out)
+        with pytest.raises(Fault): compare(twin(), out, [torch.randn(3, 3, 8, 8)])
+
+def test_which_entries_are_left():
+    w = torch.randn(6, 5, 3); rows, columns = [0, 2, 5], [1, 4]
+    found = entries(w, w[rows][:, columns])
+    assert [f.tolist() for f in found] == [rows, columns, [0, 1, 2]] and entries(w, w[rows]*2) is None
+
+
+# ---- what a forward writes into itself
+
+class Remembers(nn.Module):
+    "A cache as wide as the channels, a counter, the last features."
+    def __init__(self):
+        super().__init__(); self.a, self.n, self.b = conv(3, 16), nn.BatchNorm2d(16), conv(16, 4)
+        self.cache, self.last = None, None
+        self.register_buffer('calls', torch.zeros((), dtype=torch.long))
+    def forward(self, x):
+        self.calls += 1
+        y = F.relu(self.n(self.a(x)))
+        if self.cache is None: self.cache = torch.ones(1, y.shape[1], 1, 1)
+        self.last = y*self.cache
+        return self.b(self.last)
+
+@pytest.mark.parametrize('recipe', ['prune', 'fast', 'field', 'best'])
+def test_what_a_forward_writes_is_not_in_the_result(recipe):
+    net = roughen(Remembers())
+    out = compress(net, images, pruning_ratio=.5, weight_bits=4, recipe=recipe)
+    for m in (net, out.model): assert m.calls == 0 and m.cache is None and m.last is None
+    assert torch.isfinite(run(out.model, images)).all() and out.model.cache.shape[1] == 8
+
+def test_statistics_reach_the_result():
+    "Norms that are told anew are told in the network itself, not in its twin only."
+    net = roughen(Remembers())
+    out = compress(net, images, weight_bits=2, recipe='fast')
+    assert not torch.equal(out.model.n.running_mean, net.n.running_mean)
+
+def test_counting_writes_nothing():
+    net = Remembers().eval()
+    count(net, images); assert net.calls == 0 and net.cache is None
+
+
+# ---- layers that no operation of the record is a call of
+
+class Idle(nn.Module):
+    "One layer is never called, one is read by an operation whose channels stay."
+    def __init__(self): super().__init__(); self.a, self.idle, self.up, self.b = conv(3, 16), conv(16, 16), nn.ConvTranspose2d(16, 16, 2, 2, groups=2), conv(16, 4)
+    def forward(self, x): return self.b(F.relu(self.up(F.relu(self.a(x)))))
+
+IDLE = [dict(pruning_ratio=.3, activation_bits=8), dict(weight_bits=4, activation_bits=4), dict(size_budget=6000), dict(weight_bits=4), dict(weight_bits=3.5), dict(size_budget=6000, activation_bits=8)]
+
+@pytest.mark.parametrize('recipe', ['best', 'field', 'fast', 'paper', 'dfq', 'omse'])
+@pytest.mark.parametrize('kwargs', IDLE, ids=str)
+def test_layers_that_are_never_run(kwargs, recipe):
+    out = compress(Idle().eval(), images, recipe=recipe, **kwargs)
+    assert torch.isfinite(run(out.model, images)).all()
+    if recipe == 'paper' and kwargs == IDLE[3]: compress(Idle().eval(), images, recipe=RECIPES['paper'].but(scale='own'), weight_bits=4)
+
+
+# ---- sizes that a module remembers where a hook computes its weight
+
+@pytest.mark.parametrize('how', [torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm, lambda m: nn.utils.prune.random_unstructured(m, 'weight', .3), lambda m: nn.utils.prune.ln_structured(m, 'weight', .3, 2, 0)], ids=['weight', 'spectral', 'pruned', 'filters'])
+@pytest.mark.parametrize('layer', [lambda: conv(16, 16), lambda: nn.Linear(16, 16), lambda: nn.ConvTranspose2d(16, 16, 3)], ids=['conv', 'linear', 'transposed'])
+@pytest.mark.filterwarnings('ignore')
+def test_sizes_beside_hooks(how, layer):
+    m = how(layer())
+    linear = isinstance(m, nn.Linear)
+    net = nn.Sequential(nn.Linear(3, 16), m, nn.ReLU(), nn.Linear(16, 4)) if linear else nn.Sequential(conv(3, 16), m, nn.ReLU(), conv(16, 4))
+    x = torch.randn(4, 3) if linear else images
+    out = compress(net.eval(), x, pruning_ratio=.5, recipe='prune')
+    run(out.model, x)
+    m, w = out.model[1], out.model[1].weight
+    says = (m.out_features, m.in_features) if linear else (m.out_channels, m.in_channels) if not m.transposed else (m.in_channels, m.out_channels)
+    assert says == tuple(w.shape[:2])
+
+
+# ---- operations
+
+def test_fake_quantization_is_passed():
+    "Of activations and of weights, with a step for each channel too."
+    torch.manual_seed(0)
+    net, x = KNOWN['aware_of_quantization']()
+    out = compress(net.eval(), x, pruning_ratio=.5, recipe='prune')
+    assert [m.out_channels for m in out.model if isinstance(m, nn.Conv2d)] == [6, 4, 4] and len(out.model[2].weight_fake_quant.scale) == 6
+    class Steps(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b = conv(3, 8), conv(8, 4); self.register_buffer('step', torch.rand(8)*.01+.01); self.register_buffer('zero', torch.zeros(8, dtype=torch.int32))
+        def forward(self, x): return self.b(F.relu(torch.fake_quantize_per_channel_affine(self.a(x).float(), self.step, self.zero, 1, -128, 127)))
+    out = compress(Steps().eval(), images, pruning_ratio=.5, recipe='prune')
+    assert out.model.a.out_channels == 4 == len(out.model.step) == len(out.model.zero)
+
+def test_an_operation_that_writes_into_a_given_tensor_runs_again():
+    "`out=`: neither the tensor of the record nor the shape of the new one is in the way."
+    class Out(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b = conv(3, 8), conv(8, 4)
+        def forward(self, x): x = self.a(x); y = torch.empty_like(x); torch.add(x, 1., out=y); return self.b(y)
+    rec = record(Out().eval(), images)
+    node = next(n for n in rec.nodes if n.op == 'add' and 'out' in n.kwargs)
+    held = [n.value.clone() if isinstance(n.value, torch.Tensor) else None for n in node.inputs]
+    x = torch.linspace(-2, 2, 11)
+    assert torch.equal(rerun(node, x), x+1) and all(v is None or torch.equal(v, n.value) for v, n in zip(held, node.inputs))
+
+
+# ---- what a network takes
+
+@pytest.mark.parametrize('takes', [lambda n: n % 2 == 0, lambda n: n == 6, lambda n: n % 3 == 0, lambda n: n > 1], ids=['even', 'six', 'threes', 'several'])
+@pytest.mark.parametrize('recipe', ['prune', 'fast', 'best'])
+def test_networks_that_take_some_batches_only(takes, recipe):
+    class Clips(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b, self.c = conv(3, 8), conv(8, 8), conv(8, 4)
+        def forward(self, x):
+            if not takes(len(x)): raise ValueError(f'a batch of {len(x)}')
+            return self.c(F.relu(self.b(F.relu(self.a(x)))))
+    out = compress(Clips().eval(), torch.randn(6, 3, 8, 8), pruning_ratio=.5, recipe=recipe)
+    assert out.model.a.out_channels < 8 and out.report.judged['this'] < 1
+
+
+# ---- a size, whatever the recipe
+
+@pytest.mark.parametrize('recipe', ['folding', 'data-free-pruning', 'neuron-merging', 'lbyl'])
+def test_a_size_with_recipes_that_replace_channels(recipe):
+    "Those that go are those that have a replacement: what a duplicate says is not lost."
+    net = roughen(nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 12), nn.BatchNorm2d(12), nn.ReLU(), conv(12, 4)))
+    size = 3000
+    out = compress(net, images, recipe=recipe, size_budget=size)
+    assert out.report.totals['params'] < out.report.totals['params_before'] and torch.isfinite(run(out.model, images)).all()
