@@ -11,7 +11,7 @@ __all__ = ['COMMANDS', 'CommandError', 'printable', 'build_network', 'read_weigh
            'run_refine', 'refine_parser', 'run_demo', 'demo_parser', 'make_parser', 'main']
 
 # %% ../nbs/52_cli.ipynb #2980ccb6
-import argparse, difflib, importlib, io, json, math, os, pickle, sys, tempfile, time, traceback
+import argparse, difflib, importlib, io, json, math, os, pickle, sys, time, traceback
 from collections import Counter
 from pathlib import Path
 import safetensors.torch, torch
@@ -24,6 +24,7 @@ from .checkpoint import OneReading, file_rows, itemise, load, read_codes, read_f
 from .compress import SEEDS, Compressed, check_device, compress
 from .demo import demo_csv, demo_figure, demo_rows, demo_table, text_table
 from .export import FORMATS, onnx_info
+from .writing import check_writable
 from .evaluate import MEAN, STD, image_folder, image_transform, top_k
 from .refine import METHODS, refine
 from .measure import RUNTIMES, bench, bench_csv, bench_table
@@ -172,10 +173,10 @@ def check_output(
     try:
         if path.is_dir(): raise CommandError(f'{path} is a folder', layer=option, hint='name a file in it')
         if not path.parent.is_dir(): raise CommandError(f'the folder {path.parent} does not exist', layer=option, hint='make it first')
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.'): pass # as it is written in the end
+        check_writable(path)
     except (OSError, ValueError) as e:
         if isinstance(e, CommandError): raise
-        raise CommandError(f"{path} cannot be written: {getattr(e, 'strerror', None) or e}", layer=option, hint='choose another name or folder') from e
+        raise CommandError(f"{path} cannot be written: {getattr(e, 'strerror', None) or str(e).splitlines()[0]}", layer=option, hint='choose another name or folder') from e
 
 # %% ../nbs/52_cli.ipynb #c3b2ca5c
 _REPORTS = {'.csv': 'to_csv', '.json': 'to_json', '.md': 'to_markdown'}
