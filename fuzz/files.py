@@ -1,6 +1,6 @@
 """Damaged and forged files of each form: packed (versions 1 and 2), recipe, report. `python fuzz/files.py [N] [SEED]` reads N of each and prints what came of them.
 
-Each is read in a process of its own batch, with two seconds of time, and its largest memory is noted. Right is: a typed error; or, where the damage is no damage or a new checksum was made,
+Each is read in a process of its own batch, with two seconds of the processor, and its largest memory is noted. Right is: a typed error; or, where the damage is no damage or a new checksum was made,
 a network that runs, whose outputs have the architecture's shape and whose numbers are finite."""
 import hashlib, json, os, random, signal, struct, sys, tempfile, time, warnings
 from collections import Counter
@@ -13,7 +13,7 @@ from udfc_nb.format import _checksum, read_file
 from udfc_nb.recipe import RECIPES, Recipe, recipe_from_json
 from udfc_nb.report import report_from_json
 
-SECONDS, BATCH, SLACK = 2, 250, 16 # of time for a file; files in a process; megabytes that Python and its allocator may take beside tensors
+SECONDS, BATCH, SLACK = 2, 250, 16 # of the processor for a file, and thirty times as many on the clock; files in a process; megabytes that Python and its allocator may take beside tensors
 
 
 # ---- what someone who knows the format can write
@@ -193,15 +193,16 @@ def judge(form, data, new_checksum, folder, good):
     path, read = folder/'damaged', READERS.get(form, read_packed)
     path.write_bytes(data)
     def stop(*_): raise Hang
-    signal.signal(signal.SIGALRM, stop)
+    for s in (signal.SIGPROF, signal.SIGALRM): signal.signal(s, stop)
     allowed = SLACK+(2*len(data)+2*sum(t.numel()*t.element_size() for t in good.values()))/1e6
     before = _peak()[0]
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS); signal.setitimer(signal.ITIMER_REAL, 30*SECONDS)
     try: word = read(path, new_checksum, good)
     except Hang: return '! hang'
     except AssertionError as e: return f'! {e or "wrong"}'
     except Exception as e: return f'! {type(e).__name__}: {str(e)[:80]}'
-    finally: signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL): signal.setitimer(timer, 0)
     return f'! {_peak()[1]-before:.0f} MB' if _peak()[1]-before > allowed else word
 
 def batch(form, data, new_checksum, seeds, folder, kept):

@@ -2,11 +2,10 @@
 import json, sys
 import numpy as np
 import pytest, torch
-from safetensors.torch import save
 from torch import nn
 import udfc_nb.errors as E
 from udfc_nb import RECIPES, cli, compress, find_sites
-from udfc_nb.checkpoint import _checksum
+from udfc_nb.format import signed
 from udfc_nb.cli import file_text, main
 from udfc_nb.recipe import recipe_from_json
 
@@ -133,10 +132,9 @@ def test_weights_that_are_no_numbers(made, says, refused, tmp_path):
     torch.save(made(), tmp_path/'w.pt')
     assert says in refused('info', '--weights', 'w.pt')
 
-def packed(path, tensors, **meta):
+def packed(path, tensors, **texts):
     "A file with a valid checksum."
-    meta = dict(format='udfc_nb', version='1', written_by='x', recipe='{}', description='{}') | meta
-    path.write_bytes(save(tensors, meta | dict(sha256=_checksum(tensors, meta))))
+    path.write_bytes(signed(tensors, dict(format='udfc_nb', version='2', written_by='x', recipe='{}', header='{}') | texts))
 
 @pytest.mark.parametrize('recipe', ['[1]', 'null', '3', '{', '['*100000])
 def test_a_file_whose_recipe_is_broken(recipe, refused, tmp_path):

@@ -1,17 +1,18 @@
 "Packed files: round trips, damage, failing writes, sizes."
-import copy, errno, io, json, math, os, random, shutil, signal, struct, subprocess, sys, tempfile, zlib
+import copy, errno, io, json, math, os, shutil, signal, struct, subprocess, sys, tempfile, zlib
 from pathlib import Path
 import pytest, torch, torch.nn as nn
-from safetensors.torch import load as from_bytes, save as to_bytes
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._pytree import tree_flatten
 from torchvision.ops import FrozenBatchNorm2d
 from udfc_nb import RECIPES, UDFCError, compress, load
-from udfc_nb.checkpoint import MAX_TEXT, _checksum, file_rows, itemise, read_codes, read_file, write_atomic
+from udfc_nb.checkpoint import MAX_TEXT, file_rows, itemise, read_codes, read_file, write_atomic
 from udfc_nb.errors import FileError
 from udfc_nb.networks import network_info
 import test_compress as T
 from nets import Block, Chain, Perceptron, Residual, roughen
+sys.path.insert(0, str(Path(__file__).parents[1]/'fuzz'))
+from files import as_version_1, join, layer, parts, with_header, with_tensors, with_texts
 from test_torchvision import FAMILIES, build
 
 images = torch.randn(3, 3, 12, 12)
@@ -189,7 +190,7 @@ def test_full_disk(tmp_path, monkeypatch):
 
 IN_PROCESS = '''
 import os, resource, signal, sys
-from udfc_nb.checkpoint import write_atomic
+from udfc_nb.writing import write_atomic
 try: {how}
 except OSError as e: print(e.errno); sys.exit(3)
 '''
@@ -233,38 +234,10 @@ def target():
         for m in net.modules():
             if isinstance(m, nn.Conv2d): m.weight.sign_()
     few = compress(net, x, weight_bits=8, recipe='prune'); few.save(folder/'deflated', entropy=True) # two codes, so that deflating pays
-    files['deflated'] = (folder/'deflated').read_bytes()
+    files['deflated'] = (folder/'deflated').read_bytes(); files['first'] = as_version_1(folder/'packed')
     assert any(r['stored'] == 'deflated codes' for r in file_rows(folder/'deflated'))
     yield files, Chain((3, 4, 5)).eval(), x, out, folder
     shutil.rmtree(folder)
-
-def parts(data):
-    length = struct.unpack('<Q', data[:8])[0]
-    return json.loads(data[8:8+length]), data[8+length:]
-
-def join(header, body):
-    text = json.dumps(header, separators=(',', ':')).encode()
-    return struct.pack('<Q', len(text))+text+body
-
-def sign(data, **changes):
-    "The file with changed text and the checksum that fits it: what someone who knows the format can write."
-    header, body = parts(data)
-    header['__metadata__'] |= changes
-    tensors = from_bytes(join(header, body))
-    header['__metadata__']['sha256'] = _checksum(tensors, header['__metadata__'])
-    return join(header, body)
-
-def signed_tensors(data, change):
-    "The same with changed tensors."
-    header, _ = parts(data)
-    tensors, meta = change(from_bytes(data)), header['__metadata__']
-    tensors = {n: t.contiguous() for n, t in tensors.items()}
-    return to_bytes(tensors, meta | dict(sha256=_checksum(tensors, meta)))
-
-def description(data, change):
-    "The same with a changed description."
-    info = json.loads(parts(data)[0]['__metadata__']['description'])
-    return sign(data, description=json.dumps(change(info)))
 
 class Judge:
     "Reads damaged files and counts what came of them."
@@ -282,55 +255,6 @@ class Judge:
         assert may_differ, 'a damaged file was read as another network'
         assert all(t.numel() <= self.sizes[n] for n, t in state.items())
         self.other += 1
-
-def damaged(data, rng, count):
-    "Truncated, flipped, overwritten, inserted, removed, doubled; nobody mends the checksum."
-    n = len(data)
-    for _ in range(count):
-        i, k, kind = rng.randrange(n), rng.randrange(1, 40), rng.randrange(8)
-        if kind == 0: yield data[:i]
-        elif kind == 1: yield data+rng.randbytes(k)
-        elif kind == 2: yield data[:i]+rng.randbytes(k)+data[i+k:]
-        elif kind == 3: yield data[:i]+rng.randbytes(k)+data[i:]
-        elif kind == 4: yield data[:i]+data[i+k:]
-        elif kind == 5: yield struct.pack('<Q', rng.choice([0, 1, n, n-8, 2**31, 2**40, 2**63, 2**64-1, rng.randrange(2*n)]))+data[8:]
-        else: yield data[:i]+bytes([data[i] ^ 1 << rng.randrange(8)])+data[i+1:]
-
-STRANGE = [0, -1, 1, 3, 17, 2**31, 2**62, 2**63, 2**64, 10**30, -2**70, 1e308, float('nan'), float('inf'), True, None, '', 'x', [], {}, [0], [[]], {'bits': 4}]
-
-def mutate(value, rng):
-    "A JSON value with one place changed, removed or repeated."
-    if isinstance(value, dict) and value and rng.random() < .9:
-        k = rng.choice(list(value)); v = dict(value)
-        act = rng.randrange(6)
-        if act == 0: del v[k]
-        elif act == 1: v[rng.choice(['', 'x', k+'.x', 'head'])] = v[k]
-        else: v[k] = mutate(v[k], rng)
-        return v
-    if isinstance(value, list) and value and rng.random() < .8:
-        v, i = list(value), rng.randrange(len(value))
-        act = rng.randrange(5)
-        if act == 0: del v[i]
-        elif act == 1: v.insert(i, v[i])
-        else: v[i] = mutate(v[i], rng)
-        return v
-    if type(value) is int and rng.random() < .5: return value+rng.choice([-1, 1, 8, 2**20])
-    return rng.choice(STRANGE)
-
-def hostile(data, rng, count):
-    "Files with a checksum that fits: what stands behind it is all there is to refuse them."
-    for _ in range(count):
-        kind = rng.randrange(4)
-        if kind < 2: yield description(data, lambda info: mutate(info, rng))
-        elif kind == 2: # the tables of the safetensors header, then signed if it still can be read
-            header, body = parts(data)
-            try: yield sign(join({k: mutate(v, rng) if k != '__metadata__' and rng.random() < .1 else v for k, v in header.items()}, body))
-            except Exception: yield join(mutate(header, rng), body)
-        else: # the bytes of the tensors
-            header, body = parts(data)
-            body = bytearray(body)
-            for _ in range(rng.randrange(1, 9)): body[rng.randrange(len(body))] = rng.randrange(256)
-            yield sign(join(header, bytes(body)))
 
 def peak(reset=False):
     "Largest resident memory of this process, in MB, since it was last reset."
@@ -355,34 +279,15 @@ sys.addaudithook(watch) # can never be removed: it does nothing while RAN is emp
 def no_code(target):
     "Fails if anything is executed that is not Python already loaded."
     judge = Judge(target)
-    for data in target[0].values(): judge(data, may_differ=True); judge(data[:-1]); judge(sign(data, description='[')) # everything that is imported late is imported now
+    for data in target[0].values(): judge(data, may_differ=True); judge(data[:-1]); judge(with_texts(data, header='[', description='[')) # everything that is imported late is imported now
     RAN.append('watching')
     try: yield; seen = RAN[1:]
     finally: RAN.clear()
     assert seen == []
 
-@pytest.mark.parametrize('form, count', [('packed', 5200), ('deflated', 2400), ('half', 600)])
-def test_fuzz_without_the_checksum(form, count, target, bounded, no_code):
-    "8,200 files: refused, or the damage was invisible."
-    judge = Judge(target)
-    judge.state = load_bytes(judge, target[0][form])
-    for data in damaged(target[0][form], random.Random(form), count): judge(data)
-    assert judge.refused > .99*count and judge.refused+judge.same == count
-
-def load_bytes(judge, data):
-    judge.file.write_bytes(data)
-    return load(judge.file, judge.net).state_dict()
-
-@pytest.mark.parametrize('form, count', [('packed', 1200), ('deflated', 600)])
-def test_fuzz_with_the_checksum(form, count, target, bounded, no_code):
-    "1,800 files, ten thousand in all: refused, or a network of the architecture's sizes."
-    judge = Judge(target)
-    judge.state = load_bytes(judge, target[0][form])
-    for data in hostile(target[0][form], random.Random(form), count): judge(data, may_differ=True)
-    assert judge.refused > count/2 and judge.other > count/20 and judge.refused+judge.same+judge.other == count
-
-def test_every_truncation(target, bounded):
-    judge, data = Judge(target), target[0]['packed']
+@pytest.mark.parametrize('form', ['packed', 'first'])
+def test_every_truncation(form, target, bounded, no_code):
+    judge, data = Judge(target), target[0][form]
     for n in range(len(data)): judge(data[:n])
     assert judge.refused == len(data)
 
@@ -393,39 +298,45 @@ def pickled():
     buffer = io.BytesIO(); torch.save({'a': Evil()}, buffer)
     return buffer.getvalue()
 
-def layer(**changes): return lambda info: info | {'head': info['head'] | changes}
-def tensor(name, change): return lambda data: signed_tensors(data, lambda ts: ts | {name: change(ts[name])})
-def grid(data, name='head', **changes): return sign(data, inputs=json.dumps({name: dict(scale=.5, zero_point=0, bits=8, signed=True) | changes}))
+def head(**changes): return lambda d: layer(d, 'head', **changes)
+def tensor(name, change): return lambda d: with_tensors(d, lambda ts: ts | {name: change(ts[name])})
+def grid(d, name='head', **changes):
+    told = {name: dict(scale=.5, zero_point=0, bits=8, signed=True) | changes}
+    return with_texts(d, inputs=json.dumps(told)) if of_1(d) else with_header(d, lambda h: h | dict(inputs=told))
+def of_1(d): return parts(d)[0]['__metadata__']['version'] == '1'
+def text(d, told): return with_texts(d, **{'description' if of_1(d) else 'header': told})
+def coded(change): return lambda d: with_header(d, lambda h: h | dict(coded=change(h['coded'])))
 def zeros(*shape, dtype=torch.uint8): return lambda t: torch.zeros(*shape, dtype=dtype)
 
 HOSTILE = dict(
-    other_version=lambda d: sign(d, version='2'), no_version=lambda d: sign(d, version=''), other_format=lambda d: sign(d, format='pt'),
-    no_description=lambda d: sign(d, description=''), nested=lambda d: sign(d, description='['*10**5+']'*10**5), nested_table=lambda d: sign(d, description='{"a":'*10**5+'1'+'}'*10**5),
-    long_number=lambda d: sign(d, description='9'*10**5), list_description=lambda d: sign(d, description='[]'), null=lambda d: sign(d, description='null'),
-    much_text=lambda d: sign(d, description='{"a":['+'[],'*(MAX_TEXT//3)+'[]]}'),
+    other_version=lambda d: with_texts(d, version='3'), no_version=lambda d: with_texts(d, version=''), other_format=lambda d: with_texts(d, format='pt'),
+    no_description=lambda d: text(d, ''), nested=lambda d: text(d, '['*10**5+']'*10**5), nested_table=lambda d: text(d, '{"a":'*10**5+'1'+'}'*10**5),
+    long_number=lambda d: text(d, '9'*10**5), list_description=lambda d: text(d, '[]'), null=lambda d: text(d, 'null'),
+    much_text=lambda d: text(d, '{"a":['+'[],'*(MAX_TEXT//3)+'[]]}'),
     header_of_exabytes=lambda d: struct.pack('<Q', 2**60)+d[8:], header_negative=lambda d: struct.pack('<q', -1)+d[8:],
     deep_header=lambda d: struct.pack('<Q', 200_000)+b'{"a":'+b'['*199_995+d, json_only=lambda d: b'{}', pickle=lambda d: pickled(), zeros=lambda d: bytes(10**6), empty=lambda d: b'',
-    huge_shape=lambda d: description(d, layer(shape=[2**31, 2**31])), huger_shape=lambda d: description(d, layer(shape=[2**31]*8)), overflow=lambda d: description(d, layer(shape=[2**32, 2**32])),
-    many_axes=lambda d: description(d, layer(shape=[1]*5000)), negative=lambda d: description(d, layer(shape=[-5, -5])), empty_shape=lambda d: description(d, layer(shape=[])), no_rows=lambda d: description(d, layer(shape=[0, 5])),
-    float_shape=lambda d: description(d, layer(shape=[5., 5])), true_shape=lambda d: description(d, layer(shape=[True, 5])), text_shape=lambda d: description(d, layer(shape='55')),
-    no_bits=lambda d: description(d, layer(bits=0)), negative_bits=lambda d: description(d, layer(bits=-4)), many_bits=lambda d: description(d, layer(bits=64)), text_bits=lambda d: description(d, layer(bits='4')),
-    far=lambda d: description(d, layer(low=2**40)), nan_zero=lambda d: description(d, layer(zero=[float('nan')])), infinite_zero=lambda d: description(d, layer(zero=[float('inf')])), no_zero=lambda d: description(d, layer(zero=[])),
-    many_zeros=lambda d: description(d, layer(zero=[0.]*10**5)), deflated=lambda d: description(d, layer(deflated=True)), code=lambda d: description(d, layer(run='import os')), unknown_layer=lambda d: description(d, lambda i: i | {'extra': i['head']}),
-    missing_layer=lambda d: description(d, lambda i: {k: v for k, v in i.items() if k != 'head'}), list_layer=lambda d: description(d, lambda i: i | {'head': [4]}),
-    codes_of_floats=tensor('head.weight.codes', lambda t: t.float()), codes_cut=tensor('head.weight.codes', lambda t: t[:-1]), codes_of_a_gigabyte_promised=lambda d: description(d, layer(shape=[2**15, 2**15])),
+    huge_shape=head(shape=[2**31, 2**31]), huger_shape=head(shape=[2**31]*8), overflow=head(shape=[2**32, 2**32]),
+    many_axes=head(shape=[1]*5000), negative=head(shape=[-5, -5]), empty_shape=head(shape=[]), no_rows=head(shape=[0, 5]),
+    float_shape=head(shape=[5., 5]), true_shape=head(shape=[True, 5]), text_shape=head(shape='55'),
+    no_bits=head(bits=0), negative_bits=head(bits=-4), many_bits=head(bits=64), text_bits=head(bits='4'),
+    far=head(low=2**40), nan_zero=head(zero=[float('nan')]), infinite_zero=head(zero=[float('inf')]), no_zero=head(zero=[]),
+    many_zeros=head(zero=[0.]*10**5), deflated=head(deflated=True), code=head(run='import os'), unknown_layer=coded(lambda i: i | {'extra': next(iter(i.values()))}),
+    missing_layer=coded(lambda i: {k: v for k, v in i.items() if not k.startswith('head')}), list_layer=coded(lambda i: {k: [4] for k in i}),
+    codes_of_floats=tensor('head.weight.codes', lambda t: t.float()), codes_cut=tensor('head.weight.codes', lambda t: t[:-1]), codes_of_a_gigabyte_promised=head(shape=[2**15, 2**15]),
     scale_nan=tensor('head.weight.scale', lambda t: t*float('nan')), scale_infinite=tensor('head.weight.scale', lambda t: t/0), scale_many=tensor('head.weight.scale', zeros(77, dtype=torch.float32)), scale_none=tensor('head.weight.scale', zeros(0, dtype=torch.float32)),
     scale_integer=tensor('head.weight.scale', lambda t: t.int()), bias_long=tensor('head.bias', zeros(6, dtype=torch.float32)), bias_short=tensor('head.bias', lambda t: t[:-1]), bias_matrix=tensor('head.bias', lambda t: t[None]),
-    bias_none=tensor('head.bias', lambda t: t[:0]), bias_integer=tensor('head.bias', lambda t: t.int()), bias_complex=tensor('head.bias', lambda t: t.to(torch.complex64)), bias_float8=tensor('head.bias', lambda t: t.to(torch.float8_e4m3fn)),
-    norm_uneven=tensor('features.1.running_var', lambda t: t[:-1]), extra_tensor=lambda d: signed_tensors(d, lambda ts: ts | {'x': torch.zeros(2)}), weight_twice=lambda d: signed_tensors(d, lambda ts: ts | {'head.weight': torch.zeros(5, 4)}),
-    grid_of_no_layer=lambda d: grid(d, 'features.1'), grid_nan=lambda d: grid(d, scale=float('nan')), grid_of_many_bits=lambda d: grid(d, bits=64), grid_far=lambda d: grid(d, zero_point=2**40), grids_listed=lambda d: sign(d, inputs='[]'),
-    missing_tensor=lambda d: signed_tensors(d, lambda ts: {k: v for k, v in ts.items() if k != 'head.bias'}), codes_missing=lambda d: signed_tensors(d, lambda ts: {k: v for k, v in ts.items() if k != 'head.weight.codes'}))
+    bias_none=tensor('head.bias', lambda t: t[:0]), bias_integer=tensor('head.bias', lambda t: t.int()), bias_complex=tensor('head.bias', lambda t: t.to(torch.complex64)),
+    norm_uneven=tensor('features.1.running_var', lambda t: t[:-1]), extra_tensor=lambda d: with_tensors(d, lambda ts: ts | {'x': torch.zeros(2)}), weight_twice=lambda d: with_tensors(d, lambda ts: ts | {'head.weight': torch.zeros(5, 4)}),
+    grid_of_no_layer=lambda d: grid(d, 'features.1'), grid_nan=lambda d: grid(d, scale=float('nan')), grid_of_many_bits=lambda d: grid(d, bits=64), grid_far=lambda d: grid(d, zero_point=2**40), grids_listed=lambda d: with_texts(d, inputs='[]') if of_1(d) else with_header(d, lambda h: h | dict(inputs=[])),
+    missing_tensor=lambda d: with_tensors(d, lambda ts: {k: v for k, v in ts.items() if k != 'head.bias'}), codes_missing=lambda d: with_tensors(d, lambda ts: {k: v for k, v in ts.items() if k != 'head.weight.codes'}))
 
+@pytest.mark.parametrize('form', ['packed', 'first'])
 @pytest.mark.parametrize('name', HOSTILE)
-def test_hostile(name, target, bounded, monkeypatch):
+def test_hostile(name, form, target, bounded, monkeypatch):
     "Made by hand, each with the checksum that fits."
     judge = Judge(target)
     monkeypatch.chdir(judge.file.parent)
-    data = HOSTILE[name](target[0]['packed'])
+    data = HOSTILE[name](target[0][form])
     judge(data)
     assert judge.refused == 1 and not Path('ran-by-the-file').exists()
 
@@ -433,9 +344,9 @@ def test_bomb(target, bounded):
     "A megabyte that unfolds to a gigabyte of codes is not unfolded."
     judge = Judge(target)
     bomb = torch.frombuffer(bytearray(zlib.compress(bytes(10**8), 9)), dtype=torch.uint8)
-    data = signed_tensors(target[0]['packed'], lambda ts: ts | {'head.weight.codes': bomb})
+    data = with_tensors(target[0]['packed'], lambda ts: ts | {'head.weight.codes': bomb})
     for shape in ([5, 4], [10**4, 10**4]):
-        judge(description(data, layer(deflated=True, shape=shape)))
+        judge(layer(data, 'head', deflated=True, shape=shape))
     assert judge.refused == 2
 
 def test_what_is_no_file(target, tmp_path):

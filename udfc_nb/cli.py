@@ -29,6 +29,7 @@ from .compress import SEEDS, Compressed, check_device, compress
 from .demo import demo_csv, demo_figure, demo_rows, demo_table, text_table
 from .explore import BITS, RATIOS, explore_csv, explore_figure, explore_rows, explore_table, sensitivity_figure, sensitivity_rows
 from .export import FORMATS, onnx_info
+from .writing import check_writable
 from .evaluate import MEAN, STD, image_folder, image_transform, top_k
 from .refine import METHODS, refine
 from .measure import RUNTIMES, bench, bench_csv, bench_table
@@ -211,10 +212,10 @@ def check_output(
     try:
         if path.is_dir(): raise CommandError(f'{path} is a folder', layer=option, hint='name a file in it')
         if not path.parent.is_dir(): raise CommandError(f'the folder {path.parent} does not exist', layer=option, hint='make it first')
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f'.{path.name}.'): pass # as it is written in the end
+        check_writable(path)
     except (OSError, ValueError) as e:
         if isinstance(e, CommandError): raise
-        raise CommandError(f"{path} cannot be written: {getattr(e, 'strerror', None) or e}", layer=option, hint='choose another name or folder') from e
+        raise CommandError(f"{path} cannot be written: {getattr(e, 'strerror', None) or str(e).splitlines()[0]}", layer=option, hint='choose another name or folder') from e
 
 # %% ../nbs/52_cli.ipynb #c3b2ca5c
 _REPORTS = {'.csv': 'to_csv', '.json': 'to_json', '.md': 'to_markdown'}

@@ -32,7 +32,7 @@ def whole_file(job, bits, reads):
     for n, m in net.named_modules():
         if bits.get(n) is not None: codes[n] = q = GRIDS[job.recipe.grid](m.weight.detach(), bits[n], job.recipe.per_channel); m.weight.data = q.dequantize()
         if reads.get(n) is not None: quantize_input_(m, grid_of(-1/3, 1/3, reads[n]))
-    return file_bytes(Compressed(net, Report([], {}, asdict(job.recipe), __version__, {}, []), codes))
+    return file_bytes(Compressed(net, Report([], {}, asdict(job.recipe), __version__, {}, []), codes, example=job.source.example if job.source else None))
 
 class FileSize(Sizes):
     "Bytes of the packed file as a function of the channels that go and of the layers' bits."
