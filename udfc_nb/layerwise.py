@@ -65,7 +65,7 @@ def norm_gaps(
     seen:dict, # of the compressed network, from `anchored`
     want:dict, # of the original
     norms:dict, # its norms, by name
-    left=lambda name: None,
+    left=lambda name: None, # function (name of a running mean) → indices of its channels that are left, or None for all
 )->list: # of numbers, one for each norm
     "First term of eq. 36.1, norm by norm."
     gaps = []
@@ -101,8 +101,9 @@ class Layerwise:
         self.spread = (t-t.mean(0)).square().mean().clamp(min=1e-30)
         self.judge = Judge(self.source, CHOSEN)
     def far(self, net):
-        "Share of what the original says that `net` leaves unexplained."
-        return self.judge(net, self.left)
+        "Share of what the original says that `net` leaves unexplained; 1 where it says nothing."
+        share = self.judge(net, self.left)
+        return 1. if share is None else share
     def draw(self, n, gen):
         "n of the images, equally many of each kind."
         if self.source.batch: return self.x

@@ -94,6 +94,7 @@ class Streams(Schedule):
     lr_steps:float=2e-2
     careful:bool=True
     pool:int=512 # images to draw from
+    weights:bool=None # are they learned too, besides what is one number per channel or grid? None: where channels are gone
 
 # %% ../nbs/36_schedules.ipynb #a1e8aa0f
 MIXED = dict(share=.5, # two kinds of images, neither preferred

@@ -70,6 +70,9 @@ def optimizers_of(run):
     how, opts = run.how, {}
     steps = [p for n, p in run.student.named_parameters() if n.endswith('log_ratio')]
     rest = [p for n, p in run.student.named_parameters() if not n.endswith('log_ratio')]
+    cut = sum(p.numel() for p in run.first.parameters()) < sum(p.numel() for p in run.teacher.parameters())
+    if isinstance(how, Streams) and not (cut if how.weights is None else how.weights):
+        rest = [p for p in rest if p.dim() < 2] or rest
     if isinstance(how, Streams): opts['student'] = torch.optim.Adam(rest, how.lr_student, weight_decay=how.weight_decay)
     else: opts['student'] = torch.optim.SGD(rest, how.lr_student, momentum=.9, nesterov=how.nesterov, weight_decay=how.weight_decay)
     if steps: opts['steps'] = torch.optim.Adam(steps, how.lr_steps)
