@@ -14,7 +14,7 @@ __all__ = ['LIBRARIES', 'COMMANDS', 'CommandError', 'printable', 'library_of', '
            'in_one_line', 'as_json', 'main']
 
 # %% ../nbs/52_cli.ipynb #2980ccb6
-import argparse, contextlib, difflib, errno, importlib, io, json, math, os, pickle, sys, tempfile, time, traceback
+import argparse, contextlib, difflib, errno, importlib, io, json, math, os, pickle, sys, time, traceback
 from collections import Counter
 from pathlib import Path
 import safetensors.torch, torch
