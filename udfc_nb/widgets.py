@@ -18,7 +18,8 @@ from .graph.proof import find_sites
 from .job import unwrap
 from .plots import picture
 from .recipe import BUDGETS, RECIPES
-from .runs import (GOALS, IMAGES, Background, Subject, code_of, comparison_figure, digits_subject, download_link, fingerprint, float_bytes, folder_measure,
+from .runs import (GOALS, IMAGES, Background, Subject, code_of, comparison_figure, digits_subject, download_link,
+    fingerprint, float_bytes, folder_measure,
     headline, keep_trials, layer_rows, message, open_network, read_settings, read_trials, trials_table, try_settings)
 from .structure import structure_figure, structure_rows
 
@@ -26,7 +27,9 @@ from .structure import structure_figure, structure_rows
 def need_ipywidgets():
     "The module. Raises `UnsupportedError`."
     try: import ipywidgets
-    except ImportError as e: raise UnsupportedError('ipywidgets is not installed', layer='workbench', hint="pip install 'udfc_nb[widgets]'") from e
+    except ImportError as e:
+        raise UnsupportedError('ipywidgets is not installed', layer='workbench',
+            hint="pip install 'udfc_nb[widgets]'") from e
     return ipywidgets
 
 # %% ../nbs/51_widgets.ipynb #39283539
@@ -69,12 +72,14 @@ def control(
     **more, # for the widget
 ):
     "A labelled control with its help."
-    made = getattr(w, kind)(description=label, tooltip=HELP[name], style={'description_width': '11em'}, layout={'width': 'auto'}, **more)
+    made = getattr(w, kind)(description=label, tooltip=HELP[name], style={'description_width': '11em'},
+        layout={'width': 'auto'}, **more)
     made.help = HELP[name]
     return made
 
 # %% ../nbs/51_widgets.ipynb #36263beb
-NETWORKS = {'digits': 'digits, ships with the package', 'named': 'another one, by its name', 'given': 'the model that was passed'}
+NETWORKS = {'digits': 'digits, ships with the package', 'named': 'another one, by its name',
+    'given': 'the model that was passed'}
 NAMED = 'name', 'weights', 'shape', 'pretrained', 'open' # the fields of a network with a name
 
 def network_fields(
@@ -84,7 +89,8 @@ def network_fields(
     "The controls that say which network."
     from torchvision.models import list_models
     known = [(v, k) for k, v in NETWORKS.items() if k != 'given' or given]
-    return dict(network=control(w, 'Dropdown', 'network', 'network', options=known, value='given' if given else 'digits'),
+    return dict(network=control(w, 'Dropdown', 'network', 'network', options=known,
+        value='given' if given else 'digits'),
         name=control(w, 'Combobox', 'name', 'name', placeholder='resnet18', options=list_models()),
         weights=control(w, 'Text', 'weights', 'file with weights', placeholder='none'),
         shape=control(w, 'Text', 'shape', 'shape of the input', value='1,3,224,224'),
@@ -106,27 +112,37 @@ def setting_fields(w)->dict: # name → widget
         size=control(w, 'FloatText', 'size', 'file, % of now', value=50., step=5),
         activation_bits=control(w, 'Text', 'activation_bits', 'between layers, bits', placeholder='floats'),
         spread=control(w, 'Dropdown', 'spread', 'spread removal', options=spread),
-        recipe=control(w, 'Dropdown', 'recipe', 'recipe', options=sorted(RECIPES, key=lambda r: (r not in FIRST, (*FIRST, r).index(r)))),
+        recipe=control(w, 'Dropdown', 'recipe', 'recipe',
+        options=sorted(RECIPES, key=lambda r: (r not in FIRST, (*FIRST, r).index(r)))),
         device=control(w, 'Dropdown', 'device', 'compute on', options=devices()))
 
 # %% ../nbs/51_widgets.ipynb #cb5973b8
-PRESETS = {'half the size': ('Removes channels until the file has half the bytes; weights stay floats.', dict(goal='channels', size=50.)),
-    '4 bits': ('Keeps all channels and rounds the weights to 4 bits: an eighth of the size.', dict(goal='share', ratio=0., bits='4')),
-    'fastest': ('Removes half of the channels where most multiplications go, and computes in 8 bits.', dict(goal='share', ratio=.5, bits='8', activation_bits='8', spread='macs'))}
+PRESETS = {'half the size': ('Removes channels until the file has half the bytes; weights stay floats.',
+    dict(goal='channels', size=50.)),
+    '4 bits': ('Keeps all channels and rounds the weights to 4 bits: an eighth of the size.',
+    dict(goal='share', ratio=0., bits='4')),
+    'fastest': ('Removes half of the channels where most multiplications go, and computes in 8 bits.',
+    dict(goal='share', ratio=.5, bits='8', activation_bits='8', spread='macs'))}
 
 def preset_buttons(w)->dict: # name → button
     "A button for each preset."
-    return {name: w.Button(description=name, tooltip=help, layout={'width': 'auto'}) for name, (help, _) in PRESETS.items()}
+    return {name: w.Button(description=name, tooltip=help, layout={'width': 'auto'}) for name,
+        (help, _) in PRESETS.items()}
 
 # %% ../nbs/51_widgets.ipynb #82548d89
 FORMATS = {'packed file': '.safetensors', 'ONNX': '.onnx', 'torch.export': '.pt2'}
 
 def action_fields(w)->dict: # name → widget
     "Buttons, progress, and what saves a result."
-    button = lambda name, icon, help, **more: w.Button(description=name, icon=icon, tooltip=help, layout={'width': 'auto', 'min_width': '6.5em'}, **more)
-    return dict(run=button('Run', 'play', 'Compresses with these settings and measures the result.', button_style='primary'), stop=button('Stop', 'stop', 'Stops what is running; nothing is changed.', disabled=True),
-        reset=button('Reset', 'undo', 'All settings as they were at first, and no runs.'), bar=w.HTML(), message=w.HTML(),
-        format=control(w, 'Dropdown', 'format', 'save as', options=list(FORMATS.items())), path=control(w, 'Text', 'path', 'to the file', value='small.safetensors'),
+    button = lambda name, icon, help, **more: w.Button(description=name, icon=icon, tooltip=help,
+        layout={'width': 'auto', 'min_width': '6.5em'}, **more)
+    return dict(run=button('Run', 'play', 'Compresses with these settings and measures the result.',
+        button_style='primary'),
+        stop=button('Stop', 'stop', 'Stops what is running; nothing is changed.', disabled=True),
+        reset=button('Reset', 'undo', 'All settings as they were at first, and no runs.'), bar=w.HTML(),
+        message=w.HTML(),
+        format=control(w, 'Dropdown', 'format', 'save as', options=list(FORMATS.items())),
+        path=control(w, 'Text', 'path', 'to the file', value='small.safetensors'),
         save=button('Save', 'save', 'Writes the last network to that file.'))
 
 # %% ../nbs/51_widgets.ipynb #2ce7973e
@@ -135,10 +151,12 @@ def layer_fields(
     rows:list, # of `layer_rows`
 )->tuple: # (layer → (ratio, bits) widgets, box with all of them)
     "The list of layers."
-    narrow, line = w.Layout(width='5em', flex='0 0 5em'), w.Layout(width='100%', align_items='center') # shared: a deep network has hundreds of rows
+    # shared: a deep network has hundreds of rows
+    narrow, line = w.Layout(width='5em', flex='0 0 5em'), w.Layout(width='100%', align_items='center')
     wide = w.Layout(flex='1 1 8em', min_width='8em', height='auto')
     def typed(layer, what, able=True):
-        made = w.Text(description=f'{layer}, {what}', placeholder=what if able else '–', disabled=not able, layout=narrow)
+        made = w.Text(description=f'{layer}, {what}', placeholder=what if able else '–', disabled=not able,
+            layout=narrow)
         made.add_class('udfc-narrow') # whose label is there for those who listen
         return made
     fields = {r['layer']: (typed(r['layer'], 'ratio', r['prunable']), typed(r['layer'], 'bits')) for r in rows}
@@ -184,16 +202,21 @@ def arrange(
     c:SimpleNamespace, # the widgets; gets `layers`, `result` and what stands in it, and `rows`: name → control with its help
 ): # the whole form
     "The layout."
-    grid = lambda *names: w.GridBox([c.rows[n] for n in names], layout={'grid_template_columns': 'repeat(auto-fit, minmax(min(24em, 100%), 1fr))', 'grid_gap': '2px 16px', 'width': '100%'})
+    grid = lambda *names: w.GridBox([c.rows[n] for n in names],
+        layout={'grid_template_columns': 'repeat(auto-fit, minmax(min(24em, 100%), 1fr))', 'grid_gap': '2px 16px',
+        'width': '100%'})
     row = lambda *items: w.HBox(items, layout={'flex_flow': 'row wrap', 'width': '100%'})
     c.rows = {n: helped(w, made) for n, made in vars(c).items() if hasattr(made, 'help')}
     c.headline, c.links, c.comparison, c.table, c.structure, c.report = (w.HTML() for _ in range(6))
     c.layers = w.VBox(layout={'display': 'none'})
     c.fold = w.ToggleButton(tooltip='Shows or hides the layers.', icon='caret-right'); c.fold.add_class('udfc-fold')
     c.result = w.VBox([c.headline, c.links, c.comparison, c.table, c.report, grid('format', 'path'), row(c.save)])
-    form = w.VBox([w.HTML(CSS), w.HTML(TITLE), w.HTML('<h3>1. The network</h3>'), grid('network', 'name', 'weights', 'shape', 'pretrained'), row(c.open), grid('images'),
-        w.HTML('<h3>2. What is to become smaller</h3>'), row(w.Label('Presets:'), *c.presets.values()), grid('goal'), grid('ratio', 'bits', 'size', 'activation_bits', 'spread', 'recipe', 'device'), c.fold, c.layers,
-        w.HTML('<h3>3. Run and compare</h3>'), row(c.run, c.stop, c.reset), c.bar, c.message, c.result, c.structure], layout={'max_width': '60em', 'width': '100%'})
+    form = w.VBox([w.HTML(CSS), w.HTML(TITLE), w.HTML('<h3>1. The network</h3>'),
+        grid('network', 'name', 'weights', 'shape', 'pretrained'), row(c.open), grid('images'),
+        w.HTML('<h3>2. What is to become smaller</h3>'), row(w.Label('Presets:'), *c.presets.values()), grid('goal'),
+        grid('ratio', 'bits', 'size', 'activation_bits', 'spread', 'recipe', 'device'), c.fold, c.layers,
+        w.HTML('<h3>3. Run and compare</h3>'), row(c.run, c.stop, c.reset), c.bar, c.message, c.result, c.structure],
+        layout={'max_width': '60em', 'width': '100%'})
     form.add_class('udfc')
     return form
 
@@ -208,11 +231,15 @@ class Workbench:
         keep=None, # a file for the trials, to go on from later; None: they go with the form
     ):
         w = self.w = need_ipywidgets()
-        if model is not None and example_inputs is None: raise ExampleInputError('`example_inputs` are needed with a model', hint='pass a tensor of the shape that its forward takes')
+        if model is not None and example_inputs is None:
+            raise ExampleInputError('`example_inputs` are needed with a model',
+                hint='pass a tensor of the shape that its forward takes')
         self.given = None if model is None else Subject(type(model).__name__, model, example_inputs, evaluate)
         self.evaluate, self.keep, self.back, self.subject, self.trials, self.per_layer = evaluate, keep, Background(), None, [], {}
-        self.now = (0, 1, '') # how far the computation is: it is written in its thread, and read by the one that shows it
-        self.c = SimpleNamespace(**network_fields(w, model is not None), **setting_fields(w), **action_fields(w), presets=preset_buttons(w))
+        # how far the computation is: it is written in its thread, and read by the one that shows it
+        self.now = (0, 1, '')
+        self.c = SimpleNamespace(**network_fields(w, model is not None), **setting_fields(w), **action_fields(w),
+            presets=preset_buttons(w))
         self.widget = arrange(w, self.c)
         if model is not None: self.c.device.value = home(model)
         if network: self.c.network.value, self.c.name.value = 'named', network
@@ -227,28 +254,34 @@ class Workbench:
 def connect(self:Workbench):
     "Lets every button and choice call its method; whatever is changed takes the last message away."
     c = self.c
-    for name in ('open', 'run', 'stop', 'reset', 'save'): getattr(c, name).on_click(lambda _, name=name: getattr(self, name)())
+    for name in ('open', 'run', 'stop', 'reset', 'save'):
+        getattr(c, name).on_click(lambda _, name=name: getattr(self, name)())
     for name, made in c.presets.items(): made.on_click(lambda _, name=name: self.preset(name))
     for name in c.rows: getattr(c, name).observe(self.changed, 'value')
     c.network.observe(lambda _: self.choose(), 'value')
     c.goal.observe(lambda _: self.ask(), 'value')
     c.fold.observe(lambda change: self.unfold(change.new), 'value')
-    c.format.observe(lambda change: setattr(c.path, 'value', str(Path(c.path.value or 'small').with_suffix(change.new))), 'value')
+    c.format.observe(lambda change: setattr(c.path, 'value',
+        str(Path(c.path.value or 'small').with_suffix(change.new))), 'value')
 
 @patch
-def unfold(self:Workbench, shown): self.c.layers.layout.display, self.c.fold.icon = ('block', 'caret-down') if shown else ('none', 'caret-right')
+def unfold(self:Workbench, shown):
+    self.c.layers.layout.display, self.c.fold.icon = ('block', 'caret-down') if shown else ('none', 'caret-right')
 
 @patch
 def changed(self:Workbench, change):
     if not self.back.busy: self.say('')
 
 @patch
-def say(self:Workbench, what, good=False): self.c.message.value = message(what, good) if str(what) or isinstance(what, Exception) else ''
+def say(self:Workbench, what, good=False):
+    self.c.message.value = message(what, good) if str(what) or isinstance(what, Exception) else ''
 
+# %% ../nbs/51_widgets.ipynb #4441df24
 @patch
 def lock(self:Workbench, busy):
     "While something runs, only Stop can be pressed."
-    for made in (*(getattr(self.c, n) for n in ('run', 'reset', 'open', 'save', 'network')), *self.c.presets.values()): made.disabled = busy
+    for made in (*(getattr(self.c, n) for n in ('run', 'reset', 'open', 'save', 'network')), *self.c.presets.values()):
+        made.disabled = busy
     self.c.stop.disabled = not busy
 
 @patch
@@ -268,7 +301,9 @@ def work(self:Workbench, task, then):
             then(result)
         except Exception as e: self.say(e)
         finally: self.c.bar.value = ''; self.lock(False)
-    if self.back.busy: return self.say(UnsupportedError('something is running already', layer='workbench', hint='wait for it, or stop it'))
+    if self.back.busy:
+        return self.say(UnsupportedError('something is running already', layer='workbench',
+            hint='wait for it, or stop it'))
     self.say(''); self.lock(True); self.back.start(task, end, self.tick)
 
 # %% ../nbs/51_widgets.ipynb #ad53849d
@@ -294,7 +329,8 @@ def open(self:Workbench):
     "Opens the chosen network and lists its layers."
     kind, c = self.c.network.value, self.c
     find = {'digits': digits_subject, 'given': lambda: self.given,
-        'named': lambda: open_network(c.name.value, c.weights.value, c.shape.value, c.pretrained.value, self.evaluate)}[kind]
+        'named': lambda: open_network(c.name.value, c.weights.value, c.shape.value, c.pretrained.value,
+        self.evaluate)}[kind]
     def task():
         self.now = (0, 1, 'opening')
         subject = find()
@@ -335,23 +371,29 @@ def show(self:Workbench):
         f'The {len(self.per_layer)} layers of {self.subject.name}, who reads whom, and the share of the channels that is left; the report has the numbers')
     if not last: return
     full = float_bytes(self.subject.model)
-    c.comparison.value = picture(comparison_figure(self.trials, full), 'Quality against size of all runs; the table below has the numbers')
-    c.headline.value, c.table.value, c.report.value = headline(last, full), trials_table(self.trials, full), f'<details><summary>Report, layer by layer</summary>{last.report._repr_html_()}</details>'
+    c.comparison.value = picture(comparison_figure(self.trials, full),
+        'Quality against size of all runs; the table below has the numbers')
+    c.headline.value, c.table.value, c.report.value = headline(last, full), trials_table(self.trials,
+        full), f'<details><summary>Report, layer by layer</summary>{last.report._repr_html_()}</details>'
     links = [download_link(last.data, 'small.safetensors', 'the packed file')] if last.data else []
-    links += [download_link(code_of(self.subject, last.settings), 'again.py', 'Python that repeats it'), download_link(last.report.to_csv(), 'report.csv', 'the report')]
+    links += [download_link(code_of(self.subject, last.settings), 'again.py', 'Python that repeats it'),
+        download_link(last.report.to_csv(), 'report.csv', 'the report')]
     c.links.value = '<p>Download: '+'; '.join(links)+f"</p><details><summary>Show the Python</summary><pre>{html.escape(code_of(self.subject, last.settings))}</pre></details>"
 
 # %% ../nbs/51_widgets.ipynb #16f1e164
 @patch
 def settings(self:Workbench)->dict: # arguments of `compress`
     "What the fields ask for. Raises `BitsError`, `RatioError`, `BudgetError`, and `UnsupportedError` where no network is open."
-    if self.subject is None: raise UnsupportedError('no network is open', layer='workbench', hint='name one and press Open')
-    return read_settings(self.subject.model, {n: getattr(self.c, n).value for n in TYPED}, {n: (ratio.value, bits.value) for n, (ratio, bits) in self.per_layer.items()})
+    if self.subject is None:
+        raise UnsupportedError('no network is open', layer='workbench', hint='name one and press Open')
+    return read_settings(self.subject.model, {n: getattr(self.c, n).value for n in TYPED},
+        {n: (ratio.value, bits.value) for n, (ratio, bits) in self.per_layer.items()})
 
 @patch
 def preset(self:Workbench, name):
     "Fills in a preset, and leaves the recipe and the device as they are."
-    for n, v in {k: v for k, v in self.defaults.items() if k not in ('recipe', 'device')}.items(): getattr(self.c, n).value = PRESETS[name][1].get(n, v)
+    for n, v in {k: v for k, v in self.defaults.items() if k not in ('recipe', 'device')}.items():
+        getattr(self.c, n).value = PRESETS[name][1].get(n, v)
 
 @patch
 def measured(self:Workbench):
@@ -370,7 +412,8 @@ def run(self:Workbench):
     device, self.now = self.c.device.value, (0, 1, 'reading the network')
     def task(): return try_settings(self.measured(), settings, lambda *now: setattr(self, 'now', now), device)
     def then(trial):
-        self.trials = [*(replace(t, out=None, data=None) for t in self.trials), trial] # of earlier networks only the figures are kept
+        # of earlier networks only the figures are kept
+        self.trials = [*(replace(t, out=None, data=None) for t in self.trials), trial]
         self.show()
         if self.keep: keep_trials(self.keep, fingerprint(self.subject.model), self.trials)
     self.work(task, then)
@@ -397,8 +440,12 @@ def save(self:Workbench):
     out, path, ending = self.trials[-1].out if self.trials else None, Path(self.c.path.value.strip()), self.c.format.value
     self.now = (0, 1, 'writing')
     def task():
-        if out is None: raise UnsupportedError('there is no network to save', layer='workbench', hint='press Run first')
-        if path.suffix != ending: raise FileError(f'the name must end in {ending}', layer=str(path), hint='or choose another form')
+        if out is None:
+            raise UnsupportedError('there is no network to save', layer='workbench', hint='press Run first')
+        if path.suffix != ending:
+            raise FileError(f'the name must end in {ending}', layer=str(path), hint='or choose another form')
         try: return out.save(path) if ending == '.safetensors' else out.export(path)
-        except OSError as e: raise FileError(f'cannot be written: {e.strerror or e}', layer=str(path), hint='choose another folder') from e
+        except OSError as e:
+            raise FileError(f'cannot be written: {e.strerror or e}', layer=str(path),
+                hint='choose another folder') from e
     self.work(task, lambda size: self.say(f'Written: {path.resolve()}, {size:,} bytes', good=True))
