@@ -77,7 +77,7 @@ def test_reset(bench):
     assert bench.trials == [] and bench.c.result.layout.display == 'none'
 
 
-@pytest.mark.parametrize('moment', [.02, .1, .3, .6])
+@pytest.mark.parametrize('moment', [.05, .4])
 def test_stop_works_at_any_moment(moment):
     bench = Workbench()
     with untouched(bench.subject.model):
@@ -123,11 +123,6 @@ def test_presets(bench):
         assert {k: got[k] for k in wanted} == wanted and got['recipe'] == 'paper' and (got['activation_bits'] == 8 or name != 'fastest')
         assert got['activation_bits'] in (None, 8)
     assert set(PRESETS) == set(bench.c.presets)
-
-
-def test_half_the_size_is_at_most_half():
-    bench = Workbench(); bench.c.recipe.value = 'fast'; bench.c.presets['half the size'].click(); press(bench, 'run')
-    assert bench.trials[0].bytes <= float_bytes(bench.subject.model)/2 and {r['bits'] for r in bench.trials[0].report.rows} == {32}
 
 
 def test_every_control_has_a_name_and_a_help(bench):

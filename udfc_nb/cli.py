@@ -27,7 +27,6 @@ from .caller import let_through, out_of_memory
 from .checkpoint import OneReading, file_rows, itemise, load, read_codes, read_file, write_atomic
 from .compress import SEEDS, Compressed, check_device, compress
 from .demo import demo_csv, demo_figure, demo_rows, demo_table, text_table
-from .explore import BITS, RATIOS, explore_csv, explore_figure, explore_rows, explore_table, sensitivity_figure, sensitivity_rows
 from .export import FORMATS, onnx_info
 from .writing import check_writable
 from .evaluate import MEAN, STD, image_folder, image_transform, top_k
@@ -619,6 +618,7 @@ def _png(figure):
 
 def run_explore(args):
     "Carry out `udfc explore`."
+    from udfc_nb.explore import BITS, RATIOS, explore_csv, explore_figure, explore_rows, explore_table, sensitivity_figure, sensitivity_rows # with matplotlib, which takes a second
     folder, recipe = Path(args.output), _recipe(args.recipe)
     try: folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as e: raise FileError(f"the folder {folder} cannot be made: {getattr(e, 'strerror', None) or e}", hint='choose another with --output') from e
@@ -638,8 +638,8 @@ def explore_parser(commands):
     p = commands.add_parser('explore', help='try a dozen settings, and show which of them are worth having',
         description='Compress a network at several ratios and bit-widths, weigh the files, and ask the judge; no images are needed. Writes a table and a picture.')
     add_network_arguments(p)
-    p.add_argument('--ratio', type=float, action='append', metavar='R', help=f"share of channels to remove; may be repeated (default {', '.join(f'{r:g}' for r in RATIOS)})")
-    p.add_argument('--bits', type=float, action='append', metavar='B', help=f"width of the weights; may be repeated (default {', '.join(map(str, BITS))})")
+    p.add_argument('--ratio', type=float, action='append', metavar='R', help='share of channels to remove; may be repeated (default 0, 0.2, 0.4, 0.6)')
+    p.add_argument('--bits', type=float, action='append', metavar='B', help='width of the weights; may be repeated (default 8, 6, 4)')
     p.add_argument('--recipe', default='best', help=f"{', '.join(RECIPES)} or a .json file (default best; fast takes about a tenth of the time)")
     p.add_argument('--sites', choices=POLICIES, default='own', help='as for compress')
     p.add_argument('--seed', type=_seed, default=0, metavar='N', help='of everything that is drawn (default 0)')

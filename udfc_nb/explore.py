@@ -33,12 +33,14 @@ def explore_rows(
 )->list[dict]: # ratio, bits, unexplained (None: nothing could be compared), bytes, parameters, macs, seconds
     "Every pair of a ratio and a width, compressed and judged. Raises the errors of `compress`."
     rows = []
-    with tqdm([(r, b) for r in ratios for b in bits], disable=not progress, desc='udfc explore', unit='network') as bar:
+    with tqdm([(r, b) for r in ratios for b in bits], disable=not progress, desc='udfc explore',
+        unit='network') as bar:
         for ratio, width in bar:
             bar.set_postfix_str(f'ratio {ratio:g}, {width:g} bits')
             out = compress(model, example_inputs, pruning_ratio=ratio, weight_bits=width, **settings)
             t = out.report.totals
-            rows.append(dict(ratio=ratio, bits=width, unexplained=out.report.judged.get('this'), bytes=file_bytes(out), parameters=t['params'], macs=t['macs'], seconds=t['seconds']))
+            rows.append(dict(ratio=ratio, bits=width, unexplained=out.report.judged.get('this'),
+                bytes=file_bytes(out), parameters=t['params'], macs=t['macs'], seconds=t['seconds']))
     return rows
 
 # %% ../nbs/53_explore.ipynb #fa340081
@@ -59,8 +61,11 @@ def explore_table(
 )->str:
     "The rows for a terminal, by size; those on the front are marked."
     front = pareto(rows)
-    cells = lambda r: ['*' if r in front else '', f"{r['ratio']:g}", f"{r['bits']:g}", '?' if r['unexplained'] is None else f"{100*r['unexplained']:.2f}", r['bytes'], r['parameters'], r['macs'], f"{r['seconds']:.1f}"]
-    return text_table(['', 'ratio', 'bits', 'unexplained %', 'file bytes', 'parameters', 'MACs', 'seconds'], [cells(r) for r in sorted(rows, key=lambda r: r['bytes'])])
+    cells = lambda r: ['*' if r in front else '', f"{r['ratio']:g}", f"{r['bits']:g}",
+        '?' if r['unexplained'] is None else f"{100*r['unexplained']:.2f}", r['bytes'], r['parameters'], r['macs'],
+        f"{r['seconds']:.1f}"]
+    return text_table(['', 'ratio', 'bits', 'unexplained %', 'file bytes', 'parameters', 'MACs', 'seconds'],
+        [cells(r) for r in sorted(rows, key=lambda r: r['bytes'])])
 
 def explore_csv(
     rows:list, # of dicts with the same keys
@@ -88,7 +93,9 @@ def explore_figure(
         mine = [r for r in known if r['bits'] == b]
         ax.plot(*zip(*map(at, mine)), **LINES[(i+1) % len(LINES)] | dict(linestyle=''), label=f'{b:g} bits')
         for r in mine: ax.annotate(f"{r['ratio']:g}", at(r), xytext=(5, 3), textcoords='offset points', fontsize=7)
-    ax.set(xscale='log', yscale='log', xlabel='size of the file in kB', ylabel='unexplained of what the original says, percent', title=title or 'small figures: share of channels removed')
+    ax.set(xscale='log', yscale='log', xlabel='size of the file in kB',
+        ylabel='unexplained of what the original says, percent',
+        title=title or 'small figures: share of channels removed')
     size_axis(ax); ax.yaxis.set_major_formatter(lambda v, _: f'{v:g}'); ax.legend()
     return fig
 
@@ -123,7 +130,8 @@ def sensitivity_rows(
             if new: ask(name, 1-stay/n, None, new)
         if not job.plain_weight(name): continue
         W = job.source.net.get_submodule(name).weight.detach()
-        for width in bits: ask(name, None, width, {name: GRIDS[recipe.grid](W, width, recipe.per_channel).dequantize().to(W.dtype)})
+        for width in bits:
+            ask(name, None, width, {name: GRIDS[recipe.grid](W, width, recipe.per_channel).dequantize().to(W.dtype)})
     return rows
 
 # %% ../nbs/53_explore.ipynb #db3fdde3
@@ -133,20 +141,26 @@ def sensitivity_figure(
 ): # a matplotlib Figure
     "What one layer alone costs, when channels go or weights get narrower: one row for each layer, the darker the better."
     if not rows: return message_figure('no layer can be cut or rounded')
-    layers, part = list(dict.fromkeys(r['layer'] for r in rows)), {k: [r for r in rows if r[k] is not None] for k in ('ratio', 'bits')}
+    layers, part = list(dict.fromkeys(r['layer'] for r in rows)), {k: [r for r in rows if r[k] is not None]
+        for k in ('ratio', 'bits')}
     columns = {k: sorted({round(r[k], 1) for r in part[k]}, reverse=k == 'bits') for k in part}
     shown = [k for k in part if columns[k]]
-    fig, axs = new_figure(len(shown), 2.2+.5*sum(map(len, columns.values())), 1.3+.2*max(len(layers), 3), sharey=True, width_ratios=[len(columns[k]) for k in shown])
+    fig, axs = new_figure(len(shown), 2.2+.5*sum(map(len, columns.values())), 1.3+.2*max(len(layers), 3), sharey=True,
+        width_ratios=[len(columns[k]) for k in shown])
     axs, values = [axs] if len(shown) == 1 else axs, [100*max(r['unexplained'], LEAST) for r in rows]
     norm = LogNorm(min(values), max(max(values), 1.01*min(values)))
     for ax, k in zip(axs, shown):
         grid = [[math.nan]*len(columns[k]) for _ in layers]
-        for r in part[k]: grid[layers.index(r['layer'])][columns[k].index(round(r[k], 1))] = 100*max(r['unexplained'], LEAST)
+        for r in part[k]:
+            grid[layers.index(r['layer'])][columns[k].index(round(r[k], 1))] = 100*max(r['unexplained'], LEAST)
         image = ax.imshow(grid, aspect='auto', norm=norm); ax.grid(False)
         for i, line in enumerate(grid):
             for j, v in enumerate(line):
-                if math.isfinite(v): ax.text(j, i, f'{v:.2g}' if v < 99.5 else '100', ha='center', va='center', fontsize=6.5, color='white' if norm(v) < .6 else 'black')
-        ax.set_xticks(range(len(columns[k])), [f'{c:g}' for c in columns[k]]); ax.set_xlabel('share of channels removed' if k == 'ratio' else 'bits of its weights')
+                if math.isfinite(v):
+                    ax.text(j, i, f'{v:.2g}' if v < 99.5 else '100', ha='center', va='center', fontsize=6.5,
+                        color='white' if norm(v) < .6 else 'black')
+        ax.set_xticks(range(len(columns[k])), [f'{c:g}' for c in columns[k]])
+        ax.set_xlabel('share of channels removed' if k == 'ratio' else 'bits of its weights')
     axs[0].set_yticks(range(len(layers)), layers, fontsize=7)
     fig.colorbar(image, ax=list(axs), label='unexplained, percent')
     return fig

@@ -55,7 +55,8 @@ def read_shape(
     "Inputs of the shapes that were typed. Raises `ExampleInputError`."
     from udfc_nb.cli import shape
     try: found = tuple(torch.zeros(shape(t.strip())) for t in text.split(';'))
-    except (argparse.ArgumentTypeError, RuntimeError) as e: raise ExampleInputError(str(e), layer='input shape', hint='batch, channels, height, width') from None
+    except (argparse.ArgumentTypeError, RuntimeError) as e:
+        raise ExampleInputError(str(e), layer='input shape', hint='batch, channels, height, width') from None
     return found if len(found) > 1 else found[0]
 
 # %% ../nbs/51_runs.ipynb #2bc131c5
@@ -74,7 +75,9 @@ def open_network(
 )->Subject:
     "A network by name; weights that are drawn are the same every time. Raises `CommandError`, `FileError`, `ExampleInputError`."
     from udfc_nb.cli import build_network, is_own, load_weights_
-    if not name.strip(): raise UnsupportedError('no network is named', layer='network', hint='type a torchvision name such as resnet18, timm:NAME, or package.module:function')
+    if not name.strip():
+        raise UnsupportedError('no network is named', layer='network',
+            hint='type a torchvision name such as resnet18, timm:NAME, or package.module:function')
     name, path, example = name.strip(), weights.strip(), read_shape(shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -96,13 +99,20 @@ def folder_measure(
     "How to count accuracy on a folder of images. Raises `ExampleInputError`, `ImageFolderError`."
     from udfc_nb.cli import _preparation, first_answer
     inputs = [t for t in tree_leaves(subject.example) if isinstance(t, torch.Tensor)]
-    if len(inputs) != 1 or inputs[0].dim() != 4: raise ExampleInputError('images have four axes, and a network that takes them one input', layer='images', hint='leave the folder empty')
-    if inputs[0].shape[1] not in (1, 3): raise ExampleInputError(f'images have one colour or three, and the network takes {inputs[0].shape[1]}', layer='images', hint='leave the folder empty')
+    if len(inputs) != 1 or inputs[0].dim() != 4:
+        raise ExampleInputError('images have four axes, and a network that takes them one input', layer='images',
+            hint='leave the folder empty')
+    if inputs[0].shape[1] not in (1, 3):
+        raise ExampleInputError(f'images have one colour or three, and the network takes {inputs[0].shape[1]}',
+            layer='images', hint='leave the folder empty')
     answer = first_answer(subject.model, inputs)
-    if not isinstance(answer, torch.Tensor) or answer.dim() != 2: raise ExampleInputError('the network does not give one row of scores for each image', layer='images', hint='leave the folder empty')
+    if not isinstance(answer, torch.Tensor) or answer.dim() != 2:
+        raise ExampleInputError('the network does not give one row of scores for each image', layer='images',
+            hint='leave the folder empty')
     transform, _ = _preparation(SimpleNamespace(network=subject.name, pretrained=subject.pretrained), inputs[0].shape)
     data = image_folder(path, transform, answer.shape[1], images)
-    def percent(model): return top_k(model, data, (1,), device=next((p.device for p in model.parameters()), 'cpu'))[0][0]
+    def percent(model):
+        return top_k(model, data, (1,), device=next((p.device for p in model.parameters()), 'cpu'))[0][0]
     return percent, len(data)
 
 # %% ../nbs/51_runs.ipynb #5c07f77b
@@ -110,7 +120,8 @@ def layer_rows(
     graph, # of `find_sites`
 )->list[dict]: # layer, channels, prunable, why
     "One row per layer."
-    return [dict(layer=n, channels=graph.channels[n], prunable=graph.site(n) is not None, why=verdict(graph, n)) for n in graph.reasons]
+    return [dict(layer=n, channels=graph.channels[n], prunable=graph.site(n) is not None, why=verdict(graph, n))
+        for n in graph.reasons]
 
 # %% ../nbs/51_runs.ipynb #2b720fc0
 def read_number(
@@ -123,7 +134,9 @@ def read_number(
     if text in ('', 'float', '–'): return None
     try: value = float(text)
     except ValueError: value = math.nan
-    if not math.isfinite(value): raise error(f'{text!r} is no number', layer=what, hint='type a number such as 4 or 0.5, or leave the field empty')
+    if not math.isfinite(value):
+        raise error(f'{text!r} is no number', layer=what,
+            hint='type a number such as 4 or 0.5, or leave the field empty')
     return int(value) if value == int(value) else value
 
 # %% ../nbs/51_runs.ipynb #6ba4f00b
@@ -134,10 +147,12 @@ def read_overrides(
     ratios = {n: read_number(r, f'{n}, ratio', RatioError) for n, (r, _) in typed.items()}
     bits = {n: read_number(b, f'{n}, bits', BitsError) for n, (_, b) in typed.items()}
     floats = {n for n, (_, b) in typed.items() if str(b).strip() == 'float'} # to say None is not to say nothing
-    return dict(layer_ratios={n: r for n, r in ratios.items() if r is not None}, layer_bits={n: b for n, b in bits.items() if b is not None or n in floats})
+    return dict(layer_ratios={n: r for n, r in ratios.items() if r is not None},
+        layer_bits={n: b for n, b in bits.items() if b is not None or n in floats})
 
 # %% ../nbs/51_runs.ipynb #ec0f091b
-GOALS = {'share': 'channels and bits, as set here', 'size': 'a file size; channels and bits are chosen', 'channels': 'a file size; only channels are removed'}
+GOALS = {'share': 'channels and bits, as set here', 'size': 'a file size; channels and bits are chosen',
+    'channels': 'a file size; only channels are removed'}
 
 def float_bytes(
     model:nn.Module,
@@ -147,6 +162,7 @@ def float_bytes(
 
 def megabytes(n): return f'{n/1e6:.2f} MB' if n >= 1e6 else f'{n/1e3:.1f} kB'
 
+# %% ../nbs/51_runs.ipynb #ea878d17
 def read_settings(
     model:nn.Module, # the network that is on the workbench
     typed:dict, # goal, ratio, bits, activation_bits, size, spread, recipe: what stands in the fields
@@ -154,17 +170,23 @@ def read_settings(
 )->dict: # arguments of `compress`
     "What the fields ask for. Raises `BitsError`, `RatioError`, `BudgetError`."
     goal, own = typed['goal'], read_overrides(layers)
-    out = dict(recipe=typed['recipe'], activation_bits=read_number(typed['activation_bits'], 'bits between the layers', BitsError), **own)
+    out = dict(recipe=typed['recipe'],
+        activation_bits=read_number(typed['activation_bits'], 'bits between the layers', BitsError), **own)
     if typed['spread'] != 'recipe': out |= dict(budget=typed['spread'])
-    if goal == 'share': return out | dict(pruning_ratio=read_number(typed['ratio'], 'channels to remove', RatioError) or 0., weight_bits=read_number(typed['bits'], 'weight bits', BitsError))
+    if goal == 'share':
+        return out | dict(pruning_ratio=read_number(typed['ratio'], 'channels to remove', RatioError) or 0.,
+            weight_bits=read_number(typed['bits'], 'weight bits', BitsError))
     percent = read_number(typed['size'], 'size of the file', BudgetError)
-    if percent is None or not 0 < percent <= 100: raise BudgetError(f"{typed['size']!r} is no size", layer='size of the file', hint='type a percentage above 0 and up to 100')
+    if percent is None or not 0 < percent <= 100:
+        raise BudgetError(f"{typed['size']!r} is no size", layer='size of the file',
+            hint='type a percentage above 0 and up to 100')
     if goal == 'channels': out['layer_bits'] = dict.fromkeys(layer_names(unwrap(model))) | own['layer_bits']
     return out | dict(size_budget=int(float_bytes(model)*percent/100))
 
 # %% ../nbs/51_runs.ipynb #a9fb2e21
 class Interrupt(SystemExit): "Raised in a thread that is to stop; threads end quietly by it."
 
+# %% ../nbs/51_runs.ipynb #5ae885e7
 class Background:
     "One piece of work at a time, in a thread that can be stopped."
     def __init__(self): self.worker, self.waiter, self.asked = None, None, threading.Event()
@@ -176,7 +198,8 @@ class Background:
         meanwhile=lambda: None, # called ten times a second until then
     ):
         "Raises `UnsupportedError` while something is running."
-        if self.busy: raise UnsupportedError('something is running already', layer='workbench', hint='wait for it, or stop it')
+        if self.busy:
+            raise UnsupportedError('something is running already', layer='workbench', hint='wait for it, or stop it')
         self.asked.clear(); found = {}
         def run():
             try: found['result'] = work()
@@ -185,16 +208,20 @@ class Background:
             asked = time.monotonic()
             while self.worker.is_alive():
                 self.worker.join(.1); meanwhile()
-                if self.asked.is_set() and time.monotonic() > asked+.5: asked = time.monotonic(); self.interrupt() # an exception can be lost, as in a destructor
-            end(found.get('result'), Cancelled('Stopped. The network is as it was.') if self.asked.is_set() else found.get('error'))
-        thread = lambda f: threading.Thread(target=contextvars.copy_context().run, args=(f,), daemon=True) # the context says to which cell the output belongs
+                # an exception can be lost, as in a destructor
+                if self.asked.is_set() and time.monotonic() > asked+.5: asked = time.monotonic(); self.interrupt()
+            end(found.get('result'),
+                Cancelled('Stopped. The network is as it was.') if self.asked.is_set() else found.get('error'))
+        # the context says to which cell the output belongs
+        thread = lambda f: threading.Thread(target=contextvars.copy_context().run, args=(f,), daemon=True)
         self.worker, self.waiter = thread(run), thread(wait)
         self.worker.start(); self.waiter.start()
     def stop(self):
         "Takes effect at the next operation."
         self.asked.set()
         if self.busy: self.interrupt()
-    def interrupt(self): ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.worker.ident), ctypes.py_object(Interrupt))
+    def interrupt(self):
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.worker.ident), ctypes.py_object(Interrupt))
     def wait(self, timeout=None): # seconds; True if it has ended
         if self.waiter is not None: self.waiter.join(timeout)
         return not self.busy
@@ -246,7 +273,8 @@ def try_settings(
     if subject.evaluate and subject.before is None: subject.before = percent(subject.model)
     after = percent(out.model) if subject.evaluate else None
     data = packed(out)
-    return Trial(settings, out.report, len(data), out.report.totals['seconds'], subject.before, after, subject.images, out, data)
+    return Trial(settings, out.report, len(data), out.report.totals['seconds'], subject.before, after, subject.images,
+        out, data)
 
 # %% ../nbs/51_runs.ipynb #0b85a45f
 LEAST = 5. # percentage points that an axis shows at least
@@ -268,6 +296,7 @@ def limits(
     shift = max(high+room-100.5, 0)-max(room-.5-low, 0)
     return max(low-room-shift, -.5), min(high+room-shift, 100.5)
 
+# %% ../nbs/51_runs.ipynb #91f434c2
 @styled
 def comparison_figure(
     trials:list, # of `Trial`s of one network
@@ -276,15 +305,20 @@ def comparison_figure(
     "Quality against the size of the packed file, one point per trial, and the network as it is."
     fig, ax = new_figure(width=6.6, height=3.2)
     counted = trials[-1].after is not None
-    shown = [(i, t) for i, t in enumerate(trials) if (t.after is not None, t.images) == (counted, trials[-1].images)] # what was counted on other images cannot be compared
+    # what was counted on other images cannot be compared
+    shown = [(i, t) for i, t in enumerate(trials) if (t.after is not None, t.images) == (counted, trials[-1].images)]
     for k, name in enumerate(dict.fromkeys(t.report.recipe['name'] for _, t in shown)):
         mine = [(t.bytes/1000, quality(t)) for _, t in shown if t.report.recipe['name'] == name]
         ax.plot(*zip(*mine), **LINES[(k+1) % len(LINES)] | dict(linestyle=''), label=name, markersize=7)
     for i, t in shown: ax.annotate(str(i+1), (t.bytes/1000, quality(t)), xytext=(6, 5), textcoords='offset points')
     before = trials[-1].before if counted else 100.
     ax.plot(full/1000, before, '*', color='0.4', markersize=11, label='as it is')
-    ax.set(xscale='log', xlim=(min(full, *(t.bytes for _, t in shown))/1400, max(full, *(t.bytes for _, t in shown))/700), ylim=limits([before, *(quality(t) for _, t in shown)]),
-        xlabel='size of the file in kB', ylabel=f"accuracy in percent, {trials[-1].images or 'measured'}" if counted else 'explained of what the original says, percent')
+    ax.set(xscale='log',
+        xlim=(min(full, *(t.bytes for _, t in shown))/1400, max(full, *(t.bytes for _, t in shown))/700),
+        ylim=limits([before, *(quality(t) for _, t in shown)]),
+        xlabel='size of the file in kB',
+        ylabel=f"accuracy in percent, {trials[-1].images or 'measured'}" if counted
+        else 'explained of what the original says, percent')
     size_axis(ax); ax.legend(loc='lower right')
     return fig
 
@@ -301,18 +335,25 @@ def headline(
         f"parameters {100*t['params']/t['params_before']:.0f} %, multiplications {100*t['macs']/max(t['macs_before'], 1):.0f} % of before; compressed in {trial.seconds:.1f} s</p>")
 
 # %% ../nbs/51_runs.ipynb #3b55cd09
-def _row(tag, cells, **more): return '<tr>'+''.join(f'<{tag}{" scope=col" if tag == "th" else ""}>{html.escape(str(c))}</{tag}>' for c in cells)+'</tr>'
+def _row(tag, cells, **more):
+    return '<tr>'+''.join(f'<{tag}{" scope=col" if tag == "th" else ""}>{html.escape(str(c))}</{tag}>'
+        for c in cells)+'</tr>'
 
 def trials_table(
     trials:list, # of `Trial`s
     full:int, # bytes of the network as it is
 )->str: # HTML
     "All trials, numbered as in the figure."
-    head = ['', 'recipe, channels removed, weights', 'accuracy, %', 'explained, %', 'file', 'of before, %', 'multiplications, %', 'seconds']
+    head = ['', 'recipe, channels removed, weights', 'accuracy, %', 'explained, %', 'file', 'of before, %',
+        'multiplications, %', 'seconds']
     percent = lambda v: '' if v is None else f'{v:.1f}'
-    cells = lambda i, t: (i+1, t.label, percent(t.after), percent(t.explained), megabytes(t.bytes), f'{100*t.bytes/full:.1f}', f"{100*t.report.totals['macs']/max(t.report.totals['macs_before'], 1):.0f}", f'{t.seconds:.1f}')
-    asis = ['', 'the network as it is', percent(trials[-1].before if trials else None), '100.0', megabytes(full), '100.0', '100', '']
-    return '<table><caption>All runs</caption>'+_row('th', head)+_row('td', asis)+''.join(_row('td', cells(i, t)) for i, t in enumerate(trials))+'</table>'
+    cells = lambda i, t: (i+1, t.label, percent(t.after), percent(t.explained), megabytes(t.bytes),
+        f'{100*t.bytes/full:.1f}', f"{100*t.report.totals['macs']/max(t.report.totals['macs_before'], 1):.0f}",
+        f'{t.seconds:.1f}')
+    asis = ['', 'the network as it is', percent(trials[-1].before if trials else None), '100.0', megabytes(full),
+        '100.0', '100', '']
+    return '<table><caption>All runs</caption>'+_row('th', head)+_row('td',
+        asis)+''.join(_row('td', cells(i, t)) for i, t in enumerate(trials))+'</table>'
 
 # %% ../nbs/51_runs.ipynb #8cdfe954
 def code_of(
@@ -350,9 +391,13 @@ def fingerprint(
     seen = hashlib.sha256()
     for name, t in unwrap(model).state_dict().items():
         seen.update(name.encode())
-        if isinstance(t, torch.Tensor): seen.update(repr((t.dtype, tuple(t.shape))).encode()); seen.update((torch.view_as_real(t) if t.is_complex() else t).detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        if isinstance(t, torch.Tensor):
+            seen.update(repr((t.dtype, tuple(t.shape))).encode())
+            seen.update((torch.view_as_real(t) if t.is_complex()
+                else t).detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return seen.hexdigest()
 
+# %% ../nbs/51_runs.ipynb #df792766
 def read_trials(
     path, # a file of `keep_trials`; it need not be there yet
 )->dict: # fingerprint → list of `Trial`s
@@ -361,8 +406,11 @@ def read_trials(
     if not path.exists(): return {}
     try:
         kept = json.loads(path.read_text(encoding='utf-8'))
-        return {key: [Trial(**dict(t, report=Report(**t['report']))) for t in found] for key, found in kept['udfc_nb trials'].items()}
-    except Exception as e: raise FileError(f'these are no trials of the workbench: {type(e).__name__}: {str(e)[:100]}', layer=str(path), hint='name another file, or move this one away') from e
+        return {key: [Trial(**dict(t, report=Report(**t['report']))) for t in found] for key,
+            found in kept['udfc_nb trials'].items()}
+    except Exception as e:
+        raise FileError(f'these are no trials of the workbench: {type(e).__name__}: {str(e)[:100]}', layer=str(path),
+            hint='name another file, or move this one away') from e
 
 def keep_trials(
     path,
@@ -370,10 +418,14 @@ def keep_trials(
     trials:list,
 ):
     "Puts the trials of one network into a file, beside those of others. Raises `FileError`."
-    row = lambda t: {f.name: getattr(t, f.name) for f in fields(Trial) if f.name not in ('out', 'data')} | dict(report=asdict(t.report))
+    row = lambda t: {f.name: getattr(t, f.name) for f in fields(Trial)
+        if f.name not in ('out', 'data')} | dict(report=asdict(t.report))
     kept = read_trials(path) | {key: trials}
-    try: write_atomic(path, json.dumps({'udfc_nb trials': {k: [row(t) for t in found] for k, found in kept.items() if found}}).encode())
-    except OSError as e: raise FileError(f'cannot be written: {e.strerror or e}', layer=str(path), hint='choose another folder') from e
+    try:
+        write_atomic(path, json.dumps({'udfc_nb trials': {k: [row(t) for t in found] for k,
+            found in kept.items() if found}}).encode())
+    except OSError as e:
+        raise FileError(f'cannot be written: {e.strerror or e}', layer=str(path), hint='choose another folder') from e
 
 # %% ../nbs/51_runs.ipynb #1d7209bb
 def message(
@@ -386,5 +438,6 @@ def message(
         text = f'{type(what).__name__}: {text or "no explanation"}'
         trace = ''.join(traceback.format_exception(what))
         more = f'<details><summary>where</summary><pre style="overflow-x: auto">{html.escape(trace)}</pre></details>'
-    color, role = ('#009e73', 'status') if good else ('#777777', 'status') if isinstance(what, Cancelled) or not isinstance(what, Exception) else ('#d55e00', 'alert')
+    color, role = ('#009e73', 'status') if good else ('#777777', 'status') if isinstance(what,
+        Cancelled) or not isinstance(what, Exception) else ('#d55e00', 'alert')
     return f'<div role="{role}" style="border-left: 4px solid {color}; padding: .2em .7em; line-height: 1.5">{html.escape(text).replace(chr(10), "<br>")}{more}</div>'

@@ -22,7 +22,8 @@ def structure_rows(
         reads = frozenset().union(*origins)
         is_layer = node.kind in ('layer', 'depthwise') and node.target in graph.channels
         if is_layer or len(origins) > 1:
-            rows.append(dict(layer=node.target if is_layer else '', join='' if is_layer else JOINS.get(node.op, node.op),
+            rows.append(dict(layer=node.target if is_layer else '',
+                join='' if is_layer else JOINS.get(node.op, node.op),
                 channels=graph.channels[node.target] if is_layer else None, reads=sorted(reads)))
             reads = frozenset([len(rows)-1])
         made_by[node] = reads
@@ -49,17 +50,22 @@ def _draw_lines(ax, rows):
     "The graph of rows, from top to bottom."
     lane = lanes(rows)
     for i, r in enumerate(rows):
-        for s in r['reads']: ax.plot([lane[s], lane[s], lane[i]], [s, i-.5 if i-s > 1 or lane[s] != lane[i] else i, i], '-', color='0.5', lw=1, marker='')
+        for s in r['reads']:
+            ax.plot([lane[s], lane[s], lane[i]], [s, i-.5 if i-s > 1 or lane[s] != lane[i] else i, i], '-',
+                color='0.5', lw=1, marker='')
     for i, r in enumerate(rows):
-        ax.plot(lane[i], i, 'o', color=LEFT if r['layer'] else 'white', markeredgecolor='0.5', ms=5 if r['layer'] else 7, zorder=3)
+        ax.plot(lane[i], i, 'o', color=LEFT if r['layer'] else 'white', markeredgecolor='0.5',
+            ms=5 if r['layer'] else 7, zorder=3)
         if r['join']: ax.text(lane[i]+.25, i, r['join'], va='center', fontsize=7)
     ax.set_xlim(-.5, max(lane, default=0)+.9)
 
 def _note(r, done):
     if done is None: return f"{r['channels']:,}"
     bits = '' if done['bits'] == 32 else f", {done['bits']} bit"
-    return (f"{done['out']:,} of {done['out_before']:,}" if done['out'] < done['out_before'] else f"{done['out']:,}")+bits
+    return (f"{done['out']:,} of {done['out_before']:,}" if done['out'] < done['out_before']
+        else f"{done['out']:,}")+bits
 
+# %% ../nbs/50_structure.ipynb #5dd2d705
 @styled
 def structure_figure(
     rows:list, # of `structure_rows`
@@ -71,11 +77,14 @@ def structure_figure(
     fig, (left, right) = new_figure(2, 6.6, .8+.19*max(n, 3), sharey=True, width_ratios=(.6+.16*wide, 2.6))
     _draw_lines(left, rows)
     at = [i for i, r in enumerate(rows) if r['layer']]
-    share = [100*done[rows[i]['layer']]['out']/done[rows[i]['layer']]['out_before'] if rows[i]['layer'] in done else 100 for i in at]
+    share = [100*done[rows[i]['layer']]['out']/done[rows[i]['layer']]['out_before'] if rows[i]['layer'] in done
+        else 100 for i in at]
     right.barh(at, [100]*len(at), color=GONE, height=.62); right.barh(at, share, color=LEFT, height=.62)
     for i in at: right.text(102, i, _note(rows[i], done.get(rows[i]['layer'])), va='center', fontsize=7)
-    left.set_yticks(at, [rows[i]['layer'] for i in at], fontsize=7); left.set(ylim=(max(n, 3)-.4, -.6), xticks=[]); left.spines[:].set_visible(False)
-    right.set(xlim=(0, 135), xticks=[0, 25, 50, 75, 100], xlabel='channels left, percent'); right.tick_params(left=False, labelleft=False)
+    left.set_yticks(at, [rows[i]['layer'] for i in at], fontsize=7)
+    left.set(ylim=(max(n, 3)-.4, -.6), xticks=[]); left.spines[:].set_visible(False)
+    right.set(xlim=(0, 135), xticks=[0, 25, 50, 75, 100], xlabel='channels left, percent')
+    right.tick_params(left=False, labelleft=False)
     for ax in (left, right): ax.grid(False)
     return fig
 
@@ -90,8 +99,11 @@ def channels_figure(
     fig, ax = new_figure(width=6, height=1.1+.17*max(len(rows), 3))
     at = range(len(rows))
     ax.hlines(at, [r['out'] for r in rows], [r['out_before'] for r in rows], color=GONE, lw=4)
-    ax.plot([r['out_before'] for r in rows], at, 'o', color='0.5', mfc='white', label='before'); ax.plot([r['out'] for r in rows], at, 'o', color=LEFT, label='after')
-    ax.set_yticks(at, [r['layer'] for r in rows], fontsize=7); ax.set(ylim=(max(len(rows), 3)-.4, -.6), xlabel='output channels', ylabel='layer', xscale='log')
-    ax.xaxis.set_major_locator(LogLocator(2)); ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:,g}')); ax.xaxis.set_minor_locator(NullLocator())
+    ax.plot([r['out_before'] for r in rows], at, 'o', color='0.5', mfc='white', label='before')
+    ax.plot([r['out'] for r in rows], at, 'o', color=LEFT, label='after')
+    ax.set_yticks(at, [r['layer'] for r in rows], fontsize=7)
+    ax.set(ylim=(max(len(rows), 3)-.4, -.6), xlabel='output channels', ylabel='layer', xscale='log')
+    ax.xaxis.set_major_locator(LogLocator(2))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:,g}')); ax.xaxis.set_minor_locator(NullLocator())
     ax.legend(loc='best')
     return fig

@@ -18,9 +18,12 @@ from .digits import digits_net
 from .errors import UDFCError, UnsupportedError
 
 # %% ../nbs/54_tools.ipynb #32f3d025
-NEEDED = {'torch': 'everything', 'torchvision': 'everything', 'fastcore': 'everything', 'matplotlib': 'everything', 'safetensors': 'everything', 'scikit-learn': 'everything', 'scipy': 'everything', 'tqdm': 'everything',
-    'ipywidgets': 'widgets', 'voila': 'widgets', 'ipykernel': 'widgets', 'onnx': 'onnx', 'onnxscript': 'onnx', 'onnxruntime': 'onnx', 'timm': 'timm'} # package → the part that needs it
-PARTS = {'everything': 'the package', 'widgets': 'udfc workbench, figures to touch', 'onnx': 'udfc export to ONNX, udfc bench --runtime onnx', 'timm': 'networks named timm:NAME'}
+NEEDED = {'torch': 'everything', 'torchvision': 'everything', 'fastcore': 'everything', 'matplotlib': 'everything',
+    'safetensors': 'everything', 'scikit-learn': 'everything', 'scipy': 'everything', 'tqdm': 'everything',
+    'ipywidgets': 'widgets', 'voila': 'widgets', 'ipykernel': 'widgets', 'onnx': 'onnx', 'onnxscript': 'onnx',
+    'onnxruntime': 'onnx', 'timm': 'timm'} # package → the part that needs it
+PARTS = {'everything': 'the package', 'widgets': 'udfc workbench, figures to touch',
+    'onnx': 'udfc export to ONNX, udfc bench --runtime onnx', 'timm': 'networks named timm:NAME'}
 MODULES = {'scikit-learn': 'sklearn'} # whose module has another name
 
 def version_of(
@@ -36,14 +39,17 @@ def works()->str:
     "Compresses the network that ships with the package, and says how that went."
     start = time.perf_counter()
     out = compress(digits_net(), torch.zeros(1, 1, 8, 8), pruning_ratio=.5, weight_bits=4, recipe='paper')
-    if not torch.isfinite(out.model(torch.zeros(1, 1, 8, 8))).all(): raise UDFCError('the network that ships with the package gives no finite numbers', hint='install the package again')
+    if not torch.isfinite(out.model(torch.zeros(1, 1, 8, 8))).all():
+        raise UDFCError('the network that ships with the package gives no finite numbers',
+            hint='install the package again')
     return f'the network that ships with the package was compressed in {time.perf_counter()-start:.1f} s'
 
 def doctor_text()->str:
     "What is installed, what is missing, and on what kind of machine."
     missing = {of: [p for p, part in NEEDED.items() if part == of and not version_of(p)] for of in PARTS}
     ways = {'timm': 'pip install timm'}
-    table = text_table(['package', 'version', 'needed for'], [[p, version_of(p) or 'MISSING', PARTS[of]] for p, of in NEEDED.items()], left=3)
+    table = text_table(['package', 'version', 'needed for'],
+        [[p, version_of(p) or 'MISSING', PARTS[of]] for p, of in NEEDED.items()], left=3)
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     lines = [f'udfc_nb {__version__}, Python {platform.python_version()}, {platform.system()} on {platform.machine()}, {os.cpu_count()} processors, PyTorch uses {torch.get_num_threads()}',
         f"devices: cpu{''.join(f', cuda:{i} ({n})' for i, n in enumerate(cuda))}", table,
@@ -52,19 +58,22 @@ def doctor_text()->str:
     return '\n'.join(lines)
 
 # %% ../nbs/54_tools.ipynb #0f8b9b86
-SHELLS = {'bash': 'udfc completion bash > ~/.local/share/bash-completion/completions/udfc', 'zsh': 'udfc completion zsh >> ~/.zshrc', 'fish': 'udfc completion fish > ~/.config/fish/completions/udfc.fish'}
+SHELLS = {'bash': 'udfc completion bash > ~/.local/share/bash-completion/completions/udfc',
+    'zsh': 'udfc completion zsh >> ~/.zshrc', 'fish': 'udfc completion fish > ~/.config/fish/completions/udfc.fish'}
 
 def _options(parser, words):
     "Option → what may follow it: a list, [] for anything, None for nothing."
     follows = lambda a: None if a.nargs == 0 else list(map(str, a.choices)) if a.choices else words.get(a.dest, [])
     return {o: follows(a) for a in parser._actions for o in a.option_strings if o.startswith('--')}
 
+# %% ../nbs/54_tools.ipynb #c739c145
 def _bash(parser, commands, words):
     name, lines = parser.prog, []
     for c, p in commands.items():
         options = _options(p, words)
         follow = ''.join(f"      {o}) words='{' '.join(w)}';;\n" for o, w in options.items() if w is not None)
-        first = ' '.join(w for a in p._actions if not a.option_strings for w in (map(str, a.choices) if a.choices else words.get(a.dest, [])))
+        first = ' '.join(w for a in p._actions if not a.option_strings
+            for w in (map(str, a.choices) if a.choices else words.get(a.dest, [])))
         lines.append(f"  {c}) case \"$prev\" in\n{follow}      {c}) words='{first} {' '.join(options)}';;\n      *) words='{' '.join(options)}';;\n    esac;;")
     return f'''_{name}() {{
   local cur="${{COMP_WORDS[COMP_CWORD]}}" prev="${{COMP_WORDS[COMP_CWORD-1]}}" words=''
@@ -79,16 +88,20 @@ complete -o default -F _{name} {name}
 
 def _fish(parser, commands, words):
     quoted = lambda s: "'"+s.replace('\\', '\\\\').replace("'", "\\'")+"'"
-    says = {a.dest: a.help for s in parser._actions if isinstance(s, argparse._SubParsersAction) for a in s._choices_actions}
-    lines = [f"complete -c {parser.prog} -n __fish_use_subcommand -f -a {c} -d {quoted(says.get(c, ''))}" for c in commands]
+    says = {a.dest: a.help for s in parser._actions if isinstance(s, argparse._SubParsersAction)
+        for a in s._choices_actions}
+    lines = [f"complete -c {parser.prog} -n __fish_use_subcommand -f -a {c} -d {quoted(says.get(c, ''))}"
+        for c in commands]
     for c, p in commands.items():
         for a in p._actions:
             inside = f"complete -c {parser.prog} -n '__fish_seen_subcommand_from {c}'"
             given = list(map(str, a.choices)) if a.choices else words.get(a.dest, [])
-            if a.option_strings: lines.append(f"{inside} -l {a.option_strings[-1].lstrip('-')}{'' if a.nargs == 0 else ' -r'}{f' -f -a {quoted(chr(32).join(given))}' if given else ''} -d {quoted((a.help or '').replace('%%', '%'))}")
+            if a.option_strings:
+                lines.append(f"{inside} -l {a.option_strings[-1].lstrip('-')}{'' if a.nargs == 0 else ' -r'}{f' -f -a {quoted(chr(32).join(given))}' if given else ''} -d {quoted((a.help or '').replace('%%', '%'))}")
             elif given: lines.append(f"{inside} -a {quoted(' '.join(given))}")
     return '\n'.join(lines)+'\n'
 
+# %% ../nbs/54_tools.ipynb #a34bd435
 def completion(
     parser:argparse.ArgumentParser, # with commands
     shell:str, # one of SHELLS
@@ -106,7 +119,9 @@ def need(
 ):
     "Raises `UnsupportedError` unless all of them are there."
     missing = [p for p in packages if not version_of(p)]
-    if missing: raise UnsupportedError(f"{', '.join(missing)} cannot be imported", layer='workbench', hint="pip install 'udfc_nb[widgets]'")
+    if missing:
+        raise UnsupportedError(f"{', '.join(missing)} cannot be imported", layer='workbench',
+            hint="pip install 'udfc_nb[widgets]'")
 
 def free_port(
     port:int=0, # 0: any
@@ -115,7 +130,9 @@ def free_port(
     with closing(socket.socket()) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind(('127.0.0.1', port))
-        except OSError as e: raise UnsupportedError(f'port {port} cannot be used: {e.strerror}', layer='--port', hint='take another one, or leave it out') from e
+        except OSError as e:
+            raise UnsupportedError(f'port {port} cannot be used: {e.strerror}', layer='--port',
+                hint='take another one, or leave it out') from e
         return s.getsockname()[1]
 
 # %% ../nbs/54_tools.ipynb #4f373479
@@ -129,7 +146,8 @@ def page_files(
     cell = dict(cell_type='code', execution_count=None, id='workbench', metadata={}, outputs=[], source=source)
     kernel = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))
     settings = dict(Voila=dict(token=token, ip='127.0.0.1', open_browser=False))
-    return {'workbench.ipynb': json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)), 'voila.json': json.dumps(settings)}
+    return {'workbench.ipynb': json.dumps(dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)),
+        'voila.json': json.dumps(settings)}
 
 # %% ../nbs/54_tools.ipynb #7ebe3d1f
 @contextmanager
@@ -142,9 +160,12 @@ def served(
     port, token = free_port(port), secrets.token_urlsafe(24)
     with tempfile.TemporaryDirectory(prefix='udfc_workbench_') as folder:
         for name, text in page_files(network, keep, token).items(): Path(folder, name).write_text(text)
-        paths = os.pathsep.join([str(Path(__file__).parents[1]) if '__file__' in globals() else '', os.environ.get('PYTHONPATH', '')]).strip(os.pathsep)
+        paths = os.pathsep.join([str(Path(__file__).parents[1]) if '__file__' in globals() else '',
+            os.environ.get('PYTHONPATH', '')]).strip(os.pathsep)
         with open(Path(folder, 'log'), 'w') as log:
-            server = subprocess.Popen([sys.executable, '-m', 'voila', 'workbench.ipynb', f'--port={port}'], cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=dict(os.environ, PYTHONPATH=paths), start_new_session=True)
+            server = subprocess.Popen([sys.executable, '-m', 'voila', 'workbench.ipynb', f'--port={port}'],
+                cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=dict(os.environ, PYTHONPATH=paths),
+                start_new_session=True)
         try:
             for _ in range(int(10*seconds)):
                 if server.poll() is not None: break
@@ -152,7 +173,9 @@ def served(
                     if s.connect_ex(('127.0.0.1', port)) == 0: break
                 time.sleep(.1)
             else: server.terminate()
-            if server.poll() is not None: raise UnsupportedError(f"voila does not start: {Path(folder, 'log').read_text()[-1000:].strip()}", layer='workbench', hint='udfc doctor says what is installed')
+            if server.poll() is not None:
+                raise UnsupportedError(f"voila does not start: {Path(folder, 'log').read_text()[-1000:].strip()}",
+                    layer='workbench', hint='udfc doctor says what is installed')
             yield f'http://127.0.0.1:{port}/?token={token}', server
         finally:
             server.terminate()
