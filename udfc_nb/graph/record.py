@@ -19,6 +19,7 @@ from torch.overrides import BaseTorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from fastcore.basics import patch
+from .. import caller
 from ..caller import as_it_starts, let_through, out_of_memory
 from ..errors import ExampleInputError, LayerNameError, UDFCError, UnsupportedError
 from .labels import Shadow, always, geometry, pairs, slabs, varying
@@ -149,7 +150,7 @@ def set_weight(self:Call, t, planes):
     self.stored = t
 
 # %% ../../nbs/graph/12_record.ipynb #ebb1f24e
-HERE = (os.path.dirname(torch.__file__)+os.sep, os.path.dirname(__file__)+os.sep, '<')
+HERE = (os.path.dirname(torch.__file__)+os.sep, os.path.dirname(__file__)+os.sep, caller.__file__, '<')
 
 def is_own(code): return not code.co_filename.startswith(HERE)
 
