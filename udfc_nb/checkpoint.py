@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from fastcore.basics import patch
 from . import __version__
+from .caller import let_through
 from .errors import FileError, NonFiniteError, UnsupportedError
 from .format import FORMS, MAX_BITS, MAX_TEXT, NAMES, VERSION, OneReading, _checksum, _fail, _once, blank, coded_parts, decode, describe, encode
 from .format import read_file, read_tensors, signed, to_stored
@@ -239,8 +240,9 @@ def _answers(net, args, named):
         with torch.device('meta'), _Convolutions(), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             return [tuple(t.shape) for t in tensors_of(net(*args, **named))]
-    except (MemoryError, torch.OutOfMemoryError): raise
-    except Exception as e: return e # the caller's own forward
+    except Exception as e: # the caller's own forward
+        let_through(e)
+        return e
 
 def _trials(model, told):
     "Inputs without memory: what the file names, then what the first layer could take."
