@@ -17,8 +17,8 @@ from fastcore.basics import patch
 from . import __version__
 from .caller import let_through
 from .errors import FileError, NonFiniteError, UnsupportedError
-from .format import FORMS, MAX_BITS, MAX_TEXT, NAMES, VERSION, OneReading, _checksum, _fail, _once, blank, coded_parts, decode, describe, encode
-from .format import read_file, read_tensors, signed, to_stored
+from .format import CHUNK, FORMS, MAX_BITS, MAX_TEXT, MOST, NAMES, VERSION, OneReading, _checksum, _fail, _once
+from .format import blank, coded_parts, decode, describe, encode, read_file, read_tensors, signed, to_stored
 from .quantizer import Quantized
 from .writing import write_atomic
 from .graph.proof import deepcopied
@@ -30,14 +30,17 @@ from .job import unwrap
 # %% ../nbs/40_checkpoint.ipynb #d0cb401b
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64) # in which the rest may be written
 
-def _storable(t): return isinstance(t, torch.Tensor) and not is_lazy(t) and t.dtype in NAMES.values() and t.layout == torch.strided and not t.is_meta
+def _storable(t):
+    if not isinstance(t, torch.Tensor) or is_lazy(t): return False
+    return t.dtype in NAMES.values() and t.layout == torch.strided and not t.is_meta
 
 def _refuse_odd(name, t):
     if not isinstance(t, torch.Tensor):
         raise UnsupportedError(f'an extra state of type {type(t).__name__}', layer=name, hint='let get_extra_state return a tensor')
     if is_lazy(t): raise UnsupportedError('a lazy module has no weights yet', layer=name, hint='run the network once')
     if not _storable(t):
-        raise UnsupportedError(f'{t.dtype}, {t.layout} on {t.device} cannot be stored', layer=name, hint='convert this tensor, or leave it out of the state dict: register_buffer(…, persistent=False)')
+        raise UnsupportedError(f'{t.dtype}, {t.layout} on {t.device} cannot be stored', layer=name,
+            hint='convert this tensor, or leave it out of the state dict: register_buffer(…, persistent=False)')
 
 def _finite(t):
     "Are all numbers finite? Without a copy of the tensor, where its type can be compared."
@@ -48,9 +51,11 @@ def _finite(t):
 def _check_numbers(tensors, mods):
     "Raises `NonFiniteError` at numbers with which no network computes: not finite, or a negative variance."
     for n, t in tensors.items():
-        if not _finite(t): raise NonFiniteError('not all numbers are finite', layer=n, hint='repair the checkpoint before compressing it')
+        if not _finite(t):
+            raise NonFiniteError('not all numbers are finite', layer=n, hint='repair the checkpoint before compressing it')
         owner, _, name = n.rpartition('.')
-        if name == 'running_var' and not (t+getattr(mods.get(owner), 'eps', 0) >= 0).all(): raise NonFiniteError('negative numbers in a variance', layer=n, hint='repair the checkpoint')
+        if name == 'running_var' and not (t+getattr(mods.get(owner), 'eps', 0) >= 0).all():
+            raise NonFiniteError('negative numbers in a variance', layer=n, hint='repair the checkpoint')
 
 # %% ../nbs/40_checkpoint.ipynb #010d58a8
 def named_tensors(
@@ -83,13 +88,15 @@ def _cast(name, t, dtype):
     "A float32 tensor as it is stored. Refuses numbers that `dtype` does not reach."
     if t.dtype != torch.float32: return t
     new = t.to(dtype)
-    if not torch.equal(new.isfinite(), t.isfinite()): raise UnsupportedError(f'{t.abs().max():.3g} is more than {dtype} holds', layer=name, hint='save with dtype=torch.float32')
+    if not torch.equal(new.isfinite(), t.isfinite()):
+        raise UnsupportedError(f'{t.abs().max():.3g} is more than {dtype} holds', layer=name, hint='save with dtype=torch.float32')
     return new
 
 def _inputs(net):
     "The grids through which layers read (those with an `input_quantizer`)."
     found = {n: getattr(m, 'input_quantizer', None) for n, m in net.named_modules()}
-    return {n: dict(scale=float(q.scale), zero_point=int(q.zero_point), bits=int(q.bits), signed=bool(q.signed)) for n, q in found.items() if q is not None}
+    told = lambda q: dict(scale=float(q.scale), zero_point=int(q.zero_point), bits=int(q.bits), signed=bool(q.signed))
+    return {n: told(q) for n, q in found.items() if q is not None}
 
 def _example(out):
     "What the network was called with, without its numbers; nothing where that has no description."
@@ -105,7 +112,7 @@ def _parts(q, entropy):
     zero = q.zero.float().reshape(-1).cpu()
     c |= dict(zero=[int(z) if z == int(z) else z for z in (zero if len(zero.unique()) > 1 else zero[:1]).tolist()])
     scale = q.scale.cpu().to(torch.promote_types(q.scale.dtype, torch.float32))
-    return packed, scale.clone(memory_format=torch.contiguous_format), c if c['deflated'] else {k: v for k, v in c.items() if k != 'deflated'}
+    return packed, scale.clone(memory_format=torch.contiguous_format), {k: v for k, v in c.items() if k != 'deflated' or v}
 
 def contents(
     out:Compressed,
@@ -113,7 +120,8 @@ def contents(
     entropy:bool=False, # deflate the codes
 )->tuple: # (tensors, header)
     "What a file of this network holds. Raises `UnsupportedError`, `NonFiniteError`."
-    if dtype not in DTYPES: raise UnsupportedError(f'a dtype of {dtype!r}', layer='dtype', hint=f"take one of {', '.join(map(str, DTYPES))}")
+    if dtype not in DTYPES:
+        raise UnsupportedError(f'a dtype of {dtype!r}', layer='dtype', hint=f"take one of {', '.join(map(str, DTYPES))}")
     state, unsaved, tensors, coded = out.model.state_dict(), _unsaved(out.model), {}, {}
     codes = {weight_of(n): q for n, q in out.codes.items() if q.bits <= MAX_BITS}
     same = _same(out.model, codes)
@@ -124,7 +132,8 @@ def contents(
     rest = {n: t for n, t in (state | unsaved).items() if n not in coded and n not in same}
     _check_numbers(rest, dict(out.model.named_modules()))
     tensors |= {n: to_stored(_cast(n, t.detach(), dtype)) for n, t in rest.items()}
-    header = dict(coded=coded, same=same, beside=sorted(unsaved), dtypes={n: str(t.dtype).removeprefix('torch.') for n, t in rest.items() if t.dtype in FORMS}, inputs=_inputs(out.model), example=_example(out))
+    dtypes = {n: str(t.dtype).removeprefix('torch.') for n, t in rest.items() if t.dtype in FORMS}
+    header = dict(coded=coded, same=same, beside=sorted(unsaved), dtypes=dtypes, inputs=_inputs(out.model), example=_example(out))
     return tensors, {k: v for k, v in header.items() if v}
 
 # %% ../nbs/40_checkpoint.ipynb #e6c87a6e
@@ -143,8 +152,11 @@ def save(self:Compressed,
     "Writes the packed file. Raises `UnsupportedError`, `NonFiniteError`, `FileError`, OSError."
     tensors, header = contents(self, dtype, entropy)
     r = self.report
-    data = signed(tensors, dict(format='udfc_nb', version=str(VERSION), written_by=r.version if r else __version__, recipe=json.dumps(r.recipe if r else {}), header=json.dumps(header, separators=(',', ':'))))
-    if int.from_bytes(data[:8], 'little') > MAX_TEXT: raise UnsupportedError(f'more than {MAX_TEXT} bytes of text', hint='a symmetric grid needs fewer')
+    told = dict(written_by=r.version if r else __version__, recipe=json.dumps(r.recipe if r else {}))
+    header = json.dumps(header, separators=(',', ':'))
+    data = signed(tensors, dict(format='udfc_nb', version=str(VERSION), header=header) | told)
+    if int.from_bytes(data[:8], 'little') > MAX_TEXT:
+        raise UnsupportedError(f'more than {MAX_TEXT} bytes of text', hint='a symmetric grid needs fewer')
     write_atomic(path, data)
     return len(data)
 
@@ -179,10 +191,13 @@ def _check_shapes(path, mods, old, new):
     for n, (shape, kind) in new.items():
         owner, _, name = n.rpartition('.')
         m = mods.get(owner)
-        if kind != old[n][1] or not _fits(m, shape, old[n][0]): _fail(path, f'{n} has shape {list(shape)}, the architecture {list(old[n][0])}', way)
+        if kind != old[n][1] or not _fits(m, shape, old[n][0]):
+            _fail(path, f'{n} has shape {list(shape)}, the architecture {list(old[n][0])}', way)
         rows = name in BY_ROW and not (len(shape) > 1 and getattr(m, 'transposed', False))
-        if shape and rows and lengths.setdefault((owner, old[n][0][0]), shape[0]) != shape[0]: _fail(path, f'{n} has {shape[0]} entries, its module {lengths[owner, old[n][0][0]]}', way)
-        if name == 'weight' and isinstance(m, _ConvNd) and shape[0] % m.groups and not _depthwise(m): _fail(path, f'{n} has {shape[0]} rows for {m.groups} groups', way)
+        if shape and rows and lengths.setdefault((owner, old[n][0][0]), shape[0]) != shape[0]:
+            _fail(path, f'{n} has {shape[0]} entries, its module {lengths[owner, old[n][0][0]]}', way)
+        if name == 'weight' and isinstance(m, _ConvNd) and shape[0] % m.groups and not _depthwise(m):
+            _fail(path, f'{n} has {shape[0]} rows for {m.groups} groups', way)
 
 # %% ../nbs/40_checkpoint.ipynb #cf9489f6
 def _resize(m):
@@ -193,8 +208,10 @@ def _resize(m):
         if _depthwise(m): m.groups = own if m.transposed else own//(m.out_channels//m.groups)
         m.out_channels, m.in_channels = (other*m.groups, own) if m.transposed else (own, other*m.groups)
     elif isinstance(m, nn.RNNBase): m.input_size = m.weight_ih_l0.shape[1]
-    elif isinstance(m, nn.GroupNorm) and m.weight is not None: m.num_groups, m.num_channels = len(m.weight)*m.num_groups//m.num_channels, len(m.weight)
-    elif isinstance(getattr(m, 'num_features', None), int) and (t := next((t for t in (m.running_mean, m.weight) if t is not None), None)) is not None: m.num_features = len(t)
+    elif isinstance(m, nn.GroupNorm) and m.weight is not None:
+        m.num_groups, m.num_channels = len(m.weight)*m.num_groups//m.num_channels, len(m.weight)
+    elif isinstance(getattr(m, 'num_features', None), int) and (t := next((t for t in (m.running_mean, m.weight) if t is not None), None)) is not None:
+        m.num_features = len(t)
     elif isinstance(m, nn.PReLU): m.num_parameters = len(m.weight)
 
 def assembled(
@@ -205,15 +222,18 @@ def assembled(
     "A copy of a network with other tensors."
     held, memo = named_tensors(model), {}
     for n, t in values.items():
-        if n in held: memo.setdefault(id(held[n]), nn.Parameter(t, held[n].requires_grad) if isinstance(held[n], nn.Parameter) else t)
+        if n in held:
+            memo.setdefault(id(held[n]), nn.Parameter(t, held[n].requires_grad) if isinstance(held[n], nn.Parameter) else t)
     for t in (t for m in model.modules() for t in (*m.parameters(False), *m.buffers(False), *tensors_of(attributes(m)))):
-        if id(t) not in memo and (hollow or not t.is_leaf): memo[id(t)] = torch.empty_like(t.detach(), device='meta') if hollow else t.detach().clone()
+        if id(t) not in memo and (hollow or not t.is_leaf):
+            memo[id(t)] = torch.empty_like(t.detach(), device='meta') if hollow else t.detach().clone()
     net = deepcopied(model, memo).eval()
     mods = dict(net.named_modules(remove_duplicate=False))
     for n, t in values.items():
         owner, _, name = n.rpartition('.')
         if name == '_extra_state': mods[owner].set_extra_state(t)
-        elif isinstance(mods[owner], torch.jit.ScriptModule): setattr(mods[owner], name, nn.Parameter(t, held[n].requires_grad) if isinstance(held[n], nn.Parameter) else t)
+        elif isinstance(mods[owner], torch.jit.ScriptModule):
+            setattr(mods[owner], name, memo[id(held[n])]) # it copies by itself
         elif name in mods[owner]._buffers and n not in held: mods[owner]._buffers[name] = t # None until a first run
     for m in mods.values(): _resize(m)
     return net
@@ -229,9 +249,11 @@ class _Convolutions(TorchFunctionMode):
             (x, w, b), dims = [*args, *(kwargs[k] for k in ('input', 'weight') if k in kwargs), None][:3], int(name[-2])
             b, groups = kwargs.get('bias', b), kwargs.get('groups', args[6] if len(args) > 6 else 1)
             turned = 'transpose' in name
-            if turned and x.shape[-1-dims] != w.shape[0]: raise RuntimeError(f'{x.shape[-1-dims]} channels for the {w.shape[0]} of a transposed convolution')
+            if turned and x.shape[-1-dims] != w.shape[0]:
+                raise RuntimeError(f'{x.shape[-1-dims]} channels for the {w.shape[0]} of a transposed convolution')
             rows = w.shape[1]*groups if turned else w.shape[0]
-            if b is not None and b.shape != (rows,): raise RuntimeError(f'a bias of shape {list(b.shape)} for {rows} channels')
+            if b is not None and b.shape != (rows,):
+                raise RuntimeError(f'a bias of shape {list(b.shape)} for {rows} channels')
         return func(*args, **kwargs)
 
 def _answers(net, args, named):
@@ -258,7 +280,8 @@ def _check_fit(path, model, values, told):
     empty = {n: torch.empty_like(t, device='meta') for n, t in values.items() if not n.endswith('_extra_state')}
     whole = assembled(model, {}, hollow=True)
     dtypes = {t.dtype for t in named_tensors(model).values() if t.is_floating_point()}
-    def fit(t): return t.to(next(iter(dtypes))) if isinstance(t, torch.Tensor) and t.is_floating_point() and len(dtypes) == 1 else t
+    def fit(t):
+        return t.to(next(iter(dtypes))) if isinstance(t, torch.Tensor) and t.is_floating_point() and len(dtypes) == 1 else t
     for args, named in _trials(model, told):
         args, named = (tree_map(fit, v) for v in (args, named))
         want = _answers(whole, args, named)
@@ -296,13 +319,16 @@ def _set_grids(mods, grids):
 def _beside(tensors, header, model):
     "Of the buffers that the state dict leaves out, those that the architecture has as well; others grow in a run."
     own, mods = _unsaved(model), dict(model.named_modules(remove_duplicate=False))
-    def ours(n): return n in own and _kind(tensors[n].dtype) == _kind(own[n].dtype) and _fits(mods[n.rpartition('.')[0]], tuple(tensors[n].shape), tuple(own[n].shape))
+    def ours(n):
+        if n not in own or _kind(tensors[n].dtype) != _kind(own[n].dtype): return False
+        return _fits(mods[n.rpartition('.')[0]], tuple(tensors[n].shape), tuple(own[n].shape))
     return {n: tensors[n] for n in header['beside'] if ours(n)}
 
 def _check_ties(path, model, values):
     "Refuses two values for one tensor of the architecture."
     for n, first in _same(model, ()).items():
-        if not torch.equal(values[n], values[first]): _fail(path, f'{n} and {first} are one tensor in the architecture, and two in the file', 'pass the architecture that was compressed')
+        if not torch.equal(values[n], values[first]):
+            _fail(path, f'{n} and {first} are one tensor in the architecture, and two in the file', 'pass the architecture that was compressed')
 
 def _value(path, tensors, header, n, old):
     "A tensor of the state dict as it stands in the place of `old`; it lies in the file only where that is mapped."
@@ -315,7 +341,7 @@ def _value(path, tensors, header, n, old):
 def load(
     path, # a file that `Compressed.save` wrote, or its `OneReading`
     model, # the original architecture: a network (not changed, its weights do not matter) or a function that builds it
-    mapped:bool=False, # map the file instead of reading it: tensors that are not rounded stay in it, and it must not change while the network lives
+    mapped:bool=False, # map the file instead of reading it: floats stay in it, and it must not change while the network lives
 )->nn.Module: # on the CPU, in eval mode
     "The compressed network of a file. Raises `FileError`, `UnsupportedError`."
     path = path if isinstance(path, OneReading) else OneReading(path, mapped)
@@ -328,7 +354,8 @@ def load(
     shapes, beside = _shapes(tensors, header), _beside(tensors, header, model)
     _check_shapes(path, mods, {n: (tuple(t.shape), _kind(t.dtype)) for n, t in old.items()}, shapes)
     grids = _grids(path, header, mods)
-    _check_fit(path, model, {n: torch.empty(s, dtype=old[n].dtype, device='meta') for n, (s, _) in shapes.items()} | beside, header['example'])
+    empty = {n: torch.empty(s, dtype=old[n].dtype, device='meta') for n, (s, _) in shapes.items()}
+    _check_fit(path, model, empty | beside, header['example'])
     values = {n: _value(path, tensors, header, n, t) for n, t in old.items() if n not in header['same']}
     values |= {n: values[of].to(old[n].dtype, copy=True) for n, of in header['same'].items()}
     _check_ties(path, model, values)
@@ -376,7 +403,8 @@ def file_rows(
     tensors, header, _ = read_file(path)
     parts = coded_parts(header)
     row = lambda n, shape, bits, stored, *names: dict(tensor=n, shape=list(shape), bits=bits, stored=stored, bytes=_bytes(tensors, names))
-    rows = [row(n, c['shape'], c['bits'], f"{'deflated' if c['deflated'] else 'packed'} codes", f'{n}.codes', f'{n}.scale') for n, c in header['coded'].items()]
+    how = lambda c: 'deflated codes' if c['deflated'] else 'packed codes'
+    rows = [row(n, c['shape'], c['bits'], how(c), f'{n}.codes', f'{n}.scale') for n, c in header['coded'].items()]
     rows += [row(n, t.shape, 8*t.element_size(), str(t.dtype).removeprefix('torch.'), n) for n, t in tensors.items() if n not in parts]
     found = {r['tensor']: r for r in rows}
     return rows+[row(n, found[of]['shape'], found[of]['bits'], f'same as {of}') for n, of in header['same'].items()]

@@ -16,14 +16,14 @@ from .quantizer import pack, unpack, Quantized
 
 # %% ../nbs/39_format.ipynb #a272e142
 VERSION = 2
-MAX_TEXT = 1 << 23 # bytes of a file's text; a reader refuses more, because parsing takes some thirty times as much memory
+MAX_TEXT = 1 << 23 # bytes of a file's text; a reader refuses more: parsing takes some thirty times as much memory
 MAX_BITS = 16 # wider codes are stored as the floats that they stand for
 CHUNK = 1 << 17 # codes packed at a time
 
 def _pieces(codes, bits): return [pack(c, bits) for c in codes.reshape(-1).split(CHUNK)]
 
 def _deflate(data):
-    "With deflate's search for repetitions or without: codes of weights have few, and looking for them mostly spoils the code lengths."
+    "With deflate's search for repetitions or without: codes have few, and looking for them mostly spoils the code lengths."
     coders = [zlib.compressobj(9, zlib.DEFLATED, 15, 9, s) for s in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)]
     return min((z.compress(data)+z.flush() for z in coders), key=len)
 
@@ -75,17 +75,18 @@ def decode(
     "The inverse of `encode`; reads no more than the description promises. Raises `FileError`."
     n, bits, at = _check_lengths(packed, info), info['bits'], 0
     flat = torch.empty(n, dtype=dtype)
-    def unpacked(): return (unpack(p, bits, min(CHUNK, n-i*CHUNK)) for i, p in enumerate(packed.split(CHUNK*bits//8))) if n else ()
+    def unpacked():
+        return (unpack(p, bits, min(CHUNK, n-i*CHUNK)) for i, p in enumerate(packed.split(CHUNK*bits//8))) if n else ()
     for piece in _inflated(packed, n, bits) if info['deflated'] else unpacked():
         flat[at:at+len(piece)] = piece; at += len(piece)
     return flat.add_(info['low']).reshape(info['shape'])
 
 # %% ../nbs/39_format.ipynb #53470493
-TYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16, F8_E4M3=torch.float8_e4m3fn, F8_E5M2=torch.float8_e5m2,
-    C64=torch.complex64, I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8,
+TYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16,
+    F8_E4M3=torch.float8_e4m3fn, F8_E5M2=torch.float8_e5m2, C64=torch.complex64, I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8,
     U64=torch.uint64, U32=torch.uint32, U16=torch.uint16, U8=torch.uint8, BOOL=torch.bool) # of safetensors
 _BYTES = [t for n in ('e4m3fnuz', 'e5m2fnuz', 'e8m0fnu') if (t := getattr(torch, f'float8_{n}', None))]
-FORMS = {torch.complex128: torch.float64, torch.complex32: torch.float16} | dict.fromkeys(_BYTES, torch.uint8) # type → the one in whose form it is stored
+FORMS = {torch.complex128: torch.float64, torch.complex32: torch.float16} | dict.fromkeys(_BYTES, torch.uint8) # type → that in whose form it is stored
 NAMES = {str(t).removeprefix('torch.'): t for t in (*TYPES.values(), *FORMS)} # as the header has them
 
 def to_stored(
@@ -102,11 +103,13 @@ def from_stored(
 )->torch.Tensor:
     "The inverse. Raises `FileError` if that cannot be."
     dtype = NAMES.get(name)
-    if t.dtype != FORMS.get(dtype) or dtype.is_complex and t.shape[-1:] != (2,): raise FileError(f'{t.dtype} of shape {list(t.shape)} is no {str(name):.40}')
+    if t.dtype != FORMS.get(dtype) or dtype.is_complex and t.shape[-1:] != (2,):
+        raise FileError(f'{t.dtype} of shape {list(t.shape)} is no {str(name):.40}')
     return torch.view_as_complex(t.clone()) if dtype.is_complex else t.view(dtype) # a clone begins at an address that suits the larger type
 
 # %% ../nbs/39_format.ipynb #980b2888
-def _fail(path, why, hint='the file is damaged, or not one that this package wrote'): raise FileError(why, layer=str(path), hint=hint)
+def _fail(path, why, hint='the file is damaged, or not one that this package wrote'):
+    raise FileError(why, layer=str(path), hint=hint)
 
 _UNREADABLE = (OSError, ValueError, OverflowError, RecursionError) # what reading and parsing raise
 
@@ -125,17 +128,19 @@ def _whole(v, low, high): return type(v) is int and low <= v <= high
 def _sizes(v, axes=64): return isinstance(v, list) and len(v) <= axes and all(_whole(s, 0, 2**48) for s in v)
 
 def _table(text, size):
-    "Tensors by name as (type, shape, first byte, end), and the texts. Raises ValueError unless they lie one after the other in `size` bytes."
+    "Tensors by name as (type, shape, first byte, end), and the texts. Raises ValueError unless they fill `size` bytes in a row."
     if text[:1] != b'{': raise ValueError('no table in front')
     table, end = _json(text.decode()), 0
     texts = table.pop('__metadata__', {})
-    if not isinstance(texts, dict) or not all(isinstance(v, str) for v in texts.values()): raise ValueError('the metadata are no texts')
+    if not isinstance(texts, dict) or not all(isinstance(v, str) for v in texts.values()):
+        raise ValueError('the metadata are no texts')
     ''.join([*table, *texts, *texts.values()]).encode() # half a character is none
     for name, t in table.items():
         if not isinstance(t, dict) or set(t) != {'dtype', 'shape', 'data_offsets'} or not isinstance(t['dtype'], str) or t['dtype'] not in TYPES or not _sizes(t['shape']):
             raise ValueError(f'the entry of {name!r:.80} is not valid')
         at, dtype = t['data_offsets'], TYPES[t['dtype']]
-        if not (_sizes(at, 2) and len(at) == 2 and at[1]-at[0] == math.prod(t['shape'])*dtype.itemsize): raise ValueError(f'{name!r:.80} has another length than its shape')
+        if not (_sizes(at, 2) and len(at) == 2 and at[1]-at[0] == math.prod(t['shape'])*dtype.itemsize):
+            raise ValueError(f'{name!r:.80} has another length than its shape')
         table[name] = dtype, tuple(t['shape']), *at
     table = dict(sorted(table.items(), key=lambda item: item[1][2:]))
     for name, (_, _, first, last) in table.items():
@@ -153,7 +158,8 @@ class OneReading:
     ):
         self.path, self.mapped = str(path), mapped
         try:
-            if not Path(path).is_file(): _fail(path, 'no such file', 'check the path; folders, pipes and devices are not read')
+            if not Path(path).is_file():
+                _fail(path, 'no such file', 'check the path; folders, pipes and devices are not read')
             with open(path, 'rb') as f:
                 size = os.fstat(f.fileno()).st_size
                 self.length = int.from_bytes(f.read(8), 'little') # of the text
@@ -174,7 +180,8 @@ class OneReading:
         if first == end: return torch.empty(shape, dtype=dtype)
         at = 8+self.length
         t = torch.frombuffer(self.data, dtype=dtype, count=(end-first)//dtype.itemsize, offset=at+first)
-        if t.data_ptr() % dtype.itemsize: t = torch.frombuffer(bytearray(memoryview(self.data)[at+first:at+end]), dtype=dtype) # processors may want even addresses
+        if t.data_ptr() % dtype.itemsize: # processors may want even addresses
+            t = torch.frombuffer(bytearray(memoryview(self.data)[at+first:at+end]), dtype=dtype)
         return t.reshape(shape)
 
 def _once(path): return path if isinstance(path, OneReading) else OneReading(path)
@@ -194,9 +201,14 @@ def checksum(
     "SHA-256 of a file in which its own checksum is zeros. Raises ValueError if that does not stand there once."
     view, end = memoryview(data), 8+int.from_bytes(data[:8], 'little')
     head = bytes(view[:end])
-    if not re.fullmatch('[0-9a-f]{64}', told) or head.count(told.encode()) != 1: raise ValueError('no checksum stands in its place')
+    if not re.fullmatch('[0-9a-f]{64}', told) or head.count(told.encode()) != 1:
+        raise ValueError('no checksum stands in its place')
     h = hashlib.sha256(head.replace(told.encode(), b'0'*64)); h.update(view[end:])
     return h.hexdigest()
+
+def _raw(t):
+    "The bytes of a tensor; of one number, whatever stride it has, a copy."
+    return (t.contiguous() if t.numel() > 1 else t.clone(memory_format=torch.contiguous_format)).reshape(-1).view(torch.uint8)
 
 def signed(
     tensors:dict, # name → tensor of a type in `TYPES`
@@ -205,8 +217,8 @@ def signed(
     "A file as bytes, with its checksum: the same for the same contents."
     kinds, key, none = {t: k for k, t in TYPES.items()}, b'"sha256":"', '0'*64
     table, body, at = dict(__metadata__=texts | dict(sha256=none)), [], 0
-    for n, t in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])): # wide types first: each begins at a multiple of its size
-        body.append(t.contiguous().reshape(-1).view(torch.uint8).numpy() if t.numel() > 1 else t.reshape(-1).clone().view(torch.uint8).numpy())
+    for n, t in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])): # each begins at a multiple of its size
+        body.append(_raw(t).numpy())
         table[n] = dict(dtype=kinds[t.dtype], shape=list(t.shape), data_offsets=[at, at := at+len(body[-1])])
     text = json.dumps(table, separators=(',', ':')).encode()
     text += b' '*(-len(text) % 8)
@@ -221,12 +233,12 @@ def _checksum(tensors, meta):
     h = hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != 'sha256'}, sort_keys=True).encode())
     for n in sorted(tensors):
         t = tensors[n].detach().cpu()
-        flat = t.reshape(-1).clone(memory_format=torch.contiguous_format) if not t.is_contiguous() or t.numel() < 2 else t.reshape(-1)
-        h.update(f'{n}|{t.dtype}|{list(t.shape)}|'.encode()); h.update(flat.view(torch.uint8).numpy())
+        h.update(f'{n}|{t.dtype}|{list(t.shape)}|'.encode()); h.update(_raw(t).numpy())
     return h.hexdigest()
 
 # %% ../nbs/39_format.ipynb #2ef7a182
-_FLOATS, _KEYS = (torch.float32, torch.float64), {'coded': dict, 'same': dict, 'beside': list, 'dtypes': dict, 'inputs': dict, 'example': list}
+_FLOATS = (torch.float32, torch.float64)
+_KEYS = {'coded': dict, 'same': dict, 'beside': list, 'dtypes': dict, 'inputs': dict, 'example': list}
 
 def _good_code(c, packed, scale):
     "Is it what `encode` writes? Raises `FileError` where lengths do not fit."
@@ -234,13 +246,15 @@ def _good_code(c, packed, scale):
         and _whole(c['low'], -2**16, 2**16) and _sizes(c['shape'], 8) and type(c['deflated']) is bool and c['bits'] <= 8+8*(not c['deflated'])
         and isinstance(c['zero'], list) and all(type(z) in (int, float) and math.isfinite(z) for z in c['zero'])): return False
     rows = c['shape'][0] if c['shape'] else 1
-    if packed.dtype != torch.uint8 or packed.dim() != 1 or scale.dtype not in _FLOATS or scale.numel() not in (1, rows): return False
+    if packed.dtype != torch.uint8 or packed.dim() != 1 or scale.dtype not in _FLOATS or scale.numel() not in (1, rows):
+        return False
     _check_lengths(packed, c)
     return len(c['zero']) in (1, scale.numel()) and bool(scale.isfinite().all())
 
 def _good_grid(g):
     "Is it a grid for a layer's input?"
-    if not isinstance(g, dict) or set(g) != {'scale', 'zero_point', 'bits', 'signed'} or type(g['signed']) is not bool or not _whole(g['bits'], 2, 16): return False
+    if not isinstance(g, dict) or set(g) != {'scale', 'zero_point', 'bits', 'signed'} or type(g['signed']) is not bool or not _whole(g['bits'], 2, 16):
+        return False
     low = -2**(g['bits']-1) if g['signed'] else 0
     return type(g['scale']) is float and 0 < g['scale'] < math.inf and _whole(g['zero_point'], low, low+2**g['bits']-1)
 
@@ -254,7 +268,8 @@ def describe(
     if isinstance(value, torch.Tensor): return dict(tensor=[list(value.shape), str(value.dtype).removeprefix('torch.')])
     if value is None or type(value) in (bool, int, str) or type(value) is float and math.isfinite(value): return value
     if type(value) in (tuple, list): return {type(value).__name__: [describe(v) for v in value]}
-    if type(value) is dict and all(type(k) is str for k in value): return dict(dict={k: describe(v) for k, v in value.items()})
+    if type(value) is dict and all(type(k) is str for k in value):
+        return dict(dict={k: describe(v) for k, v in value.items()})
     raise ValueError(f'a {type(value).__name__} has no description')
 
 def blank(
@@ -266,7 +281,8 @@ def blank(
     (kind, v), = told.items()
     if kind == 'tensor':
         shape, dtype = v
-        if not (_sizes(shape, 8) and 0 < math.prod(shape) <= MOST_NUMBERS and dtype in NAMES): raise ValueError('no tensor of an example')
+        if not (_sizes(shape, 8) and 0 < math.prod(shape) <= MOST_NUMBERS and dtype in NAMES):
+            raise ValueError('no tensor of an example')
         return torch.zeros(shape, dtype=NAMES[dtype], device=device)
     if kind == 'dict': return {k: blank(o, device) for k, o in v.items()}
     return {'tuple': tuple, 'list': list}[kind](blank(o, device) for o in v)
@@ -295,14 +311,17 @@ def _check_header(h, tensors):
     plain = set(tensors)-used
     here = plain | set(h['coded'])
     for n, of in h['same'].items():
-        if n in here or n in used or not isinstance(of, str) or of not in here: refuse(f'{n} cannot be the same as {of!r:.80}')
-    if not all(isinstance(n, str) and n in plain for n in h['beside']) or len(set(h['beside'])) < len(h['beside']): refuse('the list of other buffers is not valid')
+        if n in here or n in used or not isinstance(of, str) or of not in here:
+            refuse(f'{n} cannot be the same as {of!r:.80}')
+    if not all(isinstance(n, str) and n in plain for n in h['beside']) or len(set(h['beside'])) < len(h['beside']):
+        refuse('the list of other buffers is not valid')
     if not set(h['dtypes']) <= plain: refuse('a type is told of no tensor')
     for n, g in h['inputs'].items():
         if not _good_grid(g): refuse(f'the input grid of {n} is not valid')
     if h['example']: _good_example(h['example'])
     for n in plain: # a truth value is one bit in a byte
-        if tensors[n].dtype == torch.bool and tensors[n].numel() and tensors[n].view(torch.uint8).max() > 1: refuse(f'{n} holds bytes that are neither 0 nor 1')
+        if tensors[n].dtype == torch.bool and tensors[n].numel() and tensors[n].view(torch.uint8).max() > 1:
+            refuse(f'{n} holds bytes that are neither 0 nor 1')
     return h
 
 def coded_parts(
@@ -332,9 +351,11 @@ def read_file(
         _fail(path, f'format version {version!r:.40}, this package reads 1 to {VERSION}', 'update udfc_nb, or write the file again')
     try:
         told = texts.get('sha256', '')
-        if told != (_checksum(tensors, texts) if version == '1' else checksum(file.data, told)): _fail(path, 'the checksum does not fit the contents')
+        if told != (_checksum(tensors, texts) if version == '1' else checksum(file.data, told)):
+            _fail(path, 'the checksum does not fit the contents')
         header = _check_header(_header_of_1(texts) if version == '1' else _json(texts.get('header', '')), tensors)
         for n, name in header['dtypes'].items(): tensors[n] = from_stored(tensors[n], name)
     except FileError as e: _fail(path, str(e).splitlines()[0].removeprefix(f'{path}: '))
-    except (*_UNREADABLE, TypeError, KeyError, AttributeError) as e: _fail(path, f'the header is not valid: {type(e).__name__}: {str(e)[:100]}')
+    except (*_UNREADABLE, TypeError, KeyError, AttributeError) as e:
+        _fail(path, f'the header is not valid: {type(e).__name__}: {str(e)[:100]}')
     return tensors, header, texts
