@@ -181,6 +181,8 @@ def _recorded(work, examples, ignored, sites):
     return _recorded(work, examples, ignored, sites)
 
 # %% ../nbs/17_compress.ipynb #5e1a7c30
+def _plain(v): return v.item() if isinstance(v, np.generic) else v # numpy's numbers as Python's own
+
 def _layer_dict(model, given, what, error, value, fits):
     "A dict from layers that `fits` holds for, copied."
     if given is None: return {}
@@ -230,8 +232,6 @@ def check_costs(
     return costs
 
 SEEDS = 2**53 # below this in size: sets of images have seeds made of it
-
-def _plain(v): return v.item() if isinstance(v, np.generic) else v # numpy's numbers as Python's own
 
 def _check_inputs(model, example_inputs, more_examples, images):
     "Are these what a network can be called with, and the images like the example?"
