@@ -205,6 +205,7 @@ def main(n=1000, seed=0, checks=tuple(CHECKS), short=True, verbose=False):
     counts, failed, start = {w: Counter() for w in checks}, [], time.monotonic()
     for k in range(seed, seed+n):
         plan = draw_plan(random.Random(k))
+        if (k-seed) % 50 == 49: print(f'{k-seed+1} of {n}, {len(failed)} failed', file=sys.stderr, flush=True)
         for what in checks:
             wrong, happened = failure(plan, what, k)
             counts[what][happened if verbose else ': '.join(happened.split(': ')[:2]) if happened[0] in 'rb' else happened.split(':')[0]] += 1

@@ -3,17 +3,17 @@ import copy, sys
 from pathlib import Path
 import pytest, torch, torch.nn as nn, torch.nn.functional as F, torch.nn.utils.prune
 from hypothesis import given, settings, strategies as st
-from udfc_nb import UDFCError, compress, find_sites
+from udfc_nb import compress
 from udfc_nb.graph.record import record, rerun
 from udfc_nb.recipe import RECIPES
 from udfc_nb.report import count
-from nets import assert_unchanged, relative, roughen, snapshot
+from nets import roughen
 
 sys.path.append(str(Path(__file__).resolve().parents[1]/'fuzz'))
 from known import KNOWN
 from networks import build, draw_plan
 from oracle import Fault, compare, entries
-from run import CHECKS, check_known, failure, known
+from run import CHECKS, check_known, failure
 
 def conv(i, o, k=3): return nn.Conv2d(i, o, k, padding=k//2)
 def run(net, *x):
@@ -33,6 +33,7 @@ KEPT = [ # check, seed, plan
     ('cut', 1, (2, 'tensor', ('mean', 0), (('parametrised', 511),))),
     ('cut', 1, (2, 'tensor', ('mean', 0), (('parametrised', 517),))),
     ('cut', 1, (2, 'masked', ('two', 686), (('written', 192),))),
+    *[('cut', 1, (2, 'tensor', ('mean', 97), (('conv', 776), p))) for p in (('recurrent', 142), ('traced', 532), ('scripted', 756), ('shared', 751))],
     ('recipe', 1006, (2, 'tensor', ('mean', 72), (('functional', 953), ('transposed', 316)))),
     ('recipe', 1011, (2, 'named', ('two', 761), (('split', 452, (('excite', 121),)), ('conv', 476)))),
     ('recipe', 1016, (2, 'dict', ('mean', 175), (('transposed', 488),))),
@@ -54,9 +55,8 @@ def test_networks_as_libraries_have_them(name, sites): check_known(name, sites)
 
 def test_the_oracle_sees_a_wrong_cut():
     "A channel too few, another one, and another number are all seen."
-    make = lambda: roughen(copy.deepcopy(net))
-    net = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 6), nn.ReLU(), conv(6, 2))
-    net = roughen(net); twin = lambda: copy.deepcopy(net)
+    net = roughen(nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 6), nn.ReLU(), conv(6, 2)))
+    twin = lambda: copy.deepcopy(net)
     def cut(): return compress(net, images, recipe='prune', pruning_ratio=.5)
     assert compare(twin(), cut(), [torch.randn(3, 3, 8, 8)]) < 1e-9
     def swapped(out): w = out.model[3].weight.data; w[:, [0, 1]] = w[:, [1, 0]].clone()
@@ -89,7 +89,7 @@ class Remembers(nn.Module):
         self.last = y*self.cache
         return self.b(self.last)
 
-@pytest.mark.parametrize('recipe', ['prune', 'fast', 'field', 'best'])
+@pytest.mark.parametrize('recipe', ['prune', 'fast', 'best'])
 def test_what_a_forward_writes_is_not_in_the_result(recipe):
     net = roughen(Remembers())
     out = compress(net, images, pruning_ratio=.5, weight_bits=4, recipe=recipe)
@@ -114,14 +114,17 @@ class Idle(nn.Module):
     def __init__(self): super().__init__(); self.a, self.idle, self.up, self.b = conv(3, 16), conv(16, 16), nn.ConvTranspose2d(16, 16, 2, 2, groups=2), conv(16, 4)
     def forward(self, x): return self.b(F.relu(self.up(F.relu(self.a(x)))))
 
-IDLE = [dict(pruning_ratio=.3, activation_bits=8), dict(weight_bits=4, activation_bits=4), dict(size_budget=6000), dict(weight_bits=4), dict(weight_bits=3.5), dict(size_budget=6000, activation_bits=8)]
+IDLE = [dict(pruning_ratio=.3, activation_bits=8), dict(size_budget=6000), dict(weight_bits=3.5)]
 
-@pytest.mark.parametrize('recipe', ['best', 'field', 'fast', 'paper', 'dfq', 'omse'])
+@pytest.mark.parametrize('recipe', ['field', 'fast', 'paper'])
 @pytest.mark.parametrize('kwargs', IDLE, ids=str)
 def test_layers_that_are_never_run(kwargs, recipe):
     out = compress(Idle().eval(), images, recipe=recipe, **kwargs)
     assert torch.isfinite(run(out.model, images)).all()
-    if recipe == 'paper' and kwargs == IDLE[3]: compress(Idle().eval(), images, recipe=RECIPES['paper'].but(scale='own'), weight_bits=4)
+
+def test_the_own_scale_of_layers_that_are_never_run():
+    out = compress(Idle().eval(), images, recipe=RECIPES['paper'].but(scale='own'), weight_bits=4)
+    assert {r['layer']: r['bits'] for r in out.report.rows} == dict(a=4, idle=32, up=4, b=4)
 
 
 # ---- sizes that a module remembers where a hook computes its weight
@@ -170,7 +173,7 @@ def test_an_operation_that_writes_into_a_given_tensor_runs_again():
 # ---- what a network takes
 
 @pytest.mark.parametrize('takes', [lambda n: n % 2 == 0, lambda n: n == 6, lambda n: n % 3 == 0, lambda n: n > 1], ids=['even', 'six', 'threes', 'several'])
-@pytest.mark.parametrize('recipe', ['prune', 'fast', 'best'])
+@pytest.mark.parametrize('recipe', ['prune', 'fast'])
 def test_networks_that_take_some_batches_only(takes, recipe):
     class Clips(nn.Module):
         def __init__(self): super().__init__(); self.a, self.b, self.c = conv(3, 8), conv(8, 8), conv(8, 4)
@@ -187,6 +190,7 @@ def test_networks_that_take_some_batches_only(takes, recipe):
 def test_a_size_with_recipes_that_replace_channels(recipe):
     "Those that go are those that have a replacement: what a duplicate says is not lost."
     net = roughen(nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 12), nn.BatchNorm2d(12), nn.ReLU(), conv(12, 4)))
-    size = 3000
-    out = compress(net, images, recipe=recipe, size_budget=size)
+    with torch.no_grad(): net[0].weight[5], net[0].bias[5] = net[0].weight[2], net[0].bias[2]
+    for t in (*net[1].parameters(), net[1].running_mean, net[1].running_var): t.data[5] = t.data[2]
+    out = compress(net, images, recipe=recipe, size_budget=3000)
     assert out.report.totals['params'] < out.report.totals['params_before'] and torch.isfinite(run(out.model, images)).all()
