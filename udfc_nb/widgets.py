@@ -239,6 +239,7 @@ class Workbench:
                 hint='pass a tensor of the shape that its forward takes')
         self.given = None if model is None else Subject(type(model).__name__, model, example_inputs, evaluate)
         self.evaluate, self.keep, self.back, self.subject, self.trials, self.per_layer = evaluate, keep, Background(), None, [], {}
+        self.counted = None # folder, network, and the network with its measure on that folder
         # how far the computation is: it is written in its thread, and read by the one that shows it
         self.now = (0, 1, '')
         self.c = SimpleNamespace(**network_fields(w, model is not None), **setting_fields(w), **action_fields(w),
@@ -403,8 +404,10 @@ def measured(self:Workbench):
     "The network with what it is measured on: images of a folder, where one is named."
     folder, s = self.c.images.value.strip(), self.subject
     if not folder: return s
-    percent, n = folder_measure(s, folder)
-    return replace(s, evaluate=percent, images=f'{n} images of {folder}', before=None)
+    if self.counted is None or self.counted[0] != folder or self.counted[1] is not s:
+        percent, n = folder_measure(s, folder)
+        self.counted = folder, s, replace(s, evaluate=percent, images=f'{n} images of {folder}', before=None)
+    return self.counted[2] # so that the network as it is is counted only once
 
 # %% ../nbs/51_widgets.ipynb #bdab65ac
 @patch
