@@ -202,7 +202,7 @@ def test_workers_find_what_one_finds_alone(way, alone, monkeypatch):
 
 BROAD = {'Exception', 'BaseException', 'RuntimeError', 'MemoryError'}
 RAISED_AGAIN = { # somebody else's code runs there; memory and our own errors pass, anything else gets a type
-    'cli._from_module', 'cli._from_torchvision', 'cli.read_weights', 'cli.load_weights_', 'cli.first_answer', 'compress.check_device', 'digits.digits_net', 'networks.load_network',
+    'cli._from_module', 'cli._from_torchvision', 'cli._from_timm', 'cli.read_weights', 'cli.load_weights_', 'cli.first_answer', 'compress.check_device', 'digits.digits_net', 'networks.load_network',
     'graph.proof.copied', 'graph.record.record', 'moments.streams.run', 'export.float_graph', 'export.onnx_info', 'export.export_program'}
 AN_ANSWER = { # what fails is told in the result; memory and our own errors pass
     'graph.record.passed': 'nothing is known about the operation', 'graph.proof.differs': 'the cut network is another one', 'graph.proof._uncopied': 'this attribute cannot be copied',

@@ -100,6 +100,7 @@ def _from_timm(
         raise CommandError('timm has no network of this name', layer=f'timm:{name}', hint=f"did you mean {', '.join(near)}?" if near else 'timm.list_models() lists them')
     try: return timm.create_model(name, pretrained=pretrained, **({} if num_classes is None else dict(num_classes=num_classes)))
     except Exception as e:
+        let_through(e)
         raise CommandError(f'timm cannot build it: {str(e)[:300]}', layer=f'timm:{name}',
             hint='--pretrained needs the internet; a checkpoint that you have goes into --weights' if pretrained else None) from e
 
