@@ -142,10 +142,11 @@ def consistent(cut):
     "Modules remember the sizes of their tensors."
     for name, m in cut.named_modules():
         if isinstance(m, torch.jit.ScriptModule): continue
-        if isinstance(m, nn.modules.conv._ConvNd) and isinstance(m.weight, torch.Tensor):
-            o, i = (m.weight.shape[1]*m.groups, m.weight.shape[0]) if m.transposed else (m.weight.shape[0], m.weight.shape[1]*m.groups)
+        w = _holder(m) if isinstance(m, LAYERS) else None # what a hook computes is that of the last run
+        if w is not None and isinstance(m, nn.modules.conv._ConvNd):
+            o, i = (w.shape[1]*m.groups, w.shape[0]) if m.transposed else (w.shape[0], w.shape[1]*m.groups)
             demand((m.out_channels, m.in_channels) == (o, i), f'{name}: says {m.in_channels} → {m.out_channels}, has {i} → {o}')
-        if isinstance(m, nn.Linear): demand((m.out_features, m.in_features) == tuple(m.weight.shape), f'{name}: its sizes are not those of its weight')
+        if w is not None and isinstance(m, nn.Linear): demand((m.out_features, m.in_features) == tuple(w.shape), f'{name}: its sizes are not those of its weight')
         if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None: demand(m.num_features == len(m.running_mean), f'{name}: num_features')
         if isinstance(m, nn.GroupNorm) and m.weight is not None: demand(m.num_channels == len(m.weight) and m.num_channels % m.num_groups == 0, f'{name}: num_channels, num_groups')
 

@@ -39,6 +39,7 @@ KEPT = [ # check, seed, plan
     ('recipe', 1016, (2, 'dict', ('mean', 175), (('transposed', 488),))),
     ('recipe', 1023, (2, 'tensor', ('mean', 0), (('named', 403),))),
     ('recipe', 1026, (2, 'tensor', ('mean', 0), (('parametrised', 462),))),
+    ('recipe', 3001, (2, 'tensor', ('mean', 665), (('normed', 997), ('shared', 377)))),
     ('arguments', 1007, (2, 'named', ('mean', 0), (('select_kernels', 33),))),
     ('arguments', 1045, (2, 'pair', ('mean', 0), (('conv', 718), ('quantised', 691), ('normed', 514), ('conv', 83))))]
 
@@ -194,3 +195,16 @@ def test_a_size_with_recipes_that_replace_channels(recipe):
     for t in (*net[1].parameters(), net[1].running_mean, net[1].running_var): t.data[5] = t.data[2]
     out = compress(net, images, recipe=recipe, size_budget=3000)
     assert out.report.totals['params'] < out.report.totals['params_before'] and torch.isfinite(run(out.model, images)).all()
+
+
+# ---- one weight in two modules
+
+@pytest.mark.parametrize('recipe', ['field', 'fast', 'paper'])
+@pytest.mark.parametrize('kwargs', [dict(weight_bits=4), dict(pruning_ratio=.5, weight_bits=4, sites='all')], ids=str)
+def test_a_weight_of_two_modules_is_cut_and_rounded_once(kwargs, recipe):
+    net = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 4))
+    net[4].weight = net[2].weight
+    out = compress(net.eval(), images, recipe=recipe, **kwargs)
+    assert torch.isfinite(run(out.model, images)).all() and out.model[4].weight is out.model[2].weight
+    for k in ('2', '4'):
+        if recipe != 'paper': assert torch.equal(out.codes[k].dequantize(), out.model[4].weight)

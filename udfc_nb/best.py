@@ -53,14 +53,16 @@ class FieldJob(Job):
 def run(self:FieldJob, bits):
     "Front to back: refit, cut, round, re-estimate."
     self.begin()
-    self.pending, done = set(self.order), set()
+    self.pending, done, first = set(self.order), set(), {}
     self.moments = self.patches() if self.kept or self.inputs or any(bits.values()) else {}
     for n in self.graph.nodes if self.moments else ():
         name = n.target if n.kind in ('layer', 'depthwise') else None
         if name in self.layers and name not in done:
             self.tick(name); done.add(name)
-            self.layer(n, self.mods.get(name), bits.get(name))
-        elif n.live: self.carry(n)
+            if (known := first.setdefault(self.layers[name].weight, name)) == name: self.layer(n, self.mods.get(name), bits.get(name)); continue
+            self.pending.discard(name) # another module of the same weight
+            if known in self.codes: self.codes[name] = self.codes[known]
+        if n.live: self.carry(n)
     for name in self.order:
         if name not in done: self.plain(name, bits.get(name))
     self.round_unread(bits)

@@ -316,8 +316,14 @@ def own_norm(self:Job, name):
     return m if isinstance(m, NORMS) and m.weight is not None and m.running_mean is not None else None
 
 @patch
+def same_weight(self:Job, name):
+    "Other modules that hold a layer's weight and are rounded already."
+    return [k for k in self.codes if k != name and name in self.layers and self.layers[name] is self.layers.get(k)]
+
+@patch
 def round(self:Job, name, bits):
     "Rounds a layer's weights; if the recipe says so, the next layer (eq. 9) or its own grid corrects their length."
+    if known := self.same_weight(name): self.codes[name] = self.codes[known[0]]; return
     m, r, site = self.mods[name], self.recipe, self.sites.get(name)
     old, stored, q = matrix(m).clone(), m.weight.detach().flatten(1).clone(), GRIDS[r.grid](m.weight.detach(), bits, r.per_channel)
     if r.scale == 'own' and not getattr(m, 'transposed', False) and (norm := self.own_norm(name)) is not None: norm.weight.data[slice(None) if (rows := self.outputs_kept(name)) is None else rows.to(m.weight.device)] *= own_scale(stored, q).flatten().to(q.scale)
@@ -350,6 +356,12 @@ def rescale(self:Job,
         one = (s if (s != 1).any() else s[:1]).reshape(-1, *[1]*(m.weight.dim()-1)).to(m.weight.dtype)
         m.bias.add_(shift.to(m.bias.dtype))
         if name in self.codes: q = self.codes[name]; self.codes[name] = q._replace(scale=q.scale*one); m.weight.copy_(self.codes[name].dequantize())
+        else: m.weight.mul_(one)
+
+# %% ../nbs/16_job.ipynb #56edd3eb
+        if name in self.codes:
+            q = self.codes[name]._replace(scale=self.codes[name].scale*one)
+            self.codes.update(dict.fromkeys([name, *self.same_weight(name)], q)); m.weight.copy_(q.dequantize())
         else: m.weight.mul_(one)
 
 # %% ../nbs/16_job.ipynb #56edd3eb
