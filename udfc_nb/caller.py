@@ -79,7 +79,7 @@ def as_it_starts(
     modes = [torch.inference_mode(False), torch.no_grad()]
     modes += [torch.autocast(d, enabled=False) for d in ('cpu', 'cuda', 'xpu', 'mps') if torch.is_autocast_enabled(d)]
     if torch.get_default_device() != torch.device(device): modes.append(torch.device(device))
-    return modes+[MadeAs(dtype)]*(torch.get_default_dtype() != dtype)
+    return modes+[MadeAs(dtype)]*(not dtype == torch.get_default_dtype() == torch.float32) # another may be at work already
 
 @contextlib.contextmanager
 def guarded(
