@@ -209,7 +209,7 @@ AN_ANSWER = { # what fails is told in the result; memory and our own errors pass
     'walk.visit': 'the statistics are guessed', 'compress.check_range': 'is no number', 'graph.operations._elementwise': 'the bounds are not known', 'measure._prepared': 'a runtime that fails is a note in its row', 'checkpoint._answers': 'does the network run with such a file'}
 AT_THE_END = { # nobody is above who could do something about it
     'cli.main': 'an exit code', 'cli.read_network': 'names the option', 'caller.guarded': 'gives want of memory its type', 'plots.draw': 'a slider must not die of one value', 'widgets.guarded': 'is shown',
-    'checkpoint._check_fit': 'a network of another shape cannot be built', 'widgets.task': 'raises it again', 'checkpoint.write_atomic': 'raises it again', 'refine.train': 'raises it again', 'refine.read_state': 'a state that does not fit', 'refine.take_source': 'a state that does not fit'}
+    'checkpoint._check_fit': 'a network of another shape cannot be built', 'widgets.task': 'raises it again', 'checkpoint.write_atomic': 'raises it again', 'refine.train': 'raises it again', 'refine.read_state': 'a state that does not fit', 'refine.adopt': 'a source that does not fit', 'runs.read_shape': 'a shape that cannot be'}
 
 def broad(path):
     "The broad handlers of a module: function, its handler."

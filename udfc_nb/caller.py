@@ -8,7 +8,7 @@ __all__ = ['SAID', 'FLOATS', 'NUMBERS', 'ASKED', 'out_of_memory', 'let_through',
 # %% ../nbs/10_caller.ipynb #ca110003
 import contextlib, errno, traceback
 import torch, torch.nn as nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from .errors import OutOfMemoryError, UDFCError
 
@@ -79,8 +79,7 @@ def as_it_starts(
     modes = [torch.inference_mode(False), torch.no_grad()]
     modes += [torch.autocast(d, enabled=False) for d in ('cpu', 'cuda', 'xpu', 'mps') if torch.is_autocast_enabled(d)]
     if torch.get_default_device() != torch.device(device): modes.append(torch.device(device))
-    outer = [m.dtype for m in _get_current_function_mode_stack() if isinstance(m, MadeAs)]
-    return modes+[MadeAs(dtype)]*((outer or [torch.get_default_dtype()])[-1] != dtype)
+    return modes+[MadeAs(dtype)]*(not dtype == torch.get_default_dtype() == torch.float32) # another may be at work already
 
 @contextlib.contextmanager
 def guarded(

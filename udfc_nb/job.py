@@ -355,10 +355,6 @@ def rescale(self:Job,
     with torch.no_grad():
         one = (s if (s != 1).any() else s[:1]).reshape(-1, *[1]*(m.weight.dim()-1)).to(m.weight.dtype)
         m.bias.add_(shift.to(m.bias.dtype))
-        if name in self.codes: q = self.codes[name]; self.codes[name] = q._replace(scale=q.scale*one); m.weight.copy_(self.codes[name].dequantize())
-        else: m.weight.mul_(one)
-
-# %% ../nbs/16_job.ipynb #56edd3eb
         if name in self.codes:
             q = self.codes[name]._replace(scale=self.codes[name].scale*one)
             self.codes.update(dict.fromkeys([name, *self.same_weight(name)], q)); m.weight.copy_(q.dequantize())
