@@ -206,10 +206,10 @@ RAISED_AGAIN = { # somebody else's code runs there; memory and our own errors pa
     'graph.proof.copied', 'graph.record.record', 'moments.streams.run', 'export.float_graph', 'export.onnx_info', 'export.export_program'}
 AN_ANSWER = { # what fails is told in the result; memory and our own errors pass
     'graph.record.passed': 'nothing is known about the operation', 'graph.proof.differs': 'the cut network is another one', 'graph.proof._uncopied': 'this attribute cannot be copied',
-    'walk.visit': 'the statistics are guessed', 'compress.check_range': 'is no number', 'graph.operations._elementwise': 'the bounds are not known', 'measure._prepared': 'a runtime that fails is a note in its row', 'checkpoint._answers': 'does the network run with such a file'}
+    'walk.visit': 'the statistics are guessed', 'compress.check_range': 'is no number', 'graph.operations._elementwise': 'the bounds are not known', 'measure._prepared': 'a runtime that fails is a note in its row', 'fitting._answers': 'does the network run with such a file'}
 AT_THE_END = { # nobody is above who could do something about it
     'cli.main': 'an exit code', 'cli.read_network': 'names the option', 'caller.guarded': 'gives want of memory its type', 'plots.draw': 'a slider must not die of one value', 'widgets.guarded': 'is shown',
-    'checkpoint._check_fit': 'a network of another shape cannot be built', 'widgets.task': 'raises it again', 'checkpoint.write_atomic': 'raises it again', 'refine.train': 'raises it again', 'refine.read_state': 'a state that does not fit', 'refine.adopt': 'a source that does not fit', 'runs.read_shape': 'a shape that cannot be'}
+    'fitting._check_fit': 'a network of another shape cannot be built', 'widgets.task': 'raises it again', 'checkpoint.write_atomic': 'raises it again', 'refine.train': 'raises it again', 'refine.read_state': 'a state that does not fit', 'refine.adopt': 'a source that does not fit', 'runs.read_shape': 'a shape that cannot be'}
 
 def broad(path):
     "The broad handlers of a module: function, its handler."

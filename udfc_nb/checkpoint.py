@@ -99,7 +99,7 @@ def _parts(q, entropy):
     "Codes as bytes, their steps, and the description."
     packed, c = encode(Quantized(*(t.cpu() for t in q[:3]), q.bits), entropy)
     zero = q.zero.float().reshape(-1).cpu()
-    c |= dict(zero=zero.tolist() if len(zero.unique()) > 1 else zero[:1].tolist())
+    c |= dict(zero=[int(z) if z == int(z) else z for z in (zero if len(zero.unique()) > 1 else zero[:1]).tolist()])
     scale = q.scale.cpu().to(torch.promote_types(q.scale.dtype, torch.float32))
     return packed, scale.clone(memory_format=torch.contiguous_format), {k: v for k, v in c.items() if k != 'deflated' or v}
 

@@ -11,6 +11,7 @@ import torch, torch.nn as nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
+from .caller import let_through
 from .format import _fail, blank, coded_parts
 from .graph.proof import deepcopied
 from .graph.record import attributes, tensors_of
@@ -124,8 +125,9 @@ def _answers(net, args, named):
         with torch.device('meta'), _Convolutions(), warnings.catch_warnings():
             warnings.simplefilter('ignore')
             return [tuple(t.shape) for t in tensors_of(net(*args, **named))]
-    except (MemoryError, torch.OutOfMemoryError): raise
-    except Exception as e: return e # the caller's own forward
+    except Exception as e: # the caller's own forward
+        let_through(e)
+        return e
 
 def _trials(model, told):
     "Inputs without memory: what the file names, then what the first layer could take."
