@@ -92,7 +92,6 @@ class Streams(Schedule):
     nesterov:bool=False
     learned:tuple=('inputs',)
     lr_steps:float=2e-2
-    careful:bool=True
     pool:int=512 # images to draw from
     weights:bool=None # are they learned too, besides what is one number per channel or grid? None: where channels are gone
 
