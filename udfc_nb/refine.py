@@ -14,7 +14,7 @@ import torch, torch.nn as nn
 from tqdm.auto import tqdm
 from .compress import Compressed
 from .errors import ArgumentError, FileError, NonFiniteError, UDFCError, UnsupportedError
-from .images import running_norms
+from .images import ImageSchedule, running_norms
 from .job import WorkingCopy, floating
 from .layerwise import beside
 from .run.judge import REPORTED, Judge, Source
