@@ -98,7 +98,7 @@ BIG, LONG = '9'*30, 'a'*240
 @pytest.mark.parametrize('line,says', [('compress --bits nan', 'nan'), ('compress --bits inf', 'inf'), ('compress --bits=-inf', 'inf'), ('compress --layer-bits 0=nan', 'nan'), ('compress --layer-bits 1=4', 'ReLU'),
     ('compress --layer-ratio 0=nan', 'nan'), ('compress --size-budget nan', 'size_budget'), (f'compress --seed {BIG}', '--seed'), (f'bench --threads {BIG}', '--threads'), ('bench --threads 100000', '--threads'),
     (f'bench --repeats {BIG}', '--repeats'), ('eval --imagenet . --workers -1', '--workers'), (f'refine --output y.safetensors --steps {BIG}', '--steps'),
-    (f'refine --output y.safetensors --seed {BIG}', '--seed'), (f'compress --output {LONG}.safetensors', 'too long'), (f'compress --report {LONG}{LONG}.md', 'too long'), ('compress --device cuda:99', '--device cuda:99'),
+    (f'refine --output y.safetensors --seed {BIG}', '--seed'), (f'compress --output {LONG}{LONG}.safetensors', 'too long'), (f'compress --report {LONG}{LONG}.md', 'too long'), ('compress --device cuda:99', '--device cuda:99'),
     ('refine --output y.safetensors --checkpoint none/ck', '--checkpoint'), (f'refine --output y.safetensors --checkpoint {LONG}{LONG}', '--checkpoint'),
     ('refine --output y.safetensors --checkpoint /dev/null', '--checkpoint'), ('refine --output none/y.safetensors', '--output')])
 def test_options_that_nothing_can_be_done_with(line, says, refused): assert says in refused(*line.split())

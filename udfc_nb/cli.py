@@ -586,7 +586,7 @@ def refine_parser(commands):
     source_command(commands, run_refine, 'refine', 'train a compressed network on images made from the original',
         'Train a compressed network on images made from the original, without data: short schedules of GDFQ, adversarial transfer or ZeroQ.',
         output=dict(required=True, metavar='FILE', help='the refined weights, a .safetensors file'), report=dict(metavar='FILE', help='what was done, as .csv, .json or .md'),
-        method=dict(choices=list(METHODS), default='gdfq', help='default gdfq'), steps=dict(type=_count, metavar='N', help='steps in all (default 400)'),
+        method=dict(choices=list(METHODS), default='gdfq', help='gdfq, transfer and zeroq make images by training; streams needs none, and takes seconds (default gdfq)'), steps=dict(type=_count, metavar='N', help='steps in all (default 400)'),
         checkpoint=dict(metavar='FILE', help='written as it goes; if it is there, the run goes on from it'))
 
 # %% ../nbs/52_cli.ipynb #e2656769
