@@ -115,7 +115,7 @@ class Idle(nn.Module):
     def __init__(self): super().__init__(); self.a, self.idle, self.up, self.b = conv(3, 16), conv(16, 16), nn.ConvTranspose2d(16, 16, 2, 2, groups=2), conv(16, 4)
     def forward(self, x): return self.b(F.relu(self.up(F.relu(self.a(x)))))
 
-IDLE = [dict(pruning_ratio=.3, activation_bits=8), dict(size_budget=6000), dict(weight_bits=3.5)]
+IDLE = [dict(pruning_ratio=.3, activation_bits=8), dict(size_budget=14000), dict(weight_bits=3.5)] # the idle layer stays float, which takes 9,216 bytes
 
 @pytest.mark.parametrize('recipe', ['field', 'fast', 'paper'])
 @pytest.mark.parametrize('kwargs', IDLE, ids=str)

@@ -42,7 +42,7 @@ class Graph(_Graph):
 
 def compress(
     model: nn.Module, example_inputs: Any, *, pruning_ratio: float = 0., weight_bits: float | None = None, activation_bits: int | None = None,
-    recipe: str | Recipe = 'best', budget: str | None = None, size_budget: float | None = None, ignored_layers: Sequence[str] = (),
+    recipe: str | Recipe = 'best', budget: str | Mapping[str, float] | None = None, size_budget: float | None = None, ignored_layers: Sequence[str] = (),
     layer_ratios: Mapping[str, float] | None = None, layer_bits: Mapping[str, int | None] | None = None, input_range: tuple[float, float] | None = None,
     images: Any = None, seed: int = 0, sites: str = 'own', verify: bool = True, more_examples: Sequence[Any] = (),
     device: str | int | torch.device | None = None, progress: Progress = None,
@@ -53,7 +53,7 @@ def refine(
     seed: int = 0, progress: bool | None = None, checkpoint: Path | None = None, source: Any = None,
 ) -> Refined: ...
 
-def load(path: Path, model: nn.Module) -> nn.Module: ...
+def load(path: Path, model: nn.Module | Callable[[], nn.Module], mapped: bool = False) -> nn.Module: ...
 
 def find_sites(
     model: nn.Module, example_inputs: Any, ignored_layers: Sequence[str] = (), *, sites: str = 'own', verify: bool = True, more_examples: Sequence[Any] = (),

@@ -296,7 +296,8 @@ def _run(model, examples, recipe, asked, input_range, images, verify, device, pr
     grids = _without_grids(work.net)
     example, graph, rebuild, prover = _recorded(work, examples, ignored, asked['sites'])
     own = {n for n in bits if bits[n] is not None and (n in graph.layers and not graph.layers[n].plain or 'weight' not in work.net.get_submodule(n)._parameters)} # computed anew at every call
-    bits = {n: None if n in own else b for n, b in bits.items()}
+    idle = {n for n, b in bits.items() if b is not None and n not in graph.layers and not any(f'{n}.weight' in r.read for r in graph.records)} # never run
+    bits = {n: None if n in own | idle else b for n, b in bits.items()}
     before, (tick, done) = count(work.net, example), _ticker(progress)
     macs = asked['budget'] if isinstance(asked['budget'], dict) else {n: c['macs'] for n, c in before.items()}
     source = Source(original(model, work), graph, example, seed, input_range or shown_range(example), None if images is None else floating(images, work.device, work.dtype))
