@@ -46,7 +46,8 @@ def test_size_is_foretold(data, mixed, tmp_path_factory):
     real = out.save(tmp_path_factory.mktemp('joint')/'a.safetensors')
     told = size(less, bits)
     gone = sum(b is None for b in bits.values()) # their entries in the text go as well
-    assert -8 <= told-real <= 8*len(size.state)+300*gone
+    zeros = sum(q.zero.numel() for q in out.codes.values()) # each is set down with four characters; where all are alike they take one
+    assert -8 <= told-real <= 8*len(size.state)+300*gone+4*zeros
 
 
 @pytest.mark.parametrize('share', [.8, .45, .3])
