@@ -226,6 +226,7 @@ def test_written_like_other_files(tmp_path):
     assert path.is_symlink() and stat.S_IMODE(os.stat(path).st_mode) == 0o640 and sorted(os.listdir(tmp_path/'real')) == ['s', 't']
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork')
+@pytest.mark.slow # forked out of a process that has run threads it can hang; alone it passes
 def test_killed_twenty_times(tmp_path, monkeypatch):
     "At any step, while images are made, and while the file is written: what comes out in the end is the network of the run that nobody stopped, bit for bit."
     if torch.cuda.is_initialized(): pytest.skip('cannot fork beside a GPU')
