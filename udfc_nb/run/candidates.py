@@ -67,7 +67,7 @@ def choices(self:JudgedJob):
     judged = lambda name: math.inf if (J := dict(self.trials)[name]) is None else J
     name = min(fits, key=judged)
     recipe = fits[name]
-    if even: # where nothing is cut the closed form knows all there is; streams would add up the noise of all layers, magnified by the anchors
+    if even: # where nothing is cut, streams add up the noise of all layers, magnified by the anchors
         yield f'{name}, streams', recipe.but(repair='streams'), even
         if judged(f'{name}, streams') < judged(name): name, recipe = f'{name}, streams', recipe.but(repair='streams')
     chosen = self
