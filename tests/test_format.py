@@ -34,7 +34,7 @@ except ImportError: pass
 torch.save({{n: read_packed(n) for n in {[*nets, 'half', 'deflated']}}}, 'out.pt')
 try: read_packed('bad'); sys.exit('damage was not seen')
 except ValueError: pass"""
-    done = subprocess.run([sys.executable, '-I', '-c', f"import sys; sys.path = [p for p in sys.path if {str(TOP)!r} not in p]; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]\n{run}"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-I', '-c', f"import sys; sys.path = [p for p in sys.path if p != {str(TOP)!r}]; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]\n{run}"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     for name, state in torch.load(tmp_path/'out.pt').items():
         want = load(tmp_path/name, nets.get(name, chain())).state_dict()
