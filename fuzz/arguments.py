@@ -1,9 +1,9 @@
 """Random arguments of `compress`, good ones and bad ones."""
 import math
 import torch, torch.nn as nn
-from udfc_nb.recipe import BUDGETS, METRICS, PROJECTIONS, RANGES, RECIPES, REPAIRS, ROUNDINGS, SCALES, Recipe
-from udfc_nb.assumption import CRITERIA
-from udfc_nb.quantizer import GRIDS
+from udfc_nb.recipes.recipe import BUDGETS, METRICS, PROJECTIONS, RANGES, RECIPES, REPAIRS, ROUNDINGS, SCALES, Recipe
+from udfc_nb.paper.assumption import CRITERIA
+from udfc_nb.paper.quantizer import GRIDS
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 NAN, INF = math.nan, math.inf

@@ -9,9 +9,9 @@ import torch, torch.nn as nn
 from safetensors.torch import load as from_bytes, save as to_bytes
 from udfc_nb import compress, load
 from udfc_nb.errors import FileError, RecipeError, UDFCError
-from udfc_nb.format import _checksum, read_file
-from udfc_nb.recipe import RECIPES, Recipe, recipe_from_json
-from udfc_nb.report import report_from_json
+from udfc_nb.files.format import _checksum, read_file
+from udfc_nb.recipes.recipe import RECIPES, Recipe, recipe_from_json
+from udfc_nb.run.report import report_from_json
 
 SECONDS, BATCH, SLACK = 2, 250, 16 # of the processor for a file, and thirty times as many on the clock; files in a process; megabytes that Python and its allocator may take beside tensors
 

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 import torch
 from udfc_nb import compress, load
-from udfc_nb.cli import main as udfc
+from udfc_nb.app.cli import main as udfc
 
 sys.path.insert(0, str(Path(__file__).parent))
 from files import X, network
@@ -57,7 +57,7 @@ def main(n=200, seed=0, show=print):
                 if ended != -signal.SIGKILL: word = f'! ended by itself, {ended}'
                 elif len(left) > 2: word = f'! {len(left)} temporary files'
                 elif path.with_suffix('.json').exists():
-                    from udfc_nb.report import report_from_json
+                    from udfc_nb.run.report import report_from_json
                     report_from_json(path.with_suffix('.json').read_text())
                 words[f'{what}: {word}'] += 1; wrong += word[0] == '!'
     show(f'{n} writers killed: '+', '.join(f'{k} {v}' for k, v in sorted(words.items()))+f'; wrong: {wrong}')

@@ -5,9 +5,9 @@ import pytest, torch
 from torch import nn
 import udfc_nb.errors as E
 from udfc_nb import RECIPES, cli, compress, find_sites
-from udfc_nb.format import signed
-from udfc_nb.cli import file_text, main
-from udfc_nb.recipe import recipe_from_json
+from udfc_nb.files.format import signed
+from udfc_nb.app.cli import file_text, main
+from udfc_nb.recipes.recipe import recipe_from_json
 
 x = torch.randn(2, 3, 12, 12)
 
@@ -28,7 +28,7 @@ WRONG = [('layer_ratios', ['0'], E.RatioError), ('layer_ratios', .5, E.RatioErro
 
 @pytest.mark.parametrize('name,value,kind', WRONG, ids=[f'{n}={str(v)[:12]}' for n, v, _ in WRONG])
 def test_a_wrong_argument_is_named(name, value, kind, monkeypatch):
-    monkeypatch.setattr(sys.modules['udfc_nb.compress'], 'WorkingCopy', None) # nothing is begun
+    monkeypatch.setattr(sys.modules['udfc_nb.run.compress'], 'WorkingCopy', None) # nothing is begun
     with pytest.raises(kind) as info: compress(small(), **dict(example_inputs=x) | {name: value})
     assert name in str(info.value) and info.value.hint
 

@@ -203,16 +203,16 @@ def test_workers_find_what_one_finds_alone(way, alone, monkeypatch):
 
 BROAD = {'Exception', 'BaseException', 'RuntimeError', 'MemoryError'}
 RAISED_AGAIN = { # somebody else's code runs there; memory and our own errors pass, anything else gets a type
-    'cli._from_module', 'cli._from_torchvision', 'cli._from_timm', 'cli.read_weights', 'cli.load_weights_', 'cli.first_answer', 'compress.check_device', 'digits.digits_net', 'networks.load_network',
-    'graph.proof.copied', 'graph.record.record', 'moments.streams.run', 'export.float_graph', 'export.onnx_info', 'export.export_program'}
+    'app.cli._from_module', 'app.cli._from_torchvision', 'app.cli._from_timm', 'app.cli.read_weights', 'app.cli.load_weights_', 'app.cli.first_answer', 'run.compress.check_device', 'data.digits.digits_net', 'data.networks.load_network',
+    'graph.proof.copied', 'graph.record.record', 'moments.streams.run', 'files.export.float_graph', 'files.export.onnx_info', 'files.export.export_program'}
 AN_ANSWER = { # what fails is told in the result; memory and our own errors pass
     'graph.record.passed': 'nothing is known about the operation', 'graph.proof.differs': 'the cut network is another one', 'graph.proof._uncopied': 'this attribute cannot be copied',
-    'walk.visit': 'the statistics are guessed', 'compress.check_range': 'is no number', 'graph.operations._elementwise': 'the bounds are not known', 'measure._prepared': 'a runtime that fails is a note in its row', 'fitting._answers': 'does the network run with such a file'}
+    'moments.walk.visit': 'the statistics are guessed', 'run.compress.check_range': 'is no number', 'graph.operations._elementwise': 'the bounds are not known', 'files.measure._prepared': 'a runtime that fails is a note in its row', 'files.fitting._answers': 'does the network run with such a file'}
 AT_THE_END = { # nobody is above who could do something about it
-    'cli.main': 'an exit code', 'cli.read_network': 'names the option', 'caller.guarded': 'gives want of memory its type', 'plots.draw': 'a slider must not die of one value',
-    'widgets.end': 'is shown', 'runs.run': 'a thread hands it to whoever waits', 'runs.read_trials': 'trials that cannot be read', 'runs.read_shape': 'a shape that cannot be',
-    'fitting._check_fit': 'a network of another shape cannot be built', 'writing.write_atomic': 'raises it again', 'state.check_tensors': 'a state that does not fit',
-    'training.adopt': 'a source that does not fit', 'refine.train': 'raises it again'}
+    'app.cli.main': 'an exit code', 'app.cli.read_network': 'names the option', 'caller.guarded': 'gives want of memory its type', 'app.plots.draw': 'a slider must not die of one value',
+    'app.widgets.end': 'is shown', 'app.runs.run': 'a thread hands it to whoever waits', 'app.runs.read_trials': 'trials that cannot be read', 'app.runs.read_shape': 'a shape that cannot be',
+    'files.fitting._check_fit': 'a network of another shape cannot be built', 'files.writing.write_atomic': 'raises it again', 'training.state.check_tensors': 'a state that does not fit',
+    'training.training.adopt': 'a source that does not fit', 'training.refine.train': 'raises it again'}
 
 def broad(path):
     "The broad handlers of a module: function, its handler."

@@ -6,9 +6,9 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._pytree import tree_flatten
 from torchvision.ops import FrozenBatchNorm2d
 from udfc_nb import RECIPES, UDFCError, compress, load
-from udfc_nb.checkpoint import MAX_TEXT, file_rows, itemise, read_codes, read_file, write_atomic
+from udfc_nb.files.checkpoint import MAX_TEXT, file_rows, itemise, read_codes, read_file, write_atomic
 from udfc_nb.errors import FileError
-from udfc_nb.networks import network_info
+from udfc_nb.data.networks import network_info
 import test_compress as T
 from nets import Block, Chain, Perceptron, Residual, roughen
 sys.path.insert(0, str(Path(__file__).parents[1]/'fuzz'))
@@ -139,7 +139,7 @@ def test_float16_remainder(tmp_path):
 
 def test_input_grids(tmp_path):
     "Layers that read through grids do so again."
-    pytest.importorskip('udfc_nb.activations')
+    pytest.importorskip('udfc_nb.recipes.activations')
     net, x = NETS['residual'](); roughen(net)
     out = compress(net, x, pruning_ratio=.4, weight_bits=8, activation_bits=6)
     out.save(tmp_path/'a.safetensors')
@@ -190,7 +190,7 @@ def test_full_disk(tmp_path, monkeypatch):
 
 IN_PROCESS = '''
 import os, resource, signal, sys
-from udfc_nb.writing import write_atomic
+from udfc_nb.files.writing import write_atomic
 try: {how}
 except OSError as e: print(e.errno); sys.exit(3)
 '''

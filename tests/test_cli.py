@@ -5,11 +5,11 @@ import pytest, torch
 from safetensors.torch import save_file
 from torch import nn
 from udfc_nb import cli, load
-from udfc_nb.cli import main
-from udfc_nb.demo import demo_cases, demo_recipes
-from udfc_nb.digits import digits_net
+from udfc_nb.app.cli import main
+from udfc_nb.app.demo import demo_cases, demo_recipes
+from udfc_nb.data.digits import digits_net
 
-DIGITS = ['udfc_nb.digits:digits_net', '--input-shape', '1,1,8,8']
+DIGITS = ['udfc_nb.data.digits:digits_net', '--input-shape', '1,1,8,8']
 
 
 @pytest.fixture
@@ -37,12 +37,12 @@ def test_info_of_torchvision(capsys):
 
 
 def test_info_in_a_process():
-    run = subprocess.run([sys.executable, '-m', 'udfc_nb.cli', 'info', 'resnet18'], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, '-m', 'udfc_nb.app.cli', 'info', 'resnet18'], capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stderr) == (0, '') and 'sites' in run.stdout
 
 
 def test_output_into_a_closed_pipe():
-    line = f'{sys.executable} -m udfc_nb.cli info resnet18 | head -n 1'
+    line = f'{sys.executable} -m udfc_nb.app.cli info resnet18 | head -n 1'
     run = subprocess.run(['bash', '-o', 'pipefail', '-c', line], capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stderr) == (0, '') and run.stdout.startswith('layer')
 
@@ -214,7 +214,7 @@ def test_version(capsys):
 
 def test_demo(tmp_path, capsys, monkeypatch):
     cases = demo_cases(ratios=(0., .5), bits=(32, 4))
-    monkeypatch.setattr('udfc_nb.demo.demo_cases', lambda: cases)
+    monkeypatch.setattr('udfc_nb.app.demo.demo_cases', lambda: cases)
     folder = tmp_path/'new'/'folder'
     assert main(['demo', '--output', str(folder), '--quiet']) == 0
     said = capsys.readouterr()
@@ -278,7 +278,7 @@ def test_explore_into_a_file(refused, tmp_path):
 def test_doctor(capsys, monkeypatch):
     assert main(['doctor']) == 0
     assert 'was compressed in' in capsys.readouterr().out
-    from udfc_nb.tools import MODULES
+    from udfc_nb.app.tools import MODULES
     monkeypatch.setitem(MODULES, 'onnxruntime', 'no_such_module')
     assert main(['doctor']) == 0
     assert "missing for udfc export to ONNX, udfc bench --runtime onnx: onnxruntime; pip install 'udfc_nb[onnx]'" in capsys.readouterr().out
@@ -326,7 +326,7 @@ def test_workbench_in_a_process(tmp_path):
 
 
 def test_workbench_refuses(refused, monkeypatch):
-    from udfc_nb.tools import MODULES
+    from udfc_nb.app.tools import MODULES
     assert 'no whole number' in refused('workbench', '--port', '70000')
     assert 'ends in none of .json' in refused('workbench', '--keep', 'a.txt')
     monkeypatch.setitem(MODULES, 'voila', 'no_such_module')

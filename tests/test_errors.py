@@ -38,7 +38,7 @@ def test_layer_bits(bits):
     assert e.layer == 'features.3'
 
 def test_one_bit_on_a_symmetric_grid():
-    from udfc_nb.recipe import get_recipe
+    from udfc_nb.recipes.recipe import get_recipe
     refused(E.BitsError, weight_bits=1, recipe=get_recipe('paper').but(grid='symmetric'))
 
 @pytest.mark.parametrize('recipe', ['papre', '', None, 3])
@@ -46,7 +46,7 @@ def test_recipe(recipe): refused(E.RecipeError, repr(recipe), 'paper', recipe=re
 
 @pytest.mark.parametrize('field,value', [('criterion', 'l3'), ('projection', 'magic'), ('grid', 'log'), ('scale', 'everywhere'), ('lam1', -1.), ('lam1', float('nan')), ('lam2', float('inf'))])
 def test_recipe_part(field, value):
-    from udfc_nb.recipe import get_recipe
+    from udfc_nb.recipes.recipe import get_recipe
     with pytest.raises(E.RecipeError, match=field): get_recipe('paper').but(**{field: value})
 
 @pytest.mark.parametrize('argument', ['ignored_layers', 'layer_ratios', 'layer_bits'])

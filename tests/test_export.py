@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pytest, torch, torch.nn as nn
 from udfc_nb import RECIPES, compress, load
-from udfc_nb.activations import input_range
-from udfc_nb.cli import main
-from udfc_nb.digits import digits_net
+from udfc_nb.recipes.activations import input_range
+from udfc_nb.app.cli import main
+from udfc_nb.data.digits import digits_net
 from udfc_nb.errors import ExampleInputError, FileError, UDFCError, UnsupportedError
-from udfc_nb.export import export_onnx, export_program, kernels, onnx_info
-from udfc_nb.measure import RUNTIMES, bench, session
-from udfc_nb.networks import load_network, test_images
+from udfc_nb.files.export import export_onnx, export_program, kernels, onnx_info
+from udfc_nb.files.measure import RUNTIMES, bench, session
+from udfc_nb.data.networks import load_network, test_images
 from nets import Chain, Perceptron, Residual, roughen
 from test_checkpoint import Kinds
 
@@ -145,7 +145,7 @@ def test_missing_extra(monkeypatch, tmp_path):
 
 def test_import_without_the_extra():
     "The package itself needs nothing of it."
-    code = "import sys\nfor n in ('onnx', 'onnxscript', 'onnxruntime'): sys.modules[n] = None\nimport udfc_nb, udfc_nb.cli, udfc_nb.measure"
+    code = "import sys\nfor n in ('onnx', 'onnxscript', 'onnxruntime'): sys.modules[n] = None\nimport udfc_nb, udfc_nb.app.cli, udfc_nb.files.measure"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1])))
     assert done.returncode == 0, done.stderr
 
@@ -221,7 +221,7 @@ def test_compile_is_a_row_or_a_note():
     row = bench({'net': net}, x, runtimes=('compile',), repeats=2)[0]
     assert row['note'] or row['latency_ms'] > 0
 
-DIGITS = ['udfc_nb.digits:digits_net', '--input-shape', '1,1,8,8']
+DIGITS = ['udfc_nb.data.digits:digits_net', '--input-shape', '1,1,8,8']
 
 def test_commands(tmp_path, capsys):
     small = str(tmp_path/'small.safetensors')

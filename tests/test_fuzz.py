@@ -5,8 +5,8 @@ import pytest, torch, torch.nn as nn, torch.nn.functional as F, torch.nn.utils.p
 from hypothesis import given, settings, strategies as st
 from udfc_nb import compress
 from udfc_nb.graph.record import record, rerun
-from udfc_nb.recipe import RECIPES
-from udfc_nb.report import count
+from udfc_nb.recipes.recipe import RECIPES
+from udfc_nb.run.report import count
 from nets import roughen
 
 sys.path.append(str(Path(__file__).resolve().parents[1]/'fuzz'))

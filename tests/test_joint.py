@@ -3,14 +3,14 @@ import pytest, torch, torch.nn as nn
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from udfc_nb import compress, load, RECIPES
-from udfc_nb.cli import main
-from udfc_nb.digits import digits, digits_net
+from udfc_nb.app.cli import main
+from udfc_nb.data.digits import digits, digits_net
 from udfc_nb.errors import BudgetError
-from udfc_nb.evaluate import ImageFolderError, image_folder, image_transform, top_k
+from udfc_nb.app.evaluate import ImageFolderError, image_folder, image_transform, top_k
 from udfc_nb.graph.proof import find_sites
-from udfc_nb.job import Job, WorkingCopy
-from udfc_nb.joint import FileSize, allot_both
-from udfc_nb.mixed import WIDTHS
+from udfc_nb.recipes.job import Job, WorkingCopy
+from udfc_nb.files.joint import FileSize, allot_both
+from udfc_nb.recipes.mixed import WIDTHS
 from udfc_nb.run.judge import Source
 from nets import assert_unchanged, roughen, snapshot
 
@@ -152,7 +152,7 @@ def folder(tmp_path_factory):
 
 
 def test_eval_command(folder, capsys, tmp_path):
-    argv = ['eval', 'udfc_nb.digits:digits_net', '--input-shape', '1,1,8,8', '--imagenet', str(folder)]
+    argv = ['eval', 'udfc_nb.data.digits:digits_net', '--input-shape', '1,1,8,8', '--imagenet', str(folder)]
     assert main([*argv, '--bits', '4', '--ratio', '.3']) == 0
     out = capsys.readouterr().out
     assert 'uncompressed' in out and 'compressed' in out and '30 images' in out
@@ -169,7 +169,7 @@ def test_eval_of_a_torchvision_network(folder, capsys):
 
 @pytest.mark.parametrize('change,why', [(['--imagenet', '/nowhere'], 'no such folder'), (['--images', '0'], '')])
 def test_eval_refused(folder, capsys, change, why):
-    argv = ['eval', 'udfc_nb.digits:digits_net', '--input-shape', '1,1,8,8', '--imagenet', str(folder), *change]
+    argv = ['eval', 'udfc_nb.data.digits:digits_net', '--input-shape', '1,1,8,8', '--imagenet', str(folder), *change]
     try: code = main(argv)
     except SystemExit as e: code = e.code
     assert code == 2 and why in capsys.readouterr().err
@@ -188,5 +188,5 @@ def test_a_damaged_image(folder, tmp_path):
 
 
 def test_size_budget_on_the_command_line(tmp_path, capsys):
-    assert main(['compress', 'udfc_nb.digits:digits_net', '--input-shape', '1,1,8,8', '--size-budget', '60000', '--output', str(tmp_path/'a.safetensors'), '--quiet']) == 0
+    assert main(['compress', 'udfc_nb.data.digits:digits_net', '--input-shape', '1,1,8,8', '--size-budget', '60000', '--output', str(tmp_path/'a.safetensors'), '--quiet']) == 0
     assert (tmp_path/'a.safetensors').stat().st_size <= 60_000

@@ -96,7 +96,7 @@ def test_complex_numbers_are_left_alone():
     assert torch.equal(out.c, net.c) and torch.equal(out.d, net.d) and out[0].out_channels < 8
 
 def test_what_is_not_finite_is_never_returned(monkeypatch):
-    from udfc_nb.job import Job
+    from udfc_nb.recipes.job import Job
     def spoil(self, name, bits, round=Job.round): round(self, name, bits); self.mods[name].weight.data[0] = math.inf
     monkeypatch.setattr(Job, 'round', spoil)
     with pytest.raises(NonFiniteError) as info: compress(plain(), x, weight_bits=4, recipe='prune')

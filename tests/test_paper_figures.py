@@ -2,7 +2,7 @@
 import functools
 import pytest, torch
 from udfc_nb import compress
-from udfc_nb.networks import load_network, test_images as images_of
+from udfc_nb.data.networks import load_network, test_images as images_of
 
 pytestmark = pytest.mark.data
 X = torch.randn(1, 3, 32, 32)

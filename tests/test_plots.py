@@ -4,13 +4,13 @@ from pathlib import Path
 import matplotlib, pytest, torch
 import matplotlib.pyplot as plt
 from udfc_nb import UDFCError
-from udfc_nb.digits import digits, digits_net
-from udfc_nb.plots import (LINES, filter_directions, landscape_figure, layer_errors, loss_landscape, map_figure, message_figure, new_figure,
+from udfc_nb.data.digits import digits, digits_net
+from udfc_nb.app.plots import (LINES, filter_directions, landscape_figure, layer_errors, loss_landscape, map_figure, message_figure, new_figure,
                            offset, offset_figure, picture, residual_figure, style, styled, svg, touch, tradeoff_figure)
-from udfc_nb.explore import explore_figure, pareto, sensitivity_figure
+from udfc_nb.app.explore import explore_figure, pareto, sensitivity_figure
 from udfc_nb.graph.proof import find_sites
-from udfc_nb.report import Report
-from udfc_nb.structure import channels_figure, lanes, structure_figure, structure_rows
+from udfc_nb.run.report import Report
+from udfc_nb.app.structure import channels_figure, lanes, structure_figure, structure_rows
 
 NAN, INF = float('nan'), float('inf')
 REPORT = Report([dict(layer='a', error=.2), dict(layer='b', error=None)], {}, {}, '0')
@@ -252,7 +252,7 @@ def test_a_saved_picture_stands_behind_every_control(page):
 
 
 def test_style_of_a_notebook():
-    from udfc_nb.plots import use_style
+    from udfc_nb.app.plots import use_style
     with matplotlib.rc_context():
         use_style() # outside of a notebook: the style alone
         assert not matplotlib.rcParams['axes.spines.top']

@@ -43,7 +43,7 @@ def stubs(body, of=udfc_nb):
     for node in body:
         if isinstance(node, ast.FunctionDef): yield node, getattr(of, node.name)
         if isinstance(node, ast.ClassDef):
-            known = {'Report': 'report', 'Graph': 'graph.sites', 'Refined': 'refine'}.get(node.name)
+            known = {'Report': 'run.report', 'Graph': 'graph.sites', 'Refined': 'training.refine'}.get(node.name)
             yield from stubs(node.body, getattr(sys.modules[f'udfc_nb.{known}'] if known else udfc_nb, node.name))
 
 

@@ -3,11 +3,11 @@ import functools, math
 import pytest, torch, torch.nn as nn
 import udfc_nb
 from hypothesis import given, settings, strategies as st
-from udfc_nb.error import augmented_gram, pruning_error
-from udfc_nb.solution import project
+from udfc_nb.paper.error import augmented_gram, pruning_error
+from udfc_nb.paper.solution import project
 from nets import Chain, Perceptron, Residual, relative, roughen
 
-compress = functools.partial(udfc_nb.compress, recipe='paper')
+compress = functools.partial(udfc_nb.run.compress, recipe='paper')
 EXAMPLES = 20
 seeds = st.integers(0, 2**31-1)
 ratios = st.floats(0, .95)

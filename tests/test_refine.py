@@ -3,13 +3,13 @@ import copy, functools, importlib, json, math, os, random, signal, stat, tempfil
 from pathlib import Path
 import pytest, torch, torch.nn as nn
 from udfc_nb import compress, load, refine
-from udfc_nb.digits import DigitsNet, accuracy, digits, digits_net
+from udfc_nb.data.digits import DigitsNet, accuracy, digits, digits_net
 from udfc_nb.errors import ArgumentError, Cancelled, ExampleInputError, FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
-from udfc_nb.images import ImageSchedule
-from udfc_nb.refine import distance, finish, judge_of, train
-from udfc_nb.schedules import METHODS, GDFQ, Streams, Transfer, ZeroQ, get_schedule
-from udfc_nb.state import read_state
-from udfc_nb.training import STEPS, Run, digest
+from udfc_nb.training.images import ImageSchedule
+from udfc_nb.training.refine import distance, finish, judge_of, train
+from udfc_nb.training.schedules import METHODS, GDFQ, Streams, Transfer, ZeroQ, get_schedule
+from udfc_nb.training.state import read_state
+from udfc_nb.training.training import STEPS, Run, digest
 from safetensors.torch import load_file, save as to_bytes
 from nets import settle
 
@@ -19,7 +19,7 @@ FAST = {'gdfq': METHODS['gdfq'].but(warmup=.2, width=8, **SMALL), 'transfer': ME
 @pytest.fixture(autouse=True)
 def fewer_judges(monkeypatch, request):
     "Images to judge on cost more than these networks' training; the slow tests have all of them."
-    if 'slow' not in request.keywords: monkeypatch.setattr(importlib.import_module('udfc_nb.training'), 'JUDGES', ImageSchedule(images=16, steps=5, class_weight=1.))
+    if 'slow' not in request.keywords: monkeypatch.setattr(importlib.import_module('udfc_nb.training.training'), 'JUDGES', ImageSchedule(images=16, steps=5, class_weight=1.))
 
 def tiny(seed=0, size=4):
     torch.manual_seed(seed)
@@ -230,7 +230,7 @@ def test_written_like_other_files(tmp_path):
 def test_killed_twenty_times(tmp_path, monkeypatch):
     "At any step, while images are made, and while the file is written: what comes out in the end is the network of the run that nobody stopped, bit for bit."
     if torch.cuda.is_initialized(): pytest.skip('cannot fork beside a GPU')
-    module, real = importlib.import_module('udfc_nb.refine'), os.replace
+    module, real = importlib.import_module('udfc_nb.training.refine'), os.replace
     monkeypatch.setattr(module, 'KEEP', 1)
     net = tiny(); out = compress(net, X, weight_bits=3, activation_bits=4)
     how = FAST['gdfq'].but(steps=120, batch=8, width=4, latent=4, careful=False, images=ImageSchedule(images=8, steps=4))
@@ -291,7 +291,7 @@ def steps_of(model): return {n: (m.input_quantizer.scale, m.input_quantizer.bits
 
 @pytest.mark.parametrize('method', list(FAST))
 def test_learned_steps(method, tmp_path, monkeypatch):
-    module, nearer = importlib.import_module('udfc_nb.refine'), iter(range(100)) # whatever it is worth
+    module, nearer = importlib.import_module('udfc_nb.training.refine'), iter(range(100)) # whatever it is worth
     monkeypatch.setattr(module, 'far', lambda run, model: 1/(2+next(nearer))); monkeypatch.setattr(module, 'judged_worse', lambda run: (False, None, None))
     net = tiny(); out = compress(net, X, weight_bits=4, activation_bits=4); how = FAST[method].but(learned=('inputs',), lr_steps=2e-2, careful=False)
     r = refine(out, net, how, steps=20)
@@ -308,7 +308,7 @@ def test_learned_steps(method, tmp_path, monkeypatch):
 
 def test_the_student_is_what_is_given_back(monkeypatch):
     "Biases lie on steps of sums whose own steps have been learned."
-    module, nearer = importlib.import_module('udfc_nb.refine'), iter(range(100)) # whatever it is worth
+    module, nearer = importlib.import_module('udfc_nb.training.refine'), iter(range(100)) # whatever it is worth
     monkeypatch.setattr(module, 'far', lambda run, model: 1/(2+next(nearer))); monkeypatch.setattr(module, 'judged_worse', lambda run: (False, None, None))
     net = tiny(); out = compress(net, X, weight_bits=4, activation_bits=4)
     run = Run(out, net, FAST['gdfq'].but(learned=('inputs',), lr_steps=2e-2, careful=False, warmup=0.).but(steps=10)); train(run)
@@ -406,7 +406,7 @@ def test_nothing_is_returned_that_the_judge_finds_worse(method, how, monkeypatch
             for p in run.student.parameters(): p += .3*p.abs().mean()*torch.randn(p.shape, generator=gen)
         return dict(student=0.)
     monkeypatch.setitem(STEPS, kind, wander)
-    nearer = iter(range(100)); monkeypatch.setattr(importlib.import_module('udfc_nb.refine'), 'far', lambda run, model: 1/(2+next(nearer)))
+    nearer = iter(range(100)); monkeypatch.setattr(importlib.import_module('udfc_nb.training.refine'), 'far', lambda run, model: 1/(2+next(nearer)))
     r = refine(out, net, FAST[method].but(careful=False), steps=5)
     told = r.report.settings['refine']
     assert told['judged_after'] > told['judged_before'] == pytest.approx(judge(out.model)), 'it did not go astray'

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest, torch, torchvision
 from torch import nn
 from udfc_nb import compress
-from udfc_nb.networks import PreReLUResNet
+from udfc_nb.data.networks import PreReLUResNet
 
 
 def n_params(m): return sum(p.numel() for p in m.parameters())

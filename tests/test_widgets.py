@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest, torch
 from torch import nn
 from udfc_nb import load
-from udfc_nb.digits import digits_net
-from udfc_nb.runs import Background, comparison_figure, float_bytes, limits, open_network, read_trials
-from udfc_nb.structure import structure_figure
-from udfc_nb.tools import served
-from udfc_nb.widgets import HELP, PRESETS, Workbench, devices
+from udfc_nb.data.digits import digits_net
+from udfc_nb.app.runs import Background, comparison_figure, float_bytes, limits, open_network, read_trials
+from udfc_nb.app.structure import structure_figure
+from udfc_nb.app.tools import served
+from udfc_nb.app.widgets import HELP, PRESETS, Workbench, devices
 
 TOP = Path(__file__).resolve().parents[1]
-NOTEBOOK = TOP/'nbs'/'51_widgets.ipynb'
+NOTEBOOK = TOP/'nbs'/'app/86_widgets.ipynb'
 STATE, VIEW = 'application/vnd.jupyter.widget-state+json', 'application/vnd.jupyter.widget-view+json'
 
 
@@ -182,7 +182,7 @@ def test_other_networks(bench, tmp_path):
     c.name.value, c.shape.value = 'squeezenet1_1', '1,3,x'; press(bench, 'open'); assert 'is no shape' in c.message.value
     c.shape.value = '1,3,64,64'; press(bench, 'open')
     assert 'weights are random' in c.message.value and len(bench.per_layer) == 26
-    c.name.value, c.shape.value = 'udfc_nb.digits:digits_net', '1,1,8,8'
+    c.name.value, c.shape.value = 'udfc_nb.data.digits:digits_net', '1,1,8,8'
     for bad, says in (('/nowhere.pt', 'not a file'), (__file__, 'cannot be read')):
         c.weights.value = bad; press(bench, 'open'); assert says in c.message.value
     torch.save(digits_net().state_dict(), tmp_path/'w.pt'); c.weights.value = str(tmp_path/'w.pt'); press(bench, 'open')
@@ -267,14 +267,14 @@ def test_runs_are_there_again(tmp_path):
     again = Workbench(keep=keep)
     assert again.c.table.value == bench.c.table.value and again.c.result.layout.display == ''
     press(again, 'run'); assert len(read_trials(keep).popitem()[1]) == 2
-    again.c.network.value = 'named'; again.c.name.value, again.c.shape.value = 'udfc_nb.digits:DigitsNet', '1,1,8,8'; press(again, 'open')
+    again.c.network.value = 'named'; again.c.name.value, again.c.shape.value = 'udfc_nb.data.digits:DigitsNet', '1,1,8,8'; press(again, 'open')
     assert again.trials == [] # of another network
     keep.write_text('[]'); bench = Workbench(keep=keep)
     assert 'no trials of the workbench' in bench.c.message.value and bench.subject is None
 
 
 def test_network_by_name():
-    bench = Workbench(network='udfc_nb.digits:digits_net')
+    bench = Workbench(network='udfc_nb.data.digits:digits_net')
     assert bench.subject is None and 'What to do' in bench.c.message.value # of another shape of inputs
     bench.c.shape.value = '1,1,8,8'; press(bench, 'open'); assert len(bench.per_layer) == 16
 
@@ -317,7 +317,7 @@ def check_state(nb):
 
 def test_saved_state():
     seen, state = check_state(json.loads(NOTEBOOK.read_text()))
-    assert seen == set(state), 'the notebook carries the state of widgets that no view shows: run .ci/execute nbs/51_widgets.ipynb'
+    assert seen == set(state), 'the notebook carries the state of widgets that no view shows: run .ci/execute nbs/app/86_widgets.ipynb'
 
 
 def test_notebook_in_a_kernel(tmp_path, monkeypatch):

@@ -19,10 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from udfc_nb import compress
-from udfc_nb.networks import accuracy, load_network, test_images
-from udfc_nb.refine import refine
-from udfc_nb.schedules import METHODS
-from udfc_nb.training import STEPS, Run, prepare, set_mode
+from udfc_nb.data.networks import accuracy, load_network, test_images
+from udfc_nb.training.refine import refine
+from udfc_nb.training.schedules import METHODS
+from udfc_nb.training.training import STEPS, Run, prepare, set_mode
 
 TABLE = Path(__file__).with_name('refined.csv')
 COLUMNS = 'network setting method seconds took once steps start accuracy base judged_start judged kept seed'.split()

@@ -10,8 +10,8 @@ __all__ = ['set_tensor', 'kept_along', 'kept_columns', 'in_groups', 'cut_axis', 
 # %% ../../nbs/graph/15_surgery.ipynb #81b99a3e
 import numpy as np
 import torch, torch.nn as nn
-from ..notation import affine
-from ..reconstruction import merge_columns, scale_columns
+from ..paper.notation import affine
+from ..paper.reconstruction import merge_columns, scale_columns
 
 # %% ../../nbs/graph/15_surgery.ipynb #006b5530
 def set_tensor(
