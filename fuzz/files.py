@@ -13,7 +13,9 @@ from udfc_nb.files.format import _checksum, read_file
 from udfc_nb.recipes.recipe import RECIPES, Recipe, recipe_from_json
 from udfc_nb.run.report import report_from_json
 
-SECONDS, BATCH, SLACK = 2, 250, 16 # of the processor for a file, and thirty times as many on the clock; files in a process; megabytes that Python and its allocator may take beside tensors
+# of the processor for a file, and thirty times as many on the clock; files in a process; megabytes that Python and its
+# allocator may take beside tensors
+SECONDS, BATCH, SLACK = 2, 250, 16
 
 
 # ---- what someone who knows the format can write
@@ -66,11 +68,15 @@ def layer(data, name, **changes):
 def as_version_1(path):
     "The file as the first version of the package would have written it."
     tensors, header, texts = read_file(path)
-    coded = {n.removesuffix('.weight'): {k: c[k] for k in ('bits', 'shape', 'low', 'deflated', 'zero')} for n, c in header['coded'].items()}
+    coded = {n.removesuffix('.weight'): {k: c[k] for k in ('bits', 'shape', 'low', 'deflated', 'zero')}
+        for n, c in header['coded'].items()}
     for n, of in header['same'].items():
         if of in tensors: tensors[n] = tensors[of].clone()
-        else: tensors |= {f'{n}.{k}': tensors[f'{of}.{k}'].clone() for k in ('codes', 'scale')}; coded[n.removesuffix('.weight')] = coded[of.removesuffix('.weight')]
-    meta = dict(format='udfc_nb', version='1', written_by=texts['written_by'], recipe=texts['recipe'], description=json.dumps(coded, separators=(',', ':')))
+        else:
+            tensors |= {f'{n}.{k}': tensors[f'{of}.{k}'].clone() for k in ('codes', 'scale')}
+            coded[n.removesuffix('.weight')] = coded[of.removesuffix('.weight')]
+    meta = dict(format='udfc_nb', version='1', written_by=texts['written_by'], recipe=texts['recipe'],
+        description=json.dumps(coded, separators=(',', ':')))
     for k in ('inputs', 'beside'):
         if header[k]: meta[k] = json.dumps(header[k])
     return to_bytes({n: t.contiguous() for n, t in tensors.items()}, meta | dict(sha256=_checksum(tensors, meta)))
@@ -86,10 +92,12 @@ def damaged(data, rng):
     if kind == 2: return data[:i]+rng.randbytes(k)+data[i+k:]
     if kind == 3: return data[:i]+rng.randbytes(k)+data[i:]
     if kind == 4: return data[:i]+data[i+k:]
-    if kind == 5: return struct.pack('<Q', rng.choice([0, 1, n, n-8, 2**31, 2**40, 2**63, 2**64-1, rng.randrange(2*n)]))+data[8:]
+    if kind == 5:
+        return struct.pack('<Q', rng.choice([0, 1, n, n-8, 2**31, 2**40, 2**63, 2**64-1, rng.randrange(2*n)]))+data[8:]
     return data[:i]+bytes([data[i] ^ 1 << rng.randrange(8)])+data[i+1:]
 
-STRANGE = [0, -1, 1, 3, 17, 2**31, 2**62, 2**63, 2**64, 10**30, -2**70, 10**400, 1e308, float('nan'), float('inf'), True, None, '', 'x', [], {}, [0], [[]], {'bits': 4}]
+STRANGE = [0, -1, 1, 3, 17, 2**31, 2**62, 2**63, 2**64, 10**30, -2**70, 10**400, 1e308, float('nan'), float('inf'),
+    True, None, '', 'x', [], {}, [0], [[]], {'bits': 4}]
 
 def mutate(value, rng):
     "A JSON value with one place changed, removed or repeated."
@@ -112,7 +120,8 @@ def cut(data, rng):
     "One module's tensors cut to fewer rows or columns, all of them in the same way: each is right for itself."
     tensors, h = from_bytes(bytes(data)), header_of(data)
     owner = rng.choice(sorted({n.rpartition('.')[0].removesuffix('.weight') for n in tensors}))
-    mine = [n for n in tensors if n.startswith(f'{owner}.') and tensors[n].dim() and not n.endswith(('.codes', '.scale'))]
+    mine = [n for n in tensors if n.startswith(f'{owner}.') and tensors[n].dim()
+        and not n.endswith(('.codes', '.scale'))]
     rows = min((len(tensors[n]) for n in mine), default=1)
     k = rng.randrange(1, rows) if rows > 1 else 1
     new = {n: t[:k] if n in mine and len(t) == rows else t for n, t in tensors.items()}
@@ -126,7 +135,9 @@ def forged(data, rng):
         if kind < 2: return with_header(data, lambda h: mutate(h, rng))
         if kind == 2: return cut(data, rng)
         table, body = parts(data)
-        if kind == 3: return sign({k: mutate(v, rng) if k != '__metadata__' and rng.random() < .1 else v for k, v in table.items()}, body)
+        if kind == 3:
+            return sign({k: mutate(v, rng) if k != '__metadata__' and rng.random() < .1 else v
+                for k, v in table.items()}, body)
         if kind == 4: return sign(table | dict(__metadata__=mutate(table['__metadata__'], rng)), body)
         body = bytearray(body)
         for _ in range(rng.randrange(1, 9)): body[rng.randrange(len(body))] = rng.randrange(256)
@@ -139,17 +150,20 @@ def forged(data, rng):
 def network():
     "Every kind of module that a file can hold; no parameters that matter."
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.PReLU(8), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.ConvTranspose2d(8, 12, 2), nn.GroupNorm(3, 12), nn.ReLU(),
+    return nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.PReLU(8), nn.Conv2d(8, 8, 3, groups=8),
+        nn.ReLU(), nn.ConvTranspose2d(8, 12, 2), nn.GroupNorm(3, 12), nn.ReLU(),
         nn.Conv2d(12, 6, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)).eval()
 
 X = torch.linspace(-1, 1, 2*3*12*12).reshape(2, 3, 12, 12)
 
 def originals(folder):
     "Form → good bytes."
-    out, folder = compress(network(), X, pruning_ratio=.3, weight_bits=4, activation_bits=8, recipe='fast'), Path(folder)
+    out, folder = (compress(network(), X, pruning_ratio=.3, weight_bits=4, activation_bits=8, recipe='fast'),
+        Path(folder))
     out.save(folder/'2'); few = compress(network(), X, weight_bits=8, recipe='prune')
     few.save(folder/'3', entropy=True)
-    return {'packed 2': (folder/'2').read_bytes(), 'packed 2, deflated': (folder/'3').read_bytes(), 'packed 1': as_version_1(folder/'2'),
+    return {'packed 2': (folder/'2').read_bytes(), 'packed 2, deflated': (folder/'3').read_bytes(),
+        'packed 1': as_version_1(folder/'2'),
         'recipe': RECIPES['best'].to_json().encode(), 'report': out.report.to_json().encode()}
 
 def read_packed(path, may_differ, good):
@@ -159,7 +173,8 @@ def read_packed(path, may_differ, good):
     state = net.state_dict()
     if all(torch.equal(t, good[n]) for n, t in state.items()): return 'same'
     assert may_differ, 'a damaged file was read as another network'
-    assert all(t.numel() <= n.numel() for t, n in zip(state.values(), network().state_dict().values())), 'larger than the architecture'
+    assert all(t.numel() <= n.numel()
+        for t, n in zip(state.values(), network().state_dict().values())), 'larger than the architecture'
     assert all(t.isfinite().all() for t in state.values() if t.is_floating_point()), 'numbers that are not finite'
     with torch.no_grad(): assert net(X).shape == (2, 5), 'an output of another shape'
     return 'other'
@@ -173,7 +188,8 @@ def read_recipe(path, *_):
 def read_report(path, *_):
     try: r = report_from_json(Path(path).read_bytes().decode(errors='replace'))
     except FileError: return 'refused'
-    assert str(r) and r._repr_html_() and r.to_markdown() and r.to_csv() and r.compare(r) and report_from_json(r.to_json()).rows == r.rows
+    assert (str(r) and r._repr_html_() and r.to_markdown() and r.to_csv() and r.compare(r)
+        and report_from_json(r.to_json()).rows == r.rows)
     return 'other'
 
 READERS = dict(recipe=read_recipe, report=read_report)
@@ -183,7 +199,8 @@ class Hang(Exception): pass
 def _peak():
     "Resident memory, and the most there was since it was last asked for, in MB; zeros where the system does not say."
     try:
-        said = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(('VmHWM', 'VmRSS')))
+        said = dict(line.split(':', 1) for line in Path('/proc/self/status').read_text().splitlines()
+            if line.startswith(('VmHWM', 'VmRSS')))
         Path('/proc/self/clear_refs').write_text('5')
         return [int(said[k].split()[0])/1024 for k in ('VmRSS', 'VmHWM')]
     except (OSError, KeyError): return 0., 0.
@@ -232,10 +249,12 @@ def main(n=10_000, seed=0, show=print):
             for new in (False, True) if form not in READERS else (True,):
                 count, words = n//2 if form not in READERS else n, Counter()
                 for first in range(0, count, BATCH):
-                    words.update(batch(form, data, new, [f'{seed} {form} {new} {i}' for i in range(first, min(first+BATCH, count))], folder, kept))
+                    words.update(batch(form, data, new,
+                        [f'{seed} {form} {new} {i}' for i in range(first, min(first+BATCH, count))], folder, kept))
                 bad = {w: k for w, k in words.items() if w[0] == '!'}; wrong += sum(bad.values())
                 checksum = '' if form in READERS else ', new checksum' if new else ', old checksum'
-                show(f"{form}{checksum}: {count} files, {words['refused']} refused, {words['same']} read as they were, {words['other']} read as another; wrong: {bad or 0}")
+                show(f"{form}{checksum}: {count} files, {words['refused']} refused, {words['same']} read as they "
+                    f"were, {words['other']} read as another; wrong: {bad or 0}")
     show(f'{wrong} wrong, {time.perf_counter()-began:.0f} s')
     return wrong
 

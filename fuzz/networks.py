@@ -25,7 +25,8 @@ class Part(nn.Module):
 
 
 class State:
-    "What is known while a network is built: dimensions, channels, size of the images, and the random choices of one part."
+    """What is known while a network is built: dimensions, channels, size of the images, and the random choices of
+    one part."""
     def __init__(self, d, c, size): self.d, self.c, self.size, self.r = d, c, list(size), None
     def pick(self, *options): return self.r.choice(options)
     def chance(self, p=.5): return self.r.random() < p
@@ -53,7 +54,8 @@ class State:
 
 
 def part(f=None, holds=0):
-    "Enters a function (state, lists of parts …) → module; it sets `state.c` and `state.size`, or gives None where it does not fit."
+    """Enters a function (state, lists of parts …) → module; it sets `state.c` and `state.size`, or gives None where
+    it does not fit."""
     def enter(f): PARTS[f.__name__], HOLDS[f.__name__] = f, holds; return f
     return enter(f) if f else enter
 
@@ -68,8 +70,10 @@ def simple(name, f, fits=lambda b: True):
 def conv(b):
     k, c, o = b.pick(1, 3, 3), b.c, b.width()
     stride = b.pick(1, 1, 2) if min(b.size) >= 4 else 1
-    kw = dict(bias=b.chance(), padding_mode=b.pick('zeros', 'zeros', 'reflect', 'circular', 'replicate') if k == 3 and min(b.size) > 2 else 'zeros')
-    if stride == 1 and b.chance(.3): m = of_dim(b.d, 'Conv')(c, o, k, padding='same', dilation=b.pick(1, 2) if min(b.size) > 2 else 1, **kw)
+    kw = dict(bias=b.chance(), padding_mode=b.pick('zeros', 'zeros', 'reflect', 'circular', 'replicate') if k == 3
+        and min(b.size) > 2 else 'zeros')
+    if stride == 1 and b.chance(.3):
+        m = of_dim(b.d, 'Conv')(c, o, k, padding='same', dilation=b.pick(1, 2) if min(b.size) > 2 else 1, **kw)
     else: m = b.conv(c, o, k, stride=stride, **kw)
     b.c, b.size = o, [-(-n//stride) for n in b.size]
     return m
@@ -110,7 +114,8 @@ def transposed_depthwise(b): return of_dim(b.d, 'ConvTranspose')(b.c, b.c, 3, pa
 
 @part
 def transposed_to_size(b):
-    m = Part(lambda m, x: m.up(F.max_pool1d(x, 2) if m.d == 1 else getattr(F, f'avg_pool{m.d}d')(x, 2), output_size=x.shape[2:]), up=of_dim(b.d, 'ConvTranspose')(b.c, b.c, 2, stride=2), d=b.d)
+    m = Part(lambda m, x: m.up(F.max_pool1d(x, 2) if m.d == 1 else getattr(F, f'avg_pool{m.d}d')(x, 2),
+        output_size=x.shape[2:]), up=of_dim(b.d, 'ConvTranspose')(b.c, b.c, 2, stride=2), d=b.d)
     return m if min(b.size) >= 2 else None
 
 @part
@@ -133,16 +138,19 @@ def tokens(b):
 @part
 def functional(b):
     "A convolution or product that holds its weight itself."
-    o, how, c = b.width(), b.pick('conv', 'linear', 'matmul', 'einsum', 'addmm', 'baddbmm', 'mv', 'left', 'tensordot'), b.c
+    o, how, c = (b.width(), b.pick('conv', 'linear', 'matmul', 'einsum', 'addmm', 'baddbmm', 'mv', 'left',
+        'tensordot'), b.c)
     w = nn.Parameter(torch.randn(o, c)*.3)
     bias = nn.Parameter(torch.randn(o)*.3)
     rows = lambda x: x.movedim(1, -1).reshape(-1, x.shape[1])
     def back(x, y): return y.reshape(x.shape[0], *x.shape[2:], -1).movedim(-1, 1)
     f = dict(conv=lambda m, x: getattr(F, f'conv{x.dim()-2}d')(x, m.w[(...,)+(None,)*(x.dim()-2)], m.b),
-        linear=lambda m, x: back(x, F.linear(rows(x), m.w, m.b)), matmul=lambda m, x: (x.movedim(1, -1)@m.w.t()+m.b).movedim(-1, 1),
+        linear=lambda m, x: back(x, F.linear(rows(x), m.w, m.b)), matmul=lambda m,
+        x: (x.movedim(1, -1)@m.w.t()+m.b).movedim(-1, 1),
         einsum=lambda m, x: torch.einsum('oc,ncs->nos', m.w, x.flatten(2)).reshape(len(x), -1, *x.shape[2:]),
         addmm=lambda m, x: back(x, torch.addmm(m.b, rows(x), m.w.t())),
-        baddbmm=lambda m, x: back(x, torch.baddbmm(m.b, x.movedim(1, -1).reshape(len(x), -1, x.shape[1]), m.w.t().expand(len(x), -1, -1))),
+        baddbmm=lambda m, x: back(x, torch.baddbmm(m.b, x.movedim(1, -1).reshape(len(x), -1, x.shape[1]),
+        m.w.t().expand(len(x), -1, -1))),
         mv=lambda m, x: x+torch.mv(rows(x), m.w[0]).reshape(len(x), 1, *x.shape[2:]),
         left=lambda m, x: (m.w@x.flatten(2)).reshape(len(x), -1, *x.shape[2:]),
         tensordot=lambda m, x: torch.tensordot(m.w, x, ([1], [1])).transpose(0, 1))[how]
@@ -157,7 +165,9 @@ class Standardised(nn.Conv2d):
 
 class PerOutput(nn.Conv2d):
     "A learned factor per filter."
-    def __init__(self, *args, **kw): super().__init__(*args, **kw); self.gain = nn.Parameter(torch.rand(self.out_channels)+.5)
+    def __init__(self, *args, **kw):
+        super().__init__(*args, **kw)
+        self.gain = nn.Parameter(torch.rand(self.out_channels)+.5)
     def forward(self, x): return F.conv2d(x, self.weight*self.gain[:, None, None, None], self.bias, 1, self.padding)
 
 class SamePad(nn.Conv2d):
@@ -168,15 +178,21 @@ class Equalised(nn.Conv2d):
     def forward(self, x): return F.conv2d(x, self.weight*(self.weight[0].numel()**-.5), self.bias, 1, self.padding)
 
 class Demodulated(nn.Conv2d):
-    def forward(self, x): return F.conv2d(x, F.normalize(self.weight.flatten(1), dim=1).view_as(self.weight), self.bias, 1, self.padding)
+    def forward(self, x):
+        return F.conv2d(x, F.normalize(self.weight.flatten(1), dim=1).view_as(self.weight), self.bias, 1, self.padding)
 
 class Masked(nn.Conv2d):
     "A mask over the weight."
-    def __init__(self, *args, **kw): super().__init__(*args, **kw); self.register_buffer('mask', torch.ones_like(self.weight)); self.mask[:, :, 2] = 0
+    def __init__(self, *args, **kw):
+        super().__init__(*args, **kw)
+        self.register_buffer('mask', torch.ones_like(self.weight))
+        self.mask[:, :, 2] = 0
     def forward(self, x): return F.conv2d(x, self.weight*self.mask, self.bias, 1, self.padding)
 
 class Binary(nn.Conv2d):
-    def forward(self, x): return F.conv2d(x, torch.sign(self.weight)*self.weight.abs().mean((1, 2, 3), keepdim=True), self.bias, 1, self.padding)
+    def forward(self, x):
+        return F.conv2d(x, torch.sign(self.weight)*self.weight.abs().mean((1, 2, 3), keepdim=True), self.bias, 1,
+            self.padding)
 
 @part
 def subclass(b):
@@ -215,7 +231,10 @@ def symmetric(b):
 @part
 def shared(b):
     m, how = b.conv(b.c, b.c, 3), b.pick('twice', 'two names', 'one weight', 'own norms')
-    if how == 'one weight': other = b.conv(b.c, b.c, 3); other.weight = m.weight; return nn.Sequential(m, nn.ReLU(), other)
+    if how == 'one weight':
+        other = b.conv(b.c, b.c, 3)
+        other.weight = m.weight
+        return nn.Sequential(m, nn.ReLU(), other)
     if how == 'own norms': return nn.Sequential(m, b.bn(b.c), nn.ReLU(), m, b.bn(b.c))
     return nn.Sequential(m, nn.ReLU(), m) if how == 'two names' else Part(lambda s, x: s.m(F.relu(s.m(x))), m=m)
 
@@ -223,13 +242,16 @@ def shared(b):
 def tied(b):
     "An autoencoder: the second product is by the transposed matrix."
     h = b.width()
-    return Part(lambda m, x: (F.relu(x.movedim(1, -1)@m.w)@m.w.t()).movedim(-1, 1), w=nn.Parameter(torch.randn(b.c, h)*.3))
+    return Part(lambda m, x: (F.relu(x.movedim(1, -1)@m.w)@m.w.t()).movedim(-1, 1),
+        w=nn.Parameter(torch.randn(b.c, h)*.3))
 
 @part
 def low_rank(b):
     "An adapter beside a layer."
     o, c = b.width(), b.c
-    m = Part(lambda m, x: m.l(x)+m.up(m.down(x))*.5, l=b.conv(c, o), down=b.conv(c, 4, bias=False), up=b.conv(4, o, bias=False)); b.c = o
+    m = Part(lambda m, x: m.l(x)+m.up(m.down(x))*.5, l=b.conv(c, o), down=b.conv(c, 4, bias=False),
+        up=b.conv(4, o, bias=False))
+    b.c = o
     return m
 
 @part
@@ -253,7 +275,8 @@ def heads(b):
     n = b.c//g
     how = b.pick('einsum', 'bmm')
     f = dict(einsum=lambda m, x: torch.einsum('bgcs,gco->bgos', x.reshape(len(x), g, n, -1), m.w).reshape(x.shape),
-        bmm=lambda m, x: torch.bmm(x.transpose(0, 1).reshape(g, n, -1).transpose(1, 2), m.w).transpose(1, 2).reshape(-1, len(x), *x.shape[2:]).transpose(0, 1))[how]
+        bmm=lambda m, x: torch.bmm(x.transpose(0, 1).reshape(g, n, -1).transpose(1, 2), m.w).transpose(1,
+        2).reshape(-1, len(x), *x.shape[2:]).transpose(0, 1))[how]
     return Part(f, w=nn.Parameter(torch.randn(g, n, n)*.4))
 
 @part
@@ -266,7 +289,9 @@ def bilinear(b):
 def deformable(b):
     if b.d != 2: return
     from torchvision.ops import DeformConv2d
-    m = Part(lambda m, x: m.l(x, m.shift(x)*.1), shift=nn.Conv2d(b.c, 18, 3, padding=1), l=DeformConv2d(b.c, 8, 3, padding=1)); b.c = 8
+    m = Part(lambda m, x: m.l(x, m.shift(x)*.1), shift=nn.Conv2d(b.c, 18, 3, padding=1),
+        l=DeformConv2d(b.c, 8, 3, padding=1))
+    b.c = 8
     return m
 
 
@@ -275,7 +300,8 @@ def deformable(b):
 @part
 def norm(b):
     c, g = b.c, b.divisor(2, 3, 4) or 1
-    kind = b.pick('bn', 'bn', 'bn plain', 'bn no statistics', 'group', 'one group', 'instance', 'instance tracked', 'each', 'layer', 'layer image', 'rms', 'local', 'unit', 'frozen',
+    kind = b.pick('bn', 'bn', 'bn plain', 'bn no statistics', 'group', 'one group', 'instance', 'instance tracked',
+        'each', 'layer', 'layer image', 'rms', 'local', 'unit', 'frozen',
         'functional', 'functional layer', 'pixel', 'momentum')
     bn = of_dim(b.d, 'BatchNorm')
     last = lambda n: Part(lambda m, x: m.n(x.movedim(1, -1)).movedim(-1, 1), n=n)
@@ -286,7 +312,8 @@ def norm(b):
     if kind == 'group': return nn.GroupNorm(g, c)
     if kind == 'one group': return nn.GroupNorm(1, c)
     if kind == 'each': return nn.GroupNorm(c, c, affine=b.chance())
-    if kind == 'instance': return of_dim(b.d, 'InstanceNorm')(c, affine=b.chance()) if torch.tensor(b.size).prod() > 1 else None
+    if kind == 'instance':
+        return of_dim(b.d, 'InstanceNorm')(c, affine=b.chance()) if torch.tensor(b.size).prod() > 1 else None
     if kind == 'instance tracked': return of_dim(b.d, 'InstanceNorm')(c, affine=True, track_running_stats=True)
     if kind == 'layer': return last(nn.LayerNorm(c))
     if kind == 'layer image': return nn.LayerNorm((c, *b.size))
@@ -295,7 +322,8 @@ def norm(b):
     if kind == 'unit': return Part(lambda m, x: F.normalize(x, dim=1)*m.s, s=nn.Parameter(torch.ones(1)))
     if kind == 'pixel': return Part(lambda m, x: x*torch.rsqrt(x.square().mean(1, keepdim=True)+1e-6))
     if kind == 'functional layer': return Part(lambda m, x: F.layer_norm(x.movedim(1, -1), (c,)).movedim(-1, 1))
-    held = dict(weight=torch.rand(c)+.5, bias=torch.randn(c)*.2, running_mean=torch.randn(c)*.2, running_var=torch.rand(c)+.5)
+    held = dict(weight=torch.rand(c)+.5, bias=torch.randn(c)*.2, running_mean=torch.randn(c)*.2,
+        running_var=torch.rand(c)+.5)
     view = b.wide
     def frozen(m, x):
         w = m.weight*(m.running_var+1e-5).rsqrt()
@@ -321,18 +349,31 @@ def scripted_gelu(x): return x*.5*(1.+torch.erf(x/1.41421))
 def act(b):
     c = b.c
     inplace = b.chance(.3)
-    return b.pick(*[lambda k=k: k() for k in (nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.PReLU, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Mish, nn.RReLU, nn.CELU, nn.SELU,
-        nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid, nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Dropout, nn.Identity, nn.AlphaDropout)],
-        lambda: nn.ReLU(inplace), lambda: nn.PReLU(c), lambda: nn.Threshold(.1, 0.), lambda: nn.Softmax(1), lambda: nn.Softmax(-1), lambda: nn.LogSoftmax(1), lambda: nn.Softmax2d() if b.d == 2 else nn.Softmax(1))()
+    return b.pick(*[lambda k=k: k()
+        for k in (nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.PReLU, nn.Softplus, nn.Sigmoid,
+        nn.Tanh, nn.Mish, nn.RReLU, nn.CELU, nn.SELU,
+        nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid, nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink,
+        nn.Dropout, nn.Identity, nn.AlphaDropout)],
+        lambda: nn.ReLU(inplace), lambda: nn.PReLU(c), lambda: nn.Threshold(.1, 0.), lambda: nn.Softmax(1),
+        lambda: nn.Softmax(-1), lambda: nn.LogSoftmax(1), lambda: nn.Softmax2d() if b.d == 2 else nn.Softmax(1))()
 
 @part
 def elementwise(b):
-    f = b.pick(*[(lambda g: lambda m, x: g(x))(g) for g in (torch.abs, torch.sin, torch.erf, torch.atan, lambda x: x**2, lambda x: x.pow(3), lambda x: (x.abs()+1).sqrt(), lambda x: (x*x+1).log(), lambda x: x*torch.sigmoid(x),
-        lambda x: x.clamp(-1, 2), lambda x: torch.where(x > 0, x, x*.1), lambda x: torch.maximum(x, x*.2), lambda x: torch.exp(-x.abs()), lambda x: 1-x, lambda x: 2/(x.abs()+1), lambda x: x.masked_fill(x < 0, 0.),
-        lambda x: torch.lerp(x, torch.tanh(x), .3), lambda x: x.nan_to_num(), Swish.apply, scripted_gelu, lambda x: torch.addcmul(x, x, x, value=.5), lambda x: x.float().to(x.dtype) if x.dtype is torch.float32 else x,
-        lambda x: x-x.detach(), lambda x: torch.relu_(x.clone()), lambda x: x.mul_(2.).add_(1.), lambda x: F.relu(x, inplace=True), lambda x: x.round()*.1+x, lambda x: torch.heaviside(x, torch.ones_like(x))+x, lambda x: x.sign()*x,
-        lambda x: torch.floor_divide(x, .5)+x, lambda x: torch.fmod(x, 2.), lambda x: torch.special.expit(x), lambda x: torch.logaddexp(x, -x), lambda x: torch.stack([x, -x]).amax(0), lambda x: x.new_tensor(2.)*x,
-        lambda x: torch.hypot(x, x+1), lambda x: (x > 0).to(x.dtype)*x, lambda x: torch.bitwise_and((x > 0).int(), (x < 1).int()).to(x.dtype)+x, lambda x: x.clip(max=1.), lambda x: torch.atan2(x, x+2))])
+    f = b.pick(*[(lambda g: lambda m, x: g(x))(g)
+        for g in (torch.abs, torch.sin, torch.erf, torch.atan, lambda x: x**2, lambda x: x.pow(3),
+        lambda x: (x.abs()+1).sqrt(), lambda x: (x*x+1).log(), lambda x: x*torch.sigmoid(x),
+        lambda x: x.clamp(-1, 2), lambda x: torch.where(x > 0, x, x*.1), lambda x: torch.maximum(x, x*.2),
+        lambda x: torch.exp(-x.abs()), lambda x: 1-x, lambda x: 2/(x.abs()+1), lambda x: x.masked_fill(x < 0, 0.),
+        lambda x: torch.lerp(x, torch.tanh(x), .3), lambda x: x.nan_to_num(), Swish.apply, scripted_gelu,
+        lambda x: torch.addcmul(x, x, x, value=.5), lambda x: x.float().to(x.dtype) if x.dtype is torch.float32 else x,
+        lambda x: x-x.detach(), lambda x: torch.relu_(x.clone()), lambda x: x.mul_(2.).add_(1.),
+        lambda x: F.relu(x, inplace=True), lambda x: x.round()*.1+x,
+        lambda x: torch.heaviside(x, torch.ones_like(x))+x, lambda x: x.sign()*x,
+        lambda x: torch.floor_divide(x, .5)+x, lambda x: torch.fmod(x, 2.), lambda x: torch.special.expit(x),
+        lambda x: torch.logaddexp(x, -x), lambda x: torch.stack([x, -x]).amax(0), lambda x: x.new_tensor(2.)*x,
+        lambda x: torch.hypot(x, x+1), lambda x: (x > 0).to(x.dtype)*x,
+        lambda x: torch.bitwise_and((x > 0).int(), (x < 1).int()).to(x.dtype)+x, lambda x: x.clip(max=1.),
+        lambda x: torch.atan2(x, x+2))])
     return Part(f)
 
 @part
@@ -340,19 +381,31 @@ def per_channel(b):
     "Parameters and buffers with an entry per channel."
     c, view = b.c, b.wide
     p = nn.Parameter(torch.rand(c)+.5)
-    how = b.pick('scale', 'shift', 'swish', 'snake', 'clamp', 'where', 'lerp', 'pow', 'affine', 'gate', 'buffer', 'stacked', 'list', 'fake', 'flat', 'max', 'keyed', 'embedded', 'index')
-    f = dict(scale=lambda m, x: x*view(m.p), shift=lambda m, x: x-view(m.p), swish=lambda m, x: x*torch.sigmoid(view(m.p)*x), snake=lambda m, x: x+torch.sin(view(m.p)*x)**2/(view(m.p)+1e-6),
-        clamp=lambda m, x: torch.clamp(x, min=-view(m.p), max=view(m.p)), where=lambda m, x: torch.where(x > view(m.p), x, view(m.p)*.1), lerp=lambda m, x: torch.lerp(x, x.tanh(), view(m.p.clamp(0, 1))),
-        pow=lambda m, x: (x.abs()+.1)**view(m.p), affine=lambda m, x: torch.addcmul(view(m.q), x, view(m.p)), gate=lambda m, x: x*view(m.p).sigmoid(), buffer=lambda m, x: (x-view(m.mean))/view(m.std),
-        stacked=lambda m, x: x*view(m.s[0])+view(m.s[1]), list=lambda m, x: x*view(m.l[0])+view(m.l[1]), fake=lambda m, x: torch.fake_quantize_per_channel_affine(x.float(), m.step, m.zero, 1, -128, 127).to(x.dtype),
-        flat=lambda m, x: (x.flatten(2)*m.p[:, None]).view_as(x), max=lambda m, x: torch.max(x, view(m.p)), keyed=lambda m, x: x*view(m.d['g']), embedded=lambda m, x: x+view(m.e.weight[1]), index=lambda m, x: x*m.p[:, *[None]*(x.dim()-2)])[how]
+    how = b.pick('scale', 'shift', 'swish', 'snake', 'clamp', 'where', 'lerp', 'pow', 'affine', 'gate', 'buffer',
+        'stacked', 'list', 'fake', 'flat', 'max', 'keyed', 'embedded', 'index')
+    f = dict(scale=lambda m, x: x*view(m.p), shift=lambda m, x: x-view(m.p), swish=lambda m,
+        x: x*torch.sigmoid(view(m.p)*x), snake=lambda m, x: x+torch.sin(view(m.p)*x)**2/(view(m.p)+1e-6),
+        clamp=lambda m, x: torch.clamp(x, min=-view(m.p), max=view(m.p)), where=lambda m,
+        x: torch.where(x > view(m.p), x, view(m.p)*.1), lerp=lambda m,
+        x: torch.lerp(x, x.tanh(), view(m.p.clamp(0, 1))),
+        pow=lambda m, x: (x.abs()+.1)**view(m.p), affine=lambda m, x: torch.addcmul(view(m.q), x, view(m.p)),
+        gate=lambda m, x: x*view(m.p).sigmoid(), buffer=lambda m, x: (x-view(m.mean))/view(m.std),
+        stacked=lambda m, x: x*view(m.s[0])+view(m.s[1]), list=lambda m, x: x*view(m.l[0])+view(m.l[1]), fake=lambda m,
+        x: torch.fake_quantize_per_channel_affine(x.float(), m.step, m.zero, 1, -128, 127).to(x.dtype),
+        flat=lambda m, x: (x.flatten(2)*m.p[:, None]).view_as(x), max=lambda m, x: torch.max(x, view(m.p)),
+        keyed=lambda m, x: x*view(m.d['g']), embedded=lambda m, x: x+view(m.e.weight[1]), index=lambda m,
+        x: x*m.p[:, *[None]*(x.dim()-2)])[how]
     m = Part(f, p=p)
     if how == 'affine': m.q = nn.Parameter(torch.randn(c)*.2)
-    if how == 'buffer': m.register_buffer('mean', torch.randn(c)*.1); m.register_buffer('std', torch.rand(c)+.5, persistent=b.chance())
+    if how == 'buffer':
+        m.register_buffer('mean', torch.randn(c)*.1)
+        m.register_buffer('std', torch.rand(c)+.5, persistent=b.chance())
     if how == 'stacked': m.s = nn.Parameter(torch.rand(2, c)+.5)
     if how == 'list': m.l = nn.ParameterList([torch.rand(c)+.5, torch.randn(c)])
     if how == 'keyed': m.d = nn.ParameterDict(dict(g=torch.rand(c)+.5))
-    if how == 'fake': m.register_buffer('step', torch.rand(c)*.1+.01); m.register_buffer('zero', torch.zeros(c, dtype=torch.int32))
+    if how == 'fake':
+        m.register_buffer('step', torch.rand(c)*.1+.01)
+        m.register_buffer('zero', torch.zeros(c, dtype=torch.int32))
     if how == 'embedded': m.e = nn.Embedding(3, c)
     return m
 
@@ -361,13 +414,16 @@ def position(b):
     "A parameter over the whole image, or over its pixels."
     how = b.pick('image', 'pixels', 'rows', 'flat')
     c, size = b.c, b.size
-    shape = dict(image=(1, c, *size), pixels=(1, 1, *size), rows=(1, c, size[0], *[1]*(b.d-1)), flat=(1, torch.tensor(size).prod().item(), c))[how]
-    f = (lambda m, x: (x.flatten(2).transpose(1, 2)+m.p).transpose(1, 2).reshape(x.shape)) if how == 'flat' else lambda m, x: x+m.p
+    shape = dict(image=(1, c, *size), pixels=(1, 1, *size), rows=(1, c, size[0], *[1]*(b.d-1)),
+        flat=(1, torch.tensor(size).prod().item(), c))[how]
+    f = ((lambda m, x: (x.flatten(2).transpose(1, 2)+m.p).transpose(1, 2).reshape(x.shape)) if how == 'flat'
+        else lambda m, x: x+m.p)
     return Part(f, p=nn.Parameter(torch.randn(shape)*.2))
 
 @part
 def interpolated_position(b):
-    m = Part(lambda m, x: x+F.interpolate(m.p, size=x.shape[2:], mode='nearest'), p=nn.Parameter(torch.randn(1, b.c, *[2]*b.d)*.2))
+    m = Part(lambda m, x: x+F.interpolate(m.p, size=x.shape[2:], mode='nearest'),
+        p=nn.Parameter(torch.randn(1, b.c, *[2]*b.d)*.2))
     return m
 
 
@@ -380,9 +436,13 @@ def residual(b, inner):
     project = b.conv(c, b.c, bias=False) if c != b.c else nn.Identity()
     scale = nn.Parameter(b.wide(torch.rand(b.c)))
     if b.size != size: project = nn.Sequential(project, of_dim(b.d, 'AdaptiveAvgPool')(tuple(b.size)))
-    f = b.pick(lambda m, x: m.p(x)+m.body(x), lambda m, x: torch.add(m.p(x), m.body(x), alpha=.5), lambda m, x: m.body(x).add_(m.p(x)), lambda m, x: m.p(x)-m.body(x), lambda m, x: F.relu(m.body(x)+m.p(x)),
-        lambda m, x: m.p(x)+m.s*m.body(x), lambda m, x: (m.p(x)+m.body(x))/2, lambda m, x: sum([m.p(x), m.body(x)]), lambda m, x: torch.stack([m.p(x), m.body(x)]).sum(0), lambda m, x: torch.stack([m.p(x), m.body(x)], 1).mean(1),
-        lambda m, x: torch.lerp(m.p(x), m.body(x), .3), lambda m, x: torch.sub(m.p(x), m.body(x), alpha=2), lambda m, x: m.body(x.clone())+m.p(x), lambda m, x: torch.utils.checkpoint.checkpoint(m.body, x, use_reentrant=False)+m.p(x))
+    f = b.pick(lambda m, x: m.p(x)+m.body(x), lambda m, x: torch.add(m.p(x), m.body(x), alpha=.5), lambda m,
+        x: m.body(x).add_(m.p(x)), lambda m, x: m.p(x)-m.body(x), lambda m, x: F.relu(m.body(x)+m.p(x)),
+        lambda m, x: m.p(x)+m.s*m.body(x), lambda m, x: (m.p(x)+m.body(x))/2, lambda m, x: sum([m.p(x), m.body(x)]),
+        lambda m, x: torch.stack([m.p(x), m.body(x)]).sum(0), lambda m, x: torch.stack([m.p(x), m.body(x)], 1).mean(1),
+        lambda m, x: torch.lerp(m.p(x), m.body(x), .3), lambda m, x: torch.sub(m.p(x), m.body(x), alpha=2), lambda m,
+        x: m.body(x.clone())+m.p(x), lambda m,
+        x: torch.utils.checkpoint.checkpoint(m.body, x, use_reentrant=False)+m.p(x))
     return Part(f, body=body, p=project, s=scale)
 
 @part(holds=2)
@@ -391,16 +451,21 @@ def branches(b, left, right):
     other = b.at(b.c)
     x, y = b.parts(left), other.parts(right)
     pool = of_dim(b.d, 'AdaptiveAvgPool')(tuple(b.size)) if other.size != b.size else nn.Identity()
-    how = b.pick('cat', 'cat', 'mul', 'max', 'gate', 'div', 'stack', 'blend', 'interleave', 'list', 'minus', 'bmm', 'three')
+    how = b.pick('cat', 'cat', 'mul', 'max', 'gate', 'div', 'stack', 'blend', 'interleave', 'list', 'minus', 'bmm',
+        'three')
     if how in ('cat', 'list', 'three'):
-        f = dict(cat=lambda m, x: torch.cat([m.x(x), m.pool(m.y(x))], 1), list=lambda m, x: torch.cat([x, *(g(x) for g in (m.x, nn.Sequential(m.y, m.pool)))][1:], 1),
+        f = dict(cat=lambda m, x: torch.cat([m.x(x), m.pool(m.y(x))], 1), list=lambda m,
+            x: torch.cat([x, *(g(x) for g in (m.x, nn.Sequential(m.y, m.pool)))][1:], 1),
             three=lambda m, x: torch.cat((F.relu(a := m.x(x)), m.pool(m.y(x)), a), 1))[how]
         b.c = other.c+b.c*(2 if how == 'three' else 1)
         return Part(f, x=x, y=y, pool=pool)
     y = nn.Sequential(y, b.conv(other.c, b.c), pool)
-    f = dict(mul=lambda m, x: m.x(x)*m.y(x), max=lambda m, x: torch.max(m.x(x), m.y(x)), gate=lambda m, x: m.x(x)*m.y(x).sigmoid(), div=lambda m, x: m.x(x)/(m.y(x).abs()+1), minus=lambda m, x: m.x(x)-m.y(x),
-        stack=lambda m, x: torch.stack([m.x(x), m.y(x)], 1).max(1)[0], blend=lambda m, x: (lambda g, a, c: g*a+(1-g)*c)(m.y(x).sigmoid(), m.x(x), m.y(x)),
-        interleave=lambda m, x: torch.stack([m.x(x), m.y(x)], 2).flatten(1, 2), bmm=lambda m, x: m.x(x)+(m.x(x).flatten(2)*m.y(x).flatten(2)).sum(-1).reshape(len(x), -1, *[1]*(x.dim()-2)))[how]
+    f = dict(mul=lambda m, x: m.x(x)*m.y(x), max=lambda m, x: torch.max(m.x(x), m.y(x)), gate=lambda m,
+        x: m.x(x)*m.y(x).sigmoid(), div=lambda m, x: m.x(x)/(m.y(x).abs()+1), minus=lambda m, x: m.x(x)-m.y(x),
+        stack=lambda m, x: torch.stack([m.x(x), m.y(x)], 1).max(1)[0], blend=lambda m,
+        x: (lambda g, a, c: g*a+(1-g)*c)(m.y(x).sigmoid(), m.x(x), m.y(x)),
+        interleave=lambda m, x: torch.stack([m.x(x), m.y(x)], 2).flatten(1, 2), bmm=lambda m,
+        x: m.x(x)+(m.x(x).flatten(2)*m.y(x).flatten(2)).sum(-1).reshape(len(x), -1, *[1]*(x.dim()-2)))[how]
     if how == 'interleave': b.c *= 2
     return Part(f, x=x, y=y)
 
@@ -421,7 +486,8 @@ def split(b, inner):
         if m.how == 'index': return x[:, torch.arange(k)], x[:, torch.arange(k, c)]
         if m.how == 'steps': return x[:, ::2][:, :k], torch.cat([x[:, ::2][:, k:], x[:, 1::2]], 1)
         return x.chunk(2, 1)
-    how = b.pick('slice', 'narrow', 'split', 'tensor_split', 'index', *(['chunk']*3 if 2*k == c else []), *(['steps'] if k <= c//2 else []))
+    how = b.pick('slice', 'narrow', 'split', 'tensor_split', 'index', *(['chunk']*3 if 2*k == c else []),
+        *(['steps'] if k <= c//2 else []))
     order = b.pick('cat', 'swap', 'add') if half.c == c-k else b.pick('cat', 'swap')
     def f(m, x):
         a, rest = cut(m, x)
@@ -441,10 +507,12 @@ def unet(b, inner):
     b.size = [n//2 for n in size]
     body = b.parts(inner)
     mode = {1: 'linear', 2: 'bilinear', 3: 'trilinear'}[b.d] if up == 'linear' else 'nearest'
-    lift = of_dim(b.d, 'ConvTranspose')(b.c, b.c, 2, stride=2) if up == 'transposed' and b.size == [n//2 for n in size] else None
+    lift = (of_dim(b.d, 'ConvTranspose')(b.c, b.c, 2, stride=2) if up == 'transposed'
+        and b.size == [n//2 for n in size] else None)
     def f(m, x):
         y = m.body(m.down(x))
-        y = m.up(y) if m.up is not None else F.interpolate(y, size=x.shape[2:], mode=mode, **(dict(align_corners=False) if up == 'linear' else {}))
+        y = (m.up(y) if m.up is not None
+            else F.interpolate(y, size=x.shape[2:], mode=mode, **(dict(align_corners=False) if up == 'linear' else {})))
         return torch.cat([x, y], 1)
     b.size, b.c = size, c+b.c
     return Part(f, body=body, down=down, up=lift)
@@ -477,14 +545,18 @@ def res2(b):
 @part
 def ghost(b):
     o = b.width()
-    m = Part(lambda m, x: (lambda y: torch.cat([y, m.cheap(y)], 1))(F.relu(m.l(x))), l=b.conv(b.c, o), cheap=b.conv(o, o, 3, groups=o)); b.c = 2*o
+    m = Part(lambda m, x: (lambda y: torch.cat([y, m.cheap(y)], 1))(F.relu(m.l(x))), l=b.conv(b.c, o),
+        cheap=b.conv(o, o, 3, groups=o))
+    b.c = 2*o
     return m
 
 @part
 def maxout(b):
     o = b.pick(2, 4, 6)
     how = b.pick('view', 'chunk', 'pool')
-    f = dict(view=lambda m, x: (lambda y: y.view(len(y), o, 2, *y.shape[2:]).amax(2))(m.l(x)), chunk=lambda m, x: torch.max(*m.l(x).chunk(2, 1)), pool=lambda m, x: (lambda y: y.view(len(y), y.shape[1]//2, 2, *y.shape[2:]).max(2).values)(m.l(x)))[how]
+    f = dict(view=lambda m, x: (lambda y: y.view(len(y), o, 2, *y.shape[2:]).amax(2))(m.l(x)), chunk=lambda m,
+        x: torch.max(*m.l(x).chunk(2, 1)), pool=lambda m,
+        x: (lambda y: y.view(len(y), y.shape[1]//2, 2, *y.shape[2:]).max(2).values)(m.l(x)))[how]
     m = Part(f, l=b.conv(b.c, 2*o)); b.c = o
     return m
 
@@ -492,8 +564,10 @@ def maxout(b):
 def gated(b):
     "GLU and its relatives."
     o, how = b.width(), b.pick('glu', 'chunk', 'swiglu', 'simple', 'two', 'spatial')
-    f = dict(glu=lambda m, x: F.glu(m.l(x), 1), chunk=lambda m, x: (lambda a, c: a*c.sigmoid())(*m.l(x).chunk(2, 1)), swiglu=lambda m, x: (lambda a, c: F.silu(a)*c)(*m.l(x).split(o, 1)),
-        simple=lambda m, x: (lambda a, c: a*c)(*m.l(x).chunk(2, 1)), two=lambda m, x: m.a(x)*m.l(x).chunk(2, 1)[0], spatial=lambda m, x: (lambda a, c: a*(m.g(c)+1))(*F.gelu(m.l(x)).chunk(2, 1)))[how]
+    f = dict(glu=lambda m, x: F.glu(m.l(x), 1), chunk=lambda m, x: (lambda a, c: a*c.sigmoid())(*m.l(x).chunk(2, 1)),
+        swiglu=lambda m, x: (lambda a, c: F.silu(a)*c)(*m.l(x).split(o, 1)),
+        simple=lambda m, x: (lambda a, c: a*c)(*m.l(x).chunk(2, 1)), two=lambda m, x: m.a(x)*m.l(x).chunk(2, 1)[0],
+        spatial=lambda m, x: (lambda a, c: a*(m.g(c)+1))(*F.gelu(m.l(x)).chunk(2, 1)))[how]
     m = Part(f, l=b.conv(b.c, 2*o), a=b.conv(b.c, o), g=b.conv(o, o, 3, groups=o)); b.c = o
     return m
 
@@ -502,14 +576,21 @@ def gated(b):
 
 @part
 def excite(b):
-    c, h, axes, how = b.c, max(b.c//2, 2), b.axes(), b.pick('conv', 'linear', 'eca', 'max', 'global', 'style', 'context', 'spatial', 'cbam')
+    c, h, axes, how = (b.c, max(b.c//2, 2), b.axes(),
+        b.pick('conv', 'linear', 'eca', 'max', 'global', 'style', 'context', 'spatial', 'cbam'))
     wide = lambda v: v.reshape(*v.shape, *[1]*len(axes))
-    f = dict(conv=lambda m, x: x*m.two(F.relu(m.one(x.mean(axes, keepdim=True)))).sigmoid(), linear=lambda m, x: x*wide(m.l2(F.relu(m.l1(x.mean(axes)))).sigmoid()),
-        eca=lambda m, x: x*wide(m.e(x.mean(axes)[:, None])[:, 0].sigmoid()), max=lambda m, x: x*wide((m.l2(F.relu(m.l1(x.amax(axes))))+m.l2(F.relu(m.l1(x.mean(axes))))).sigmoid()),
-        style=lambda m, x: (lambda g, s: x*wide(g)+wide(s))(*m.l3(x.mean(axes)).chunk(2, 1)), context=lambda m, x: x+wide((x.flatten(2)@m.k(x).flatten(2).softmax(-1).transpose(1, 2))[..., 0]),
-        spatial=lambda m, x: x*m.k(x).sigmoid(), cbam=lambda m, x: x*m.s(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid(),
-        **{'global': lambda m, x: m.g*(x*(n := x.flatten(2).norm(dim=2).reshape(*x.shape[:2], *[1]*len(axes)))/(n.mean(1, keepdim=True)+1e-6))+x})[how]
-    return Part(f, one=b.conv(c, h), two=b.conv(h, c), l1=nn.Linear(c, h), l2=nn.Linear(h, c), l3=nn.Linear(c, 2*c), e=nn.Conv1d(1, 1, 3, padding=1), k=b.conv(c, 1), s=b.conv(2, 1, 3), g=nn.Parameter(b.wide(torch.rand(c))[None]))
+    f = dict(conv=lambda m, x: x*m.two(F.relu(m.one(x.mean(axes, keepdim=True)))).sigmoid(), linear=lambda m,
+        x: x*wide(m.l2(F.relu(m.l1(x.mean(axes)))).sigmoid()),
+        eca=lambda m, x: x*wide(m.e(x.mean(axes)[:, None])[:, 0].sigmoid()), max=lambda m,
+        x: x*wide((m.l2(F.relu(m.l1(x.amax(axes))))+m.l2(F.relu(m.l1(x.mean(axes))))).sigmoid()),
+        style=lambda m, x: (lambda g, s: x*wide(g)+wide(s))(*m.l3(x.mean(axes)).chunk(2, 1)), context=lambda m,
+        x: x+wide((x.flatten(2)@m.k(x).flatten(2).softmax(-1).transpose(1, 2))[..., 0]),
+        spatial=lambda m, x: x*m.k(x).sigmoid(), cbam=lambda m,
+        x: x*m.s(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid(),
+        **{'global': lambda m, x: m.g*(x*(n := x.flatten(2).norm(dim=2).reshape(*x.shape[:2],
+        *[1]*len(axes)))/(n.mean(1, keepdim=True)+1e-6))+x})[how]
+    return Part(f, one=b.conv(c, h), two=b.conv(h, c), l1=nn.Linear(c, h), l2=nn.Linear(h, c), l3=nn.Linear(c, 2*c),
+        e=nn.Conv1d(1, 1, 3, padding=1), k=b.conv(c, 1), s=b.conv(2, 1, 3), g=nn.Parameter(b.wide(torch.rand(c))[None]))
 
 @part
 def select_kernels(b):
@@ -517,10 +598,12 @@ def select_kernels(b):
     o, axes = b.width(), b.axes()
     how = b.pick('stack', 'view')
     def f(m, x):
-        u = torch.stack([F.relu(m.x(x)), F.relu(m.y(x))], 1) if how == 'stack' else (lambda y: y.view(len(y), 2, y.shape[1]//2, *y.shape[2:]))(F.relu(m.z(x)))
+        u = (torch.stack([F.relu(m.x(x)), F.relu(m.y(x))], 1) if how == 'stack'
+            else (lambda y: y.view(len(y), 2, y.shape[1]//2, *y.shape[2:]))(F.relu(m.z(x))))
         z = m.two(F.relu(m.one(u.sum(1).mean(axes)))).view(len(x), 2, -1).softmax(1)
         return (u*z.reshape(*z.shape, *[1]*len(axes))).sum(1)
-    m = Part(f, x=b.conv(b.c, o), y=b.conv(b.c, o, 3), z=b.conv(b.c, 2*o), one=nn.Linear(o, 4), two=nn.Linear(4, 2*o)); b.c = o
+    m = Part(f, x=b.conv(b.c, o), y=b.conv(b.c, o, 3), z=b.conv(b.c, 2*o), one=nn.Linear(o, 4), two=nn.Linear(4, 2*o))
+    b.c = o
     return m
 
 @part
@@ -530,17 +613,30 @@ def attention(b):
     def tok(x): return x.flatten(2).transpose(1, 2)
     def back(t, x): return t.transpose(1, 2).reshape(len(x), -1, *x.shape[2:])
     def heads(t): return t.reshape(len(t), t.shape[1], g, -1).transpose(1, 2)
-    f = dict(nonlocal_=lambda m, x: x+m.o(((m.v(x).flatten(2)@(m.q(x).flatten(2).transpose(1, 2)@m.k(x).flatten(2)).softmax(-1).transpose(1, 2))).reshape(x.shape)),
+    f = dict(nonlocal_=lambda m, x: x
+        +m.o(((m.v(x).flatten(2)@(m.q(x).flatten(2).transpose(1, 2)@m.k(x).flatten(2)).softmax(-1).transpose(1,
+        2))).reshape(x.shape)),
         module=lambda m, x: x+back(m.a(*[tok(x)]*3, need_weights=False)[0], x),
-        fused=lambda m, x: back(F.scaled_dot_product_attention(*map(heads, m.qkv(tok(x)).chunk(3, -1))).transpose(1, 2).flatten(2), x),
-        channels=lambda m, x: (lambda q, k, v: ((F.normalize(q, dim=-1)@F.normalize(k, dim=-1).transpose(1, 2)*m.t).softmax(-1)@v).reshape(x.shape))(*(l(x).flatten(2) for l in (m.q, m.k, m.v))),
-        linear=lambda m, x: (lambda q, k, v: (v@k.softmax(-1).transpose(1, 2)@q.softmax(1)).reshape(x.shape))(*(l(x).flatten(2) for l in (m.q, m.k, m.v))),
-        encoder=lambda m, x: back(m.e(tok(x)), x), window=lambda m, x: x+back(m.a(*[t := torch.roll(tok(x), 1, 1)]*3)[0].roll(-1, 1), x),
-        einsum=lambda m, x: torch.einsum('bij,bcj->bci', torch.einsum('bci,bcj->bij', m.q(x).flatten(2), m.k(x).flatten(2)).softmax(-1), m.v(x).flatten(2)).reshape(x.shape),
-        token=lambda m, x: x+(m.a(m.cls.expand(len(x), -1, -1), *[torch.cat([m.cls.expand(len(x), -1, -1), tok(x)], 1)]*2)[0].transpose(1, 2)).reshape(len(x), -1, *[1]*(x.dim()-2)))
+        fused=lambda m, x: back(F.scaled_dot_product_attention(*map(heads, m.qkv(tok(x)).chunk(3, -1))).transpose(1,
+        2).flatten(2), x),
+        channels=lambda m, x: (lambda q, k,
+        v: ((F.normalize(q, dim=-1)@F.normalize(k, dim=-1).transpose(1, 2)*m.t).softmax(-1)@v).reshape(x.shape))(
+        *(l(x).flatten(2) for l in (m.q, m.k, m.v))),
+        linear=lambda m, x: (lambda q, k,
+        v: (v@k.softmax(-1).transpose(1, 2)@q.softmax(1)).reshape(x.shape))(*(l(x).flatten(2)
+        for l in (m.q, m.k, m.v))),
+        encoder=lambda m, x: back(m.e(tok(x)), x), window=lambda m,
+        x: x+back(m.a(*[t := torch.roll(tok(x), 1, 1)]*3)[0].roll(-1, 1), x),
+        einsum=lambda m, x: torch.einsum('bij,bcj->bci',
+        torch.einsum('bci,bcj->bij', m.q(x).flatten(2), m.k(x).flatten(2)).softmax(-1),
+        m.v(x).flatten(2)).reshape(x.shape),
+        token=lambda m, x: x+(m.a(m.cls.expand(len(x), -1, -1),
+        *[torch.cat([m.cls.expand(len(x), -1, -1), tok(x)], 1)]*2)[0].transpose(1, 2)).reshape(len(x), -1,
+        *[1]*(x.dim()-2)))
     f = f['nonlocal_' if how == 'nonlocal' else how]
     held = dict(q=b.conv(c, c), k=b.conv(c, c), v=b.conv(c, c), o=b.conv(c, c), t=nn.Parameter(torch.ones(1)))
-    if how in ('module', 'window', 'token'): held = dict(a=nn.MultiheadAttention(c, g, batch_first=True), cls=nn.Parameter(torch.randn(1, 1, c)))
+    if how in ('module', 'window', 'token'):
+        held = dict(a=nn.MultiheadAttention(c, g, batch_first=True), cls=nn.Parameter(torch.randn(1, 1, c)))
     if how == 'fused': held = dict(qkv=nn.Linear(c, 3*c))
     if how == 'encoder': held = dict(e=nn.TransformerEncoderLayer(c, g, 8, batch_first=True, norm_first=b.chance()))
     return Part(f, **held)
@@ -548,12 +644,14 @@ def attention(b):
 @part
 def recurrent(b):
     h, kind = b.pick(4, 6), b.pick('LSTM', 'GRU', 'RNN', 'two', 'cell')
-    def f(m, x): return (lambda t: t.transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))(m.r(x.flatten(2).transpose(1, 2))[0])
+    def f(m, x):
+        return (lambda t: t.transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))(m.r(x.flatten(2).transpose(1, 2))[0])
     def cell(m, x):
         s = torch.zeros(len(x), h, dtype=x.dtype)
         for t in x.flatten(2).unbind(2)[:3]: s = m.r(t, s)
         return x.mean(1, keepdim=True)+s.reshape(*s.shape, *[1]*(x.dim()-2))
-    r = nn.GRUCell(b.c, h) if kind == 'cell' else nn.LSTM(b.c, h, 2, batch_first=True, bidirectional=True) if kind == 'two' else getattr(nn, kind)(b.c, h, batch_first=True)
+    r = (nn.GRUCell(b.c, h) if kind == 'cell' else nn.LSTM(b.c, h, 2, batch_first=True, bidirectional=True)
+        if kind == 'two' else getattr(nn, kind)(b.c, h, batch_first=True))
     b.c = 2*h if kind == 'two' else h
     return Part(cell if kind == 'cell' else f, r=r)
 
@@ -563,7 +661,8 @@ def recurrent(b):
 @part
 def pool(b):
     if min(b.size) < 2: return
-    how = b.pick('max', 'avg', 'adaptive', 'one', 'lp', 'unpool', 'blur', 'mean', 'sum', 'adaptive max', 'ceil', 'stochastic')
+    how = b.pick('max', 'avg', 'adaptive', 'one', 'lp', 'unpool', 'blur', 'mean', 'sum', 'adaptive max', 'ceil',
+        'stochastic')
     d = b.d
     half = [n//2 for n in b.size]
     if how == 'max': b.size = half; return of_dim(d, 'MaxPool')(2)
@@ -576,47 +675,73 @@ def pool(b):
     if how == 'mean': return Part(lambda m, x: x-x.mean(m.axes, keepdim=True), axes=b.axes())
     if how == 'sum': return Part(lambda m, x: x.sum(-1, keepdim=True)*.1+x)
     if how == 'stochastic': return nn.Dropout(.3)
-    if how == 'unpool' and d == 2: return Part(lambda m, x: (lambda y, i: F.max_unpool2d(y, i, 2, output_size=x.shape[2:]))(*F.max_pool2d(x, 2, return_indices=True)))
+    if how == 'unpool' and d == 2:
+        return Part(lambda m, x: (lambda y,
+            i: F.max_unpool2d(y, i, 2, output_size=x.shape[2:]))(*F.max_pool2d(x, 2, return_indices=True)))
     if how == 'blur' and d == 2:
-        m = Part(lambda m, x: F.conv2d(x, m.k.expand(x.shape[1], 1, 3, 3), padding=1, groups=x.shape[1])); m.register_buffer('k', torch.tensor([1., 2, 1])[:, None]*torch.tensor([1., 2, 1])[None]/16)
+        m = Part(lambda m, x: F.conv2d(x, m.k.expand(x.shape[1], 1, 3, 3), padding=1, groups=x.shape[1]))
+        m.register_buffer('k', torch.tensor([1., 2, 1])[:, None]*torch.tensor([1., 2, 1])[None]/16)
         return m
 
 @part
 def shuffle(b):
     g = b.divisor(2, 3, 4)
-    how = b.pick('view', 'module', 'pixel', 'unpixel', 'swap', 'depth', 'flip', 'roll', 'order', 'gather', 'repeat', 'interleave', 'pad', 'twice', 'steps', 'last', 'fold', 'tile', 'rotate', 'turn', 'strided', 'crop', 'expand', 'einops')
+    how = b.pick('view', 'module', 'pixel', 'unpixel', 'swap', 'depth', 'flip', 'roll', 'order', 'gather', 'repeat',
+        'interleave', 'pad', 'twice', 'steps', 'last', 'fold', 'tile', 'rotate', 'turn', 'strided', 'crop', 'expand',
+        'einops')
     c = b.c
     if how == 'view' and g: return Part(lambda m, x: x.view(len(x), g, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2))
-    if how == 'einops' and g: return Part(lambda m, x: x.reshape(len(x), x.shape[1]//g, g, *x.shape[2:]).transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))
+    if how == 'einops' and g:
+        return Part(lambda m, x: x.reshape(len(x), x.shape[1]//g, g, *x.shape[2:]).transpose(1, 2).reshape(len(x), -1,
+            *x.shape[2:]))
     if how == 'module' and g and b.d == 2: return nn.ChannelShuffle(g)
-    if how == 'pixel' and b.d == 2 and c % 4 == 0 and max(b.size) <= 8: b.c, b.size = c//4, [2*n for n in b.size]; return nn.PixelShuffle(2)
-    if how == 'unpixel' and b.d == 2 and not any(n % 2 for n in b.size) and c <= 12: b.c, b.size = 4*c, [n//2 for n in b.size]; return nn.PixelUnshuffle(2)
+    if how == 'pixel' and b.d == 2 and c % 4 == 0 and max(b.size) <= 8:
+        b.c, b.size = c//4, [2*n for n in b.size]
+        return nn.PixelShuffle(2)
+    if how == 'unpixel' and b.d == 2 and not any(n % 2 for n in b.size) and c <= 12:
+        b.c, b.size = 4*c, [n//2 for n in b.size]
+        return nn.PixelUnshuffle(2)
     if how == 'depth' and b.d == 2 and not any(n % 2 for n in b.size) and c <= 12:
         b.c, b.size = 4*c, [n//2 for n in b.size]
-        return Part(lambda m, x: torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1))
+        return Part(lambda m, x: torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2],
+            x[..., 1::2, 1::2]], 1))
     if how == 'swap' and c % 2 == 0: return Part(lambda m, x: torch.cat(x.chunk(2, 1)[::-1], 1))
     if how == 'flip': return Part(lambda m, x: x.flip(m.at), at=b.pick(1, -1, (1, 2)))
     if how == 'roll': return Part(lambda m, x: torch.roll(x, m.by, m.at), by=b.pick(1, 2), at=b.pick(1, -1))
-    if how == 'order': m = Part(lambda m, x: x[:, m.order] if m.how else x.index_select(1, m.order), how=b.chance()); m.register_buffer('order', torch.randperm(c)); return m
-    if how == 'gather': m = Part(lambda m, x: torch.gather(x, 1, m.at.expand(len(x), -1, *x.shape[2:]))); m.register_buffer('at', b.wide(torch.randperm(c))[None]); return m
+    if how == 'order':
+        m = Part(lambda m, x: x[:, m.order] if m.how else x.index_select(1, m.order), how=b.chance())
+        m.register_buffer('order', torch.randperm(c))
+        return m
+    if how == 'gather':
+        m = Part(lambda m, x: torch.gather(x, 1, m.at.expand(len(x), -1, *x.shape[2:])))
+        m.register_buffer('at', b.wide(torch.randperm(c))[None])
+        return m
     if how in ('repeat', 'interleave', 'twice', 'tile', 'expand') and c <= 12:
         b.c = 2*c
-        return Part(dict(repeat=lambda m, x: x.repeat(1, 2, *[1]*(x.dim()-2)), interleave=lambda m, x: x.repeat_interleave(2, 1), twice=lambda m, x: torch.cat([x, -x], 1), tile=lambda m, x: torch.tile(x, (2, *[1]*(x.dim()-2))),
+        return Part(dict(repeat=lambda m, x: x.repeat(1, 2, *[1]*(x.dim()-2)), interleave=lambda m,
+            x: x.repeat_interleave(2, 1), twice=lambda m, x: torch.cat([x, -x], 1), tile=lambda m,
+            x: torch.tile(x, (2, *[1]*(x.dim()-2))),
             expand=lambda m, x: x[:, :, None].expand(-1, -1, 2, *x.shape[2:]).flatten(1, 2))[how])
     if how == 'pad': k = b.pick(1, 3); b.c = c+k; return Part(lambda m, x: F.pad(x, [0]*(2*(x.dim()-2))+[0, k]))
     if how == 'steps' and c % 2 == 0: b.c = c//2; return Part(lambda m, x: x[:, ::2]+x[:, 1::2])
     if how == 'last': return Part(lambda m, x: x.movedim(1, -1).contiguous().movedim(-1, 1))
-    if how == 'fold' and b.d == 2: return Part(lambda m, x: F.fold(F.unfold(x, 3, padding=1), x.shape[2:], 3, padding=1))
+    if how == 'fold' and b.d == 2:
+        return Part(lambda m, x: F.fold(F.unfold(x, 3, padding=1), x.shape[2:], 3, padding=1))
     if how == 'rotate' and b.d == 2: b.size = b.size[::-1]; return Part(lambda m, x: torch.rot90(x, 1, (2, 3)))
-    if how == 'turn' and b.d > 1: b.size[-1], b.size[-2] = b.size[-2], b.size[-1]; return Part(lambda m, x: x.transpose(-1, -2))
+    if how == 'turn' and b.d > 1:
+        b.size[-1], b.size[-2] = b.size[-2], b.size[-1]
+        return Part(lambda m, x: x.transpose(-1, -2))
     if how == 'strided': return Part(lambda m, x: x.contiguous().as_strided(x.shape, x.contiguous().stride()))
-    if how == 'crop' and min(b.size) > 2: b.size = [n-1 for n in b.size]; return Part(lambda m, x: x[(..., *[slice(1, None)]*(x.dim()-2))])
+    if how == 'crop' and min(b.size) > 2:
+        b.size = [n-1 for n in b.size]
+        return Part(lambda m, x: x[(..., *[slice(1, None)]*(x.dim()-2))])
 
 @part
 def resize(b):
     d = b.d
     size = [n*2 for n in b.size] if max(b.size) <= 8 else list(b.size)
-    mode = b.pick('nearest', 'nearest-exact', {1: 'linear', 2: 'bilinear', 3: 'trilinear'}[d], *(['bicubic'] if d == 2 else []), 'area')
+    mode = b.pick('nearest', 'nearest-exact', {1: 'linear', 2: 'bilinear', 3: 'trilinear'}[d],
+        *(['bicubic'] if d == 2 else []), 'area')
     b.size = size
     return Part(lambda m, x: F.interpolate(x, size=tuple(size), mode=mode))
 
@@ -626,11 +751,19 @@ def reshaped(b):
     c, size = b.c, tuple(b.size)
     n = torch.tensor(size).prod().item()
     g = b.divisor(2, 3) or 1
-    f = b.pick(lambda m, x: x.view(len(x), c, n).view(len(x), c, *size), lambda m, x: x.reshape(len(x), -1).reshape(x.shape), lambda m, x: x.flatten(1).unflatten(1, (c, *size)), lambda m, x: x.reshape(-1, *x.shape[2:]).reshape(x.shape),
-        lambda m, x: x.flatten(2).permute(2, 0, 1).permute(1, 2, 0).reshape(x.shape), lambda m, x: x.view(len(x), g, c//g, *x.shape[2:]).mean(2, keepdim=True).expand(-1, -1, c//g, *x.shape[2:]).reshape(x.shape),
-        lambda m, x: x.reshape(len(x)*g, -1, *x.shape[2:]).reshape(x.shape), lambda m, x: x.view(len(x), g, -1, *x.shape[2:]).softmax(2).view(x.shape), lambda m, x: x.unsqueeze(1).squeeze(1), lambda m, x: x[None][0],
-        lambda m, x: x.view(len(x), g, c//g, -1).flip(1).reshape(x.shape), lambda m, x: torch.stack(x.unbind(1), 1), lambda m, x: torch.stack([x[:, i] for i in range(x.shape[1])], 1), lambda m, x: x.ravel().reshape(x.shape),
-        lambda m, x: torch.cat([x[i:i+1] for i in range(len(x))]), lambda m, x: x.swapaxes(1, -1).swapaxes(1, -1), lambda m, x: torch.cat([x[:, i:i+1]*(i+1) for i in range(x.shape[1])], 1))
+    f = b.pick(lambda m, x: x.view(len(x), c, n).view(len(x), c, *size), lambda m,
+        x: x.reshape(len(x), -1).reshape(x.shape), lambda m, x: x.flatten(1).unflatten(1, (c, *size)), lambda m,
+        x: x.reshape(-1, *x.shape[2:]).reshape(x.shape),
+        lambda m, x: x.flatten(2).permute(2, 0, 1).permute(1, 2, 0).reshape(x.shape), lambda m,
+        x: x.view(len(x), g, c//g, *x.shape[2:]).mean(2, keepdim=True).expand(-1, -1, c//g,
+        *x.shape[2:]).reshape(x.shape),
+        lambda m, x: x.reshape(len(x)*g, -1, *x.shape[2:]).reshape(x.shape), lambda m,
+        x: x.view(len(x), g, -1, *x.shape[2:]).softmax(2).view(x.shape), lambda m, x: x.unsqueeze(1).squeeze(1),
+        lambda m, x: x[None][0],
+        lambda m, x: x.view(len(x), g, c//g, -1).flip(1).reshape(x.shape), lambda m, x: torch.stack(x.unbind(1), 1),
+        lambda m, x: torch.stack([x[:, i] for i in range(x.shape[1])], 1), lambda m, x: x.ravel().reshape(x.shape),
+        lambda m, x: torch.cat([x[i:i+1] for i in range(len(x))]), lambda m, x: x.swapaxes(1, -1).swapaxes(1, -1),
+        lambda m, x: torch.cat([x[:, i:i+1]*(i+1) for i in range(x.shape[1])], 1))
     return Part(f)
 
 @part
@@ -658,10 +791,12 @@ def written(b):
     def counted(m, x): m.count += 1; return x
     def copied(m, x): y = torch.empty_like(x); y.copy_(x); return y
     def masked(m, x): x = x.clone(); x[x < 0] = 0; return x
-    def scattered(m, x): return torch.zeros_like(x).scatter_(1, torch.arange(c).reshape(1, -1, *[1]*(x.dim()-2)).expand(x.shape), x)
+    def scattered(m, x):
+        return torch.zeros_like(x).scatter_(1, torch.arange(c).reshape(1, -1, *[1]*(x.dim()-2)).expand(x.shape), x)
     def padded(m, x): y = x.new_zeros(len(x), c+2, *x.shape[2:]); y[:, 1:c+1] = x; return y[:, 1:-1]
     def buffered(m, x): m.seen.copy_(x.detach().mean()); return x+m.seen*0
-    f = b.pick(empty, zeros, loop, some, out, half, shift, added, kept, counted, copied, masked, scattered, padded, buffered)
+    f = b.pick(empty, zeros, loop, some, out, half, shift, added, kept, counted, copied, masked, scattered, padded,
+        buffered)
     m = Part(f)
     m.register_buffer('count', torch.zeros((), dtype=torch.long)); m.register_buffer('seen', torch.zeros(()))
     return m
@@ -690,7 +825,8 @@ def python(b):
     def coords(m, x): return torch.cat([x, torch.linspace(0, 1, x.shape[-1]).to(x).expand(len(x), 1, *x.shape[2:])], 1)
     def sorted_(m, x): return x.sort(m.at)[0]
     def top(m, x): return x*(x >= x.topk(min(2, x.shape[1]), 1)[0][:, -1:]).to(x.dtype)
-    f = b.pick(scaled, branch, pixels, asserted, loop, tried, made, mean, lists, module, linspace, arange, numel, coords, sorted_, top)
+    f = b.pick(scaled, branch, pixels, asserted, loop, tried, made, mean, lists, module, linspace, arange, numel,
+        coords, sorted_, top)
     if f is coords: b.c = c+1
     m = Part(f, c=c, at=b.pick(1, -1))
     return m
@@ -698,15 +834,18 @@ def python(b):
 @part
 def hooked(b):
     l = b.conv(b.c, b.c, 3)
-    l.register_forward_hook(b.pick(lambda m, i, o: o*2, lambda m, i, o: F.relu(o), lambda m, i, o: None)) if b.chance() else l.register_forward_pre_hook(lambda m, i: (i[0]*.5,))
+    l.register_forward_hook(b.pick(lambda m, i, o: o*2, lambda m, i, o: F.relu(o), lambda m, i,
+        o: None)) if b.chance() else l.register_forward_pre_hook(lambda m, i: (i[0]*.5,))
     return l
 
 @part
 def fourier(b):
     how = b.pick('filter', 'abs', 'mix')
     n = b.size[-1]//2+1
-    f = dict(filter=lambda m, x: torch.fft.irfft(torch.fft.rfft(x)*m.w, n=x.shape[-1]), abs=lambda m, x: torch.fft.fft(x).abs(),
-        mix=lambda m, x: (lambda z: torch.fft.irfft(torch.view_as_complex(torch.view_as_real(z).mul(2.).contiguous()), n=x.shape[-1]))(torch.fft.rfft(x)))[how]
+    f = dict(filter=lambda m, x: torch.fft.irfft(torch.fft.rfft(x)*m.w, n=x.shape[-1]), abs=lambda m,
+        x: torch.fft.fft(x).abs(),
+        mix=lambda m, x: (lambda z: torch.fft.irfft(torch.view_as_complex(torch.view_as_real(z).mul(2.).contiguous()),
+        n=x.shape[-1]))(torch.fft.rfft(x)))[how]
     return Part(f, w=nn.Parameter(torch.rand(n)+.5))
 
 @part
@@ -737,7 +876,8 @@ def codebook(b):
 @part
 def scripted(b):
     o = b.width()
-    m = torch.jit.script(nn.Sequential(b.conv(b.c, o, 3), nn.ReLU())) if b.chance() else nn.Sequential(b.conv(b.c, o, 3), torch.jit.script(nn.Hardswish()))
+    m = (torch.jit.script(nn.Sequential(b.conv(b.c, o, 3), nn.ReLU())) if b.chance()
+        else nn.Sequential(b.conv(b.c, o, 3), torch.jit.script(nn.Hardswish())))
     b.c = o
     return m
 
@@ -745,7 +885,8 @@ def scripted(b):
 def traced(b):
     if b.d != 2: return
     o = b.width()
-    m = torch.jit.trace(nn.Sequential(nn.Conv2d(b.c, o, 1), nn.ReLU()), torch.randn(1, b.c, *b.size), check_trace=False); b.c = o
+    m = torch.jit.trace(nn.Sequential(nn.Conv2d(b.c, o, 1), nn.ReLU()), torch.randn(1, b.c, *b.size), check_trace=False)
+    b.c = o
     return m
 
 @part
@@ -763,7 +904,9 @@ def head(f): HEADS[f.__name__] = f; return f
 @head
 def mean(b): axes = b.axes(); return Part(lambda m, x: m.l(x.mean(axes)), l=nn.Linear(b.c, 3))
 @head
-def pooled(b): return nn.Sequential(of_dim(b.d, 'AdaptiveAvgPool')(2), nn.Flatten(), nn.Linear(b.c*2**b.d, 6), nn.ReLU(), nn.Dropout(), nn.Linear(6, 3))
+def pooled(b):
+    return nn.Sequential(of_dim(b.d, 'AdaptiveAvgPool')(2), nn.Flatten(), nn.Linear(b.c*2**b.d, 6), nn.ReLU(),
+        nn.Dropout(), nn.Linear(6, 3))
 @head
 def dense_map(b): return b.conv(b.c, 3)
 @head
@@ -771,15 +914,21 @@ def flat(b):
     n = b.c*torch.tensor(b.size).prod().item()
     return Part(lambda m, x: m.l(x.view(x.size(0), -1)), l=nn.Linear(n, 3))
 @head
-def dictionary(b): axes = b.axes(); return Part(lambda m, x: OrderedDict(out=m.a(x), aux=m.l(x.mean(axes))), a=b.conv(b.c, 2), l=nn.Linear(b.c, 3))
+def dictionary(b):
+    axes = b.axes()
+    return Part(lambda m, x: OrderedDict(out=m.a(x), aux=m.l(x.mean(axes))), a=b.conv(b.c, 2), l=nn.Linear(b.c, 3))
 @head
-def two(b): axes = b.axes(); return Part(lambda m, x: (m.l(x.mean(axes)), [m.a(x)]), a=b.conv(b.c, 2), l=nn.Linear(b.c, 3))
+def two(b):
+    axes = b.axes()
+    return Part(lambda m, x: (m.l(x.mean(axes)), [m.a(x)]), a=b.conv(b.c, 2), l=nn.Linear(b.c, 3))
 @head
 def features(b): axes = b.axes(); return Part(lambda m, x: dict(x=x, y=m.l(x.mean(axes))), l=nn.Linear(b.c, 3))
 
 Pair = namedtuple('Pair', 'logits image')
 @head
-def pair(b): axes = b.axes(); return Part(lambda m, x: Pair(m.l(x.mean(axes)), m.a(x)), a=b.conv(b.c, 2), l=nn.Linear(b.c, 3))
+def pair(b):
+    axes = b.axes()
+    return Part(lambda m, x: Pair(m.l(x.mean(axes)), m.a(x)), a=b.conv(b.c, 2), l=nn.Linear(b.c, 3))
 
 @dataclasses.dataclass
 class Answer:
@@ -792,15 +941,20 @@ def answer(b): axes = b.axes(); return Part(lambda m, x: Answer(m.l(x.mean(axes)
 def auxiliary(b):
     "A second output while training."
     axes = b.axes()
-    return Part(lambda m, x: (m.l(x.mean(axes)), m.a(x)) if m.training else m.l(x.mean(axes)), a=b.conv(b.c, 2), l=nn.Linear(b.c, 3))
+    return Part(lambda m, x: (m.l(x.mean(axes)), m.a(x)) if m.training else m.l(x.mean(axes)), a=b.conv(b.c, 2),
+        l=nn.Linear(b.c, 3))
 @head
 def bare(b): return nn.Identity()
 @head
-def embedded(b): axes = b.axes(); return Part(lambda m, x: F.normalize(m.l(x.mean(axes)), dim=1)@F.normalize(m.w, dim=1).t(), l=nn.Linear(b.c, 6), w=nn.Parameter(torch.randn(3, 6)))
+def embedded(b):
+    axes = b.axes()
+    return Part(lambda m, x: F.normalize(m.l(x.mean(axes)), dim=1)@F.normalize(m.w, dim=1).t(), l=nn.Linear(b.c, 6),
+        w=nn.Parameter(torch.randn(3, 6)))
 @head
 def boxes(b):
     "One-stage detection: a map per anchor, reshaped to rows."
-    return Part(lambda m, x: (lambda y: y.view(len(y), 2, 5, -1).permute(0, 3, 1, 2).reshape(len(y), -1, 5).sigmoid())(m.l(x)), l=b.conv(b.c, 10))
+    return Part(lambda m, x: (lambda y: y.view(len(y), 2, 5, -1).permute(0, 3, 1, 2).reshape(len(y), -1,
+        5).sigmoid())(m.l(x)), l=b.conv(b.c, 10))
 
 
 # ---- examples
@@ -818,7 +972,9 @@ class Masking(Net):
 
 class Conditioned(Net):
     def __init__(self, body, head, stem, table): super().__init__(body, head); self.stem, self.table = stem, table
-    def forward(self, batch): s = self.stem(batch['image']); return self.head(self.body(s*(1+self.table(batch['kind']).reshape(len(s), -1, *[1]*(s.dim()-2)))))
+    def forward(self, batch):
+        s = self.stem(batch['image'])
+        return self.head(self.body(s*(1+self.table(batch['kind']).reshape(len(s), -1, *[1]*(s.dim()-2)))))
 
 class Listing(Net):
     def forward(self, x):
@@ -843,7 +999,8 @@ def draw_part(r, depth=2):
     "A part, and the parts that it holds."
     name = r.choice(['conv', 'normed', 'norm', 'act']) if r.random() < .4 else r.choice(sorted(PARTS))
     if HOLDS[name] and not depth: name = 'normed'
-    return (name, r.randrange(1000), *(tuple(draw_part(r, depth-1) for _ in range(r.randint(1, 3))) for _ in range(HOLDS[name])))
+    return (name, r.randrange(1000),
+        *(tuple(draw_part(r, depth-1) for _ in range(r.randint(1, 3))) for _ in range(HOLDS[name])))
 
 def draw_plan(
     r, # `random.Random`, or hypothesis' like of it
@@ -851,7 +1008,8 @@ def draw_plan(
 ):
     "(dimensions, kind of example, head, parts)"
     d = r.choice([1, 2, 2, 2, 3])
-    parts = [('conv', r.randrange(1000))]+[draw_part(r, 2 if most > 2 else 1) for _ in range(r.randint(1, most))]+[('conv', r.randrange(1000))]
+    parts = ([('conv', r.randrange(1000))]+[draw_part(r, 2 if most > 2 else 1)
+        for _ in range(r.randint(1, most))]+[('conv', r.randrange(1000))])
     return d, r.choice(EXAMPLES), (r.choice(sorted(HEADS)), r.randrange(1000)), tuple(parts)
 
 @torch.no_grad()

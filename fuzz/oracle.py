@@ -29,7 +29,9 @@ def call(net, example):
     "Its outputs, without gradients."
     with torch.no_grad():
         named = isinstance(example, dict)
-        example = {k: v.clone() for k, v in example.items()} if named else [t.clone() if isinstance(t, torch.Tensor) else t for t in (example if isinstance(example, tuple) else (example,))]
+        example = ({k: v.clone() for k, v in example.items()} if named
+            else [t.clone() if isinstance(t, torch.Tensor) else t
+            for t in (example if isinstance(example, tuple) else (example,))])
         return tensors(net(**example) if named else net(*example))
 
 def cast(example, dtype):
@@ -40,7 +42,8 @@ def cast(example, dtype):
 
 def distance(a, b):
     "Largest difference of two lists of tensors, in units of each one's largest value."
-    demand([t.shape for t in a] == [t.shape for t in b], f'shapes {[tuple(t.shape) for t in a]} instead of {[tuple(t.shape) for t in b]}')
+    demand([t.shape for t in a] == [t.shape for t in b],
+        f'shapes {[tuple(t.shape) for t in a]} instead of {[tuple(t.shape) for t in b]}')
     worst = 0.
     for x, y in zip(a, b):
         if not y.numel() or not y.is_floating_point(): continue
@@ -101,7 +104,8 @@ def _zeroed(left):
     return hook
 
 def mask(net, cut):
-    "Sets, in a double-precision original, the inputs of every layer to zero that its like in the cut network has lost; returns outputs left by layer."
+    """Sets, in a double-precision original, the inputs of every layer to zero that its like in the cut network has
+    lost; returns outputs left by layer."""
     mods, small, left, seen = dict(net.named_modules()), dict(cut.named_modules()), {}, set()
     scripts = [n for n, m in mods.items() if isinstance(m, torch.jit.ScriptModule)]
     for name, m in mods.items():
@@ -145,16 +149,22 @@ def consistent(cut):
         w = _holder(m) if isinstance(m, LAYERS) else None # what a hook computes is that of the last run
         if w is not None and isinstance(m, nn.modules.conv._ConvNd):
             o, i = (w.shape[1]*m.groups, w.shape[0]) if m.transposed else (w.shape[0], w.shape[1]*m.groups)
-            demand((m.out_channels, m.in_channels) == (o, i), f'{name}: says {m.in_channels} → {m.out_channels}, has {i} → {o}')
-        if w is not None and isinstance(m, nn.Linear): demand((m.out_features, m.in_features) == tuple(w.shape), f'{name}: its sizes are not those of its weight')
-        if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None: demand(m.num_features == len(m.running_mean), f'{name}: num_features')
-        if isinstance(m, nn.GroupNorm) and m.weight is not None: demand(m.num_channels == len(m.weight) and m.num_channels % m.num_groups == 0, f'{name}: num_channels, num_groups')
+            demand((m.out_channels, m.in_channels) == (o, i),
+                f'{name}: says {m.in_channels} → {m.out_channels}, has {i} → {o}')
+        if w is not None and isinstance(m, nn.Linear):
+            demand((m.out_features, m.in_features) == tuple(w.shape), f'{name}: its sizes are not those of its weight')
+        if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None:
+            demand(m.num_features == len(m.running_mean), f'{name}: num_features')
+        if isinstance(m, nn.GroupNorm) and m.weight is not None:
+            demand(m.num_channels == len(m.weight) and m.num_channels % m.num_groups == 0,
+                f'{name}: num_channels, num_groups')
 
 def same_numbers(net, cut):
     "What is whole is as it was."
     its = net.state_dict()
     for n, t in cut.state_dict().items():
-        if isinstance(t, torch.Tensor) and t.shape == its[n].shape: demand(torch.equal(t, its[n]), f'{n} has other numbers')
+        if isinstance(t, torch.Tensor) and t.shape == its[n].shape:
+            demand(torch.equal(t, its[n]), f'{n} has other numbers')
 
 def compare(original, out, examples, tolerance=1e-6):
     "Demands that a cut network gives what the original gives; both are made double, the original is masked."
@@ -163,9 +173,12 @@ def compare(original, out, examples, tolerance=1e-6):
     doubled(original); doubled(cut)
     left = mask(original, cut)
     for name, kept in out.kept.items():
-        if kept is not None and name in left: demand(np.array_equal(left[name], kept.numpy()), f'{name}: other outputs than it is said')
+        if kept is not None and name in left:
+            demand(np.array_equal(left[name], kept.numpy()), f'{name}: other outputs than it is said')
     for r in out.report.rows:
-        if r['layer'] in left: demand(r['out'] == len(left[r['layer']]), f"{r['layer']}: {r['out']} outputs are reported, {len(left[r['layer']])} are there")
+        if r['layer'] in left:
+            demand(r['out'] == len(left[r['layer']]),
+                f"{r['layer']}: {r['out']} outputs are reported, {len(left[r['layer']])} are there")
     worst = 0.
     for example in (cast(e, torch.float64) for e in examples):
         want, got = call(original, example), call(cut, example)

@@ -27,13 +27,16 @@ def snapshot(net):
     "Everything about a network that compressing it must not change."
     hooks = lambda m: {k: list(v) for k, v in vars(m).items() if k.endswith('_hooks') and isinstance(v, dict)}
     plain = lambda v: v if isinstance(v, (int, float, str, bool, tuple, type(None))) else id(v)
-    return ({n: (t.clone(), id(t), t.dtype, t.stride(), t.requires_grad) for n, t in [*net.named_parameters(), *net.named_buffers()]},
-        {n: {k: plain(v) for k, v in vars(m).items()} for n, m in net.named_modules()}, {n: hooks(m) for n, m in net.named_modules()}, torch.get_rng_state())
+    return ({n: (t.clone(), id(t), t.dtype, t.stride(), t.requires_grad)
+        for n, t in [*net.named_parameters(), *net.named_buffers()]},
+        {n: {k: plain(v) for k, v in vars(m).items()} for n, m in net.named_modules()},
+        {n: hooks(m) for n, m in net.named_modules()}, torch.get_rng_state())
 
 def untouched(net, before):
     now = snapshot(net)
     demand(now[0].keys() == before[0].keys(), 'the network has other tensors')
-    for n, (t, *rest) in before[0].items(): demand(torch.equal(t, now[0][n][0]) and list(now[0][n][1:]) == rest, f'{n} of the network was changed')
+    for n, (t, *rest) in before[0].items():
+        demand(torch.equal(t, now[0][n][0]) and list(now[0][n][1:]) == rest, f'{n} of the network was changed')
     for n, d in before[1].items():
         other = [k for k in {*d, *now[1][n]} if d.get(k) != now[1][n].get(k)]
         demand(not other, f'{n}.{other} of the network was changed')
@@ -43,7 +46,8 @@ def untouched(net, before):
 def same_bits(a, b):
     mine, its = a.model.state_dict(), b.model.state_dict()
     demand(mine.keys() == its.keys(), 'the same call gives other tensors')
-    for n, t in mine.items(): demand(not isinstance(t, torch.Tensor) or torch.equal(t, its[n]), f'the same call gives other numbers in {n}')
+    for n, t in mine.items():
+        demand(not isinstance(t, torch.Tensor) or torch.equal(t, its[n]), f'the same call gives other numbers in {n}')
 
 def finite(outs): return all(torch.isfinite(t).all() for t in outs if t.is_floating_point())
 
@@ -110,7 +114,8 @@ def check_known(name, sites='all'):
     out = compress(net, example, recipe='prune', pruning_ratio=.4, sites=sites)
     untouched(net, before); same_numbers(net, out.model)
     loads_again(out, net, example)
-    fresh = tree_map(lambda t: torch.randn_like(t) if isinstance(t, torch.Tensor) and t.is_floating_point() else t, example)
+    fresh = tree_map(lambda t: torch.randn_like(t) if isinstance(t, torch.Tensor) and t.is_floating_point() else t,
+        example)
     compare(known(name)[0], out, [fresh])
     return out
 
@@ -122,14 +127,17 @@ def check_recipe(plan, seed):
     if not finite(want): return 'unusable'
     net, example = build(plan)
     before = snapshot(net)
-    kw = dict(recipe=r.choice(RECIPES), pruning_ratio=r.choice([0., .3, .5]), weight_bits=r.choice([None, 2, 3, 4, 4, 6, 8, 4.5]), activation_bits=r.choice([None, None, None, 8, 4]), sites=r.choice(['own', 'all']))
+    kw = dict(recipe=r.choice(RECIPES), pruning_ratio=r.choice([0., .3, .5]),
+        weight_bits=r.choice([None, 2, 3, 4, 4, 6, 8, 4.5]), activation_bits=r.choice([None, None, None, 8, 4]),
+        sites=r.choice(['own', 'all']))
     try: out = compress(net, example, **kw)
     except UDFCError as e: untouched(net, before); return f'refused: {type(e).__name__}: {str(e)[:100]}'
     except Exception as e: raise Fault(f'{kw}: {type(e).__name__}: {e}') from e
     try:
         untouched(net, before)
         got = call(out.model.eval(), example)
-        demand([t.shape for t in got] == [t.shape for t in want] and finite(got), 'outputs that are not finite or of other shapes')
+        demand([t.shape for t in got] == [t.shape for t in want] and finite(got),
+            'outputs that are not finite or of other shapes')
         demand(finite(out.model.state_dict().values()), 'parameters that are not finite')
         for e in examples_of(plan): demand(finite(call(out.model, e)), 'not finite on another example')
         loads_again(out, net, example)
@@ -149,7 +157,10 @@ def check_arguments(plan, seed):
     net.to(dtype)
     if dtype is not torch.float32: example = cast(example, dtype)
     given, wrong = draw_arguments(r, net)
-    if wrong is None and r.random() < .15: wrong, example = 'example_inputs', r.choice([None, 'x', 3, torch.randn(2, 77, 5, 5), torch.randn(3), (), {}, [torch.randn(1)], torch.zeros(0, 3, 8, 6)])
+    if wrong is None and r.random() < .15:
+        wrong, example = ('example_inputs',
+            r.choice([None, 'x', 3, torch.randn(2, 77, 5, 5), torch.randn(3), (), {}, [torch.randn(1)],
+            torch.zeros(0, 3, 8, 6)]))
     before = snapshot(net)
     text = f'{dtype}, {given}, {wrong}'
     try: out = compress(net, example, **given)
@@ -171,7 +182,8 @@ def check_arguments(plan, seed):
     except Fault as e: raise Fault(f'{text}: {e}') from e
     return 'done' if wrong is None else f'taken: {wrong}={given[wrong]!r:.40}'
 
-CHECKS = dict(cut=lambda plan, seed: check_cut(plan, *((.4, 'all') if seed % 2 else (.3, 'own')))[0], recipe=check_recipe, arguments=check_arguments)
+CHECKS = dict(cut=lambda plan, seed: check_cut(plan, *((.4, 'all') if seed % 2 else (.3, 'own')))[0],
+    recipe=check_recipe, arguments=check_arguments)
 
 def failure(plan, what, seed):
     "What is wrong with a network; None if nothing is. And what happened."
@@ -183,7 +195,8 @@ def attempted(check, *args):
         try:
             with bounded(): return None, check(*args)
         except Fault as e: return f'{type(e).__name__}: {e}'[:600], 'fault'
-        except Exception as e: return f'{type(e).__name__}: {e}\n{"".join(traceback.format_tb(e.__traceback__)[-3:])}'[:1500], 'fault'
+        except Exception as e:
+            return f'{type(e).__name__}: {e}\n{"".join(traceback.format_tb(e.__traceback__)[-3:])}'[:1500], 'fault'
 
 def shorten(plan, what, seed, kind, seconds=60):
     "The shortest plan found that still fails in that way."
@@ -208,10 +221,12 @@ def main(n=1000, seed=0, checks=tuple(CHECKS), short=True, verbose=False):
         if (k-seed) % 50 == 49: print(f'{k-seed+1} of {n}, {len(failed)} failed', file=sys.stderr, flush=True)
         for what in checks:
             wrong, happened = failure(plan, what, k)
-            counts[what][happened if verbose else ': '.join(happened.split(': ')[:2]) if happened[0] in 'rb' else happened.split(':')[0]] += 1
+            counts[what][happened if verbose else ': '.join(happened.split(': ')[:2]) if happened[0] in 'rb'
+                else happened.split(':')[0]] += 1
             if wrong is None: continue
             kind = wrong.split(':')[0]
-            print(f'---- {what}, seed {k}: {wrong}\n     plan: {shorten(plan, what, k, kind) if short else plan!r}', flush=True)
+            print(f'---- {what}, seed {k}: {wrong}\n     plan: {shorten(plan, what, k, kind) if short else plan!r}',
+                flush=True)
             failed.append((what, k))
     print(f'\n{n} networks from seed {seed}, {time.monotonic()-start:.0f} s')
     for what in checks:
@@ -237,8 +252,11 @@ def others(n, seed):
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--n', type=int, default=1000); p.add_argument('--seed', type=int, default=0); p.add_argument('--plan')
-    p.add_argument('--checks', nargs='+', choices=CHECKS, default=list(CHECKS)); p.add_argument('--as-drawn', action='store_true', help='do not shorten what fails'); p.add_argument('--verbose', action='store_true')
+    p.add_argument('--n', type=int, default=1000)
+    p.add_argument('--seed', type=int, default=0); p.add_argument('--plan')
+    p.add_argument('--checks', nargs='+', choices=CHECKS, default=list(CHECKS))
+    p.add_argument('--as-drawn', action='store_true', help='do not shorten what fails')
+    p.add_argument('--verbose', action='store_true')
     p.add_argument('--no-files', action='store_true', help='do not save and load')
     a = p.parse_args()
     torch.set_num_threads(1)

@@ -34,15 +34,19 @@ def main(n=200, seed=0, show=print):
     "Kills `n` writers; gives the number of wrong ends."
     rng, wrong, words = random.Random(seed), 0, Counter()
     warnings.simplefilter('ignore'); sys.path.insert(0, str(Path(__file__).parent))
-    net = network(); outs = [compress(net, X, weight_bits=b, pruning_ratio=r, recipe='prune', verify=False) for b, r in ((4, .3), (8, 0.))]
+    net = network()
+    outs = [compress(net, X, weight_bits=b, pruning_ratio=r, recipe='prune', verify=False)
+        for b, r in ((4, .3), (8, 0.))]
     states = [o.model.state_dict() for o in outs]
     def which(path):
         try: state = load(path, net).state_dict()
         except Exception as e: return f'! {type(e).__name__}: {str(e)[:80]}'
-        return next((w for w, s in zip(('old', 'new'), states) if all(torch.equal(s[k], t) for k, t in state.items())), '! another network')
+        return next((w for w, s in zip(('old', 'new'), states) if all(torch.equal(s[k], t) for k, t in state.items())),
+            '! another network')
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)/'a.safetensors'
-        argv = ['compress', 'files:network', '--input-shape', '2,3,12,12', '--bits', '8', '--recipe', 'prune', '--no-verify', '--quiet', '--output', str(path), '--report', str(path.with_suffix('.json'))]
+        argv = ['compress', 'files:network', '--input-shape', '2,3,12,12', '--bits', '8', '--recipe', 'prune',
+            '--no-verify', '--quiet', '--output', str(path), '--report', str(path.with_suffix('.json'))]
         jobs = dict(save=lambda: outs[1].save(path), command=lambda: udfc(argv))
         for what, work in jobs.items():
             outs[0].save(path); path.with_suffix('.json').unlink(missing_ok=True)

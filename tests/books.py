@@ -8,7 +8,8 @@ STATE, VIEW = 'application/vnd.jupyter.widget-state+json', 'application/vnd.jupy
 
 def notebooks(folder):
     "All notebooks of a folder, without what nbdev ignores."
-    return sorted(p for p in folder.rglob('*.ipynb') if not any(part[0] in '._' for part in p.relative_to(folder).parts))
+    return sorted(p for p in folder.rglob('*.ipynb')
+        if not any(part[0] in '._' for part in p.relative_to(folder).parts))
 
 
 def read(path): return json.loads(Path(path).read_text(encoding='utf-8'))

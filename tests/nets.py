@@ -6,7 +6,8 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 @torch.no_grad()
 def roughen(model):
-    "Batch norms (and group norms) whose parameters and statistics are all different, as in a trained network; eval mode."
+    """Batch norms (and group norms) whose parameters and statistics are all different, as in a trained network; eval
+    mode."""
     for m in model.modules():
         if isinstance(m, NORMS) and m.running_mean is not None:
             m.running_mean.normal_(0, .3); m.running_var.uniform_(.5, 2)
@@ -44,9 +45,12 @@ def snapshot(model):
         params={n: (p.detach().clone(), p.requires_grad, id(p), p.grad) for n, p in model.named_parameters()},
         buffers={n: (b.clone(), id(b)) for n, b in model.named_buffers()},
         modes={n: m.training for n, m in model.named_modules()},
-        hooks={n: [list(getattr(m, k)) for k in ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks', '_state_dict_hooks')]
+        hooks={n: [list(getattr(m, k))
+        for k in ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks',
+        '_state_dict_hooks')]
                for n, m in model.named_modules()},
-        attributes={n: {k: v for k, v in vars(m).items() if isinstance(v, (int, float, str, bool, tuple))} for n, m in model.named_modules()})
+        attributes={n: {k: v for k, v in vars(m).items() if isinstance(v, (int, float, str, bool, tuple))}
+        for n, m in model.named_modules()})
 
 
 def assert_unchanged(model, before):
@@ -69,7 +73,8 @@ class Chain(nn.Module):
             layers.append(nn.Conv2d(a, b, 3, padding=1, bias=not norm if bias is None else bias))
             if norm: layers.append(nn.BatchNorm2d(b))
             layers.append(act())
-        self.features, self.pool, self.head = nn.Sequential(*layers), nn.AdaptiveAvgPool2d(1), nn.Linear(widths[-1], classes)
+        self.features, self.pool, self.head = (nn.Sequential(*layers), nn.AdaptiveAvgPool2d(1),
+            nn.Linear(widths[-1], classes))
     def forward(self, x): return self.head(torch.flatten(self.pool(self.features(x)), 1))
 
 

@@ -26,7 +26,8 @@ def test_integer_convolution(signed, grid):
     ints = F.conv2d(a.codes(x).long()-a.zero_point, q.codes.long()-q.zero.long(), padding=1, stride=2)
     floats = F.conv2d((a.codes(x)-a.zero_point).double(), (q.codes-q.zero).double(), padding=1, stride=2)
     assert torch.equal(ints.double(), floats)
-    sim = F.conv2d(a(x).double(), q.dequantize().double(), padding=1, stride=2) # what the layer computes, up to float32 values
+    # what the layer computes, up to float32 values
+    sim = F.conv2d(a(x).double(), q.dequantize().double(), padding=1, stride=2)
     assert torch.allclose(sim, ints*q.scale.double().reshape(-1, 1, 1)*a.scale, rtol=1e-5, atol=1e-5)
 
 
@@ -45,7 +46,8 @@ def test_values_lie_on_the_grid():
     seen = []
     for m in out.model.modules():
         if hasattr(m, 'input_quantizer'):
-            m.input_quantizer, q = (lambda q: lambda x: seen.append((q, q(x))) or seen[-1][1])(m.input_quantizer), m.input_quantizer
+            m.input_quantizer, q = ((lambda q: lambda x: seen.append((q, q(x))) or seen[-1][1])(m.input_quantizer),
+                m.input_quantizer)
     with torch.no_grad(): out.model(torch.randn(4, 1, 8, 8))
     assert len(seen) == len(out.report.rows)
     for q, y in seen:
@@ -100,7 +102,8 @@ def test_odd_operations():
     out = compress(roughen(Odd()), blank, activation_bits=8, recipe='paper')
     q = {n: getattr(m, 'input_quantizer', None) for n, m in out.model.named_modules()}
     low = lambda g: (g.low-g.zero_point)*g.scale
-    assert -.3 < low(q['b']) < 0 and low(q['c']) < 0 and not q['t'].signed and q['fc'].signed and q['one'].signed and type(out.model.one).__name__ == 'QuantizedConv1d'
+    assert (-.3 < low(q['b']) < 0 and low(q['c']) < 0 and not q['t'].signed and q['fc'].signed and q['one'].signed
+        and type(out.model.one).__name__ == 'QuantizedConv1d')
     assert all(g.bits == 8 for n, g in q.items() if g is not None) and not any('float' in n for n in out.report.notes)
     with torch.no_grad(): assert (out.model(torch.randn(3, 1, 8, 8))).isfinite().all()
 
@@ -119,7 +122,8 @@ def test_range_of_what_was_seen():
         assert range_of((mean, var, -2., 6.), (-1., 1.), 8, rule) == (-1., 1.)
         assert range_of((0*mean, 0*var, -.5, 2.), (-float('inf'), float('inf')), 8, rule) == (-.5, 2.)
     seen = Extents()
-    for x in (torch.randn(4, 3, 5, 5)-9, torch.randn(4, 3, 5, 5).relu()+9): seen('w', 'convolution', (x, torch.zeros(2, 3, 1, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1))
+    for x in (torch.randn(4, 3, 5, 5)-9, torch.randn(4, 3, 5, 5).relu()+9):
+        seen('w', 'convolution', (x, torch.zeros(2, 3, 1, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1))
     mean, var, least, most = seen.seen['w'] # a layer that is called twice
     assert len(mean) == len(var) == 6 and least < -9 and most > 9 and (mean[:3] < -8).all() and (mean[3:] > 8).all()
 
@@ -158,10 +162,13 @@ class Wide(nn.Module):
         super().__init__()
         self.a, self.na = nn.Conv2d(1, 12, 1, bias=False), nn.BatchNorm2d(12)
         self.d, self.nd = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False), nn.BatchNorm2d(12)
-        self.p, self.np, self.r, self.fc = nn.Conv2d(12, 6, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU6(), nn.Linear(6, 3)
+        self.p, self.np, self.r, self.fc = (nn.Conv2d(12, 6, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU6(),
+            nn.Linear(6, 3))
         for n, c in ((self.na, self.d), (self.nd, self.p)): # of a large channel little is used, of a small one much
             size = torch.exp(4*torch.randn(12)).clamp(max=1.)
-            n.weight.data *= size; n.bias.data = size*torch.rand(12); c.weight.data /= size.reshape((-1, 1, 1, 1) if c is self.d else (1, -1, 1, 1))
+            n.weight.data *= size
+            n.bias.data = size*torch.rand(12)
+            c.weight.data /= size.reshape((-1, 1, 1, 1) if c is self.d else (1, -1, 1, 1))
     def forward(self, x):
         return self.fc(self.np(self.p(self.r(self.nd(self.d(self.r(self.na(self.a(x)))))))).mean((2, 3)))
 
@@ -175,7 +182,8 @@ def test_equalisation_leaves_the_function():
         t = net(x)
         same = compress(net, blank, recipe=recipe.but(prepare=('equalise',))).model(x)
         assert torch.allclose(same, t, rtol=1e-3, atol=1e-4)
-        err = {p: (compress(net, blank, weight_bits=8, recipe=recipe.but(prepare=p)).model(x)-t).square().mean() for p in ((), ('equalise',))}
+        err = {p: (compress(net, blank, weight_bits=8, recipe=recipe.but(prepare=p)).model(x)-t).square().mean()
+            for p in ((), ('equalise',))}
     assert err['equalise',] < err[()]/4
 
 

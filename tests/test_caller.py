@@ -1,4 +1,5 @@
-"Whatever the caller has switched on changes nothing; out of memory is out of memory; an interrupt leaves everything as it was; threads and workers find the same."
+"""Whatever the caller has switched on changes nothing; out of memory is out of memory; an interrupt leaves
+everything as it was; threads and workers find the same."""
 import ast, contextlib, multiprocessing, os, subprocess, sys, threading
 from pathlib import Path
 import pytest, torch
@@ -16,7 +17,8 @@ class Makes(nn.Module):
     "Makes tensors of nothing in its forward."
     def __init__(self):
         super().__init__()
-        self.a, self.n, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+        self.a, self.n, self.b, self.c = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8),
+            nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4))
     def forward(self, x):
         y = self.n(self.a(x)).relu()
         y = y*torch.ones(1)+torch.zeros(y.shape[-1])+torch.tensor(.1)
@@ -33,7 +35,8 @@ def found(net=None, **kw):
     "All that a call gives, to the bit."
     out = compress(makes() if net is None else net, x, **SETTINGS | kw)
     state = {n: t.numpy().tobytes() for n, t in out.model.state_dict().items()}
-    return state, {n: (q.codes.numpy().tobytes(), q.scale.numpy().tobytes()) for n, q in out.codes.items()}, [{**r} for r in out.report.rows], out.report.judged
+    return (state, {n: (q.codes.numpy().tobytes(), q.scale.numpy().tobytes()) for n, q in out.codes.items()},
+        [{**r} for r in out.report.rows], out.report.judged)
 
 @pytest.fixture(scope='module')
 def alone():
@@ -56,10 +59,13 @@ def default_device(d):
     try: yield
     finally: torch.set_default_device(None)
 
-STATES = dict(autocast=lambda: torch.autocast('cpu', torch.bfloat16), inference=torch.inference_mode, no_grad=torch.no_grad,
+STATES = dict(autocast=lambda: torch.autocast('cpu', torch.bfloat16), inference=torch.inference_mode,
+    no_grad=torch.no_grad,
     default_type=lambda: default_type(torch.float64), default_device=lambda: default_device('meta'))
 
-def switches(): return torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled('cpu'), _get_current_dispatch_mode()
+def switches():
+    return (torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(), torch.is_autocast_enabled('cpu'), _get_current_dispatch_mode())
 
 @pytest.mark.parametrize('state', STATES)
 def test_the_callers_switches_change_nothing(state, alone):
@@ -68,8 +74,10 @@ def test_the_callers_switches_change_nothing(state, alone):
         before = switches()
         out = compress(net, x, **SETTINGS)
         assert switches() == before
-    assert {n: t.numpy().tobytes() for n, t in out.model.state_dict().items()} == alone[0] and out.report.judged == alone[3]
-    assert not any(p.is_inference() for p in out.model.parameters()) and all(p.requires_grad for p in out.model.parameters())
+    assert ({n: t.numpy().tobytes() for n, t in out.model.state_dict().items()} == alone[0]
+        and out.report.judged == alone[3])
+    assert (not any(p.is_inference() for p in out.model.parameters())
+        and all(p.requires_grad for p in out.model.parameters()))
 
 def test_a_network_of_double_precision_that_needs_its_default_type():
     class Product(nn.Module):
@@ -77,13 +85,15 @@ def test_a_network_of_double_precision_that_needs_its_default_type():
         def forward(self, x): return self.b(self.a(x).relu().mean((2, 3))@torch.eye(8))
     with default_type(torch.float64): net = Product().eval()
     for state in (contextlib.nullcontext(), default_type(torch.float64)):
-        with state: assert compress(net, x.double(), pruning_ratio=.5, recipe='fast').model.a.weight.dtype == torch.float64
+        with state:
+            assert compress(net, x.double(), pruning_ratio=.5, recipe='fast').model.a.weight.dtype == torch.float64
 
 
 # Out of memory
 
 FULL = {'CUDA': lambda: torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB'), 'Python': MemoryError,
-    'CPU': lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9663676416 bytes")}
+    'CPU': lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 9663676416 bytes")}
 
 class Fails(nn.Module):
     "A ReLU that raises at one of its calls, counted over all copies."
@@ -111,7 +121,8 @@ def test_want_of_memory_in_any_run_of_the_network(kind, calls):
         net = failing(); before = snapshot(net)
         Fails.error, Fails.at, Fails.calls = FULL[kind], at, 0
         with pytest.raises(OutOfMemoryError) as info: compress(net, x, **SETTINGS)
-        assert info.value.layer == '2.0' and info.value.hint and isinstance(info.value, MemoryError) and type(info.value.__cause__) is type(FULL[kind]())
+        assert (info.value.layer == '2.0' and info.value.hint and isinstance(info.value, MemoryError)
+            and type(info.value.__cause__) is type(FULL[kind]()))
         assert_unchanged(net, before)
 
 def test_an_error_of_the_network_is_told_in_any_run(calls):
@@ -119,10 +130,13 @@ def test_an_error_of_the_network_is_told_in_any_run(calls):
     for at in stages(calls, 2):
         Fails.error, Fails.at, Fails.calls = lambda: ValueError('a fault of the network'), at, 0
         try: compress(failing(), x, **SETTINGS)
-        except Exception as e: assert isinstance(e, (ExampleInputError, ValueError)) and 'a fault of the network' in str(e), e
+        except Exception as e:
+            assert isinstance(e, (ExampleInputError, ValueError)) and 'a fault of the network' in str(e), e
 
 @pytest.mark.parametrize('kind', FULL)
-@pytest.mark.parametrize('module,name,settings', [('walk', 'conv_field', dict(weight_bits=3)), ('walk', 'activate_field', dict(weight_bits=3)), ('graph.operations', 'image', dict(activation_bits=8))])
+@pytest.mark.parametrize('module,name,settings',
+    [('moments.walk', 'conv_field', dict(weight_bits=3)), ('moments.walk', 'activate_field', dict(weight_bits=3)),
+    ('graph.operations', 'image', dict(activation_bits=8))])
 def test_want_of_memory_in_a_rule_is_no_form_that_it_does_not_foresee(module, name, settings, kind, monkeypatch):
     "The second call has no memory: a guess would give another, worse network."
     where, seen = sys.modules[f'udfc_nb.{module}'], []
@@ -188,7 +202,8 @@ def _worker(to):
 
 @pytest.mark.parametrize('way', [w for w in ('fork', 'spawn') if w in multiprocessing.get_all_start_methods()])
 def test_workers_find_what_one_finds_alone(way, alone, monkeypatch):
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(Path(__file__).parent), str(Path(udfc_nb.__file__).parents[1])]))
+    monkeypatch.setenv('PYTHONPATH',
+        os.pathsep.join([str(Path(__file__).parent), str(Path(udfc_nb.__file__).parents[1])]))
     context = multiprocessing.get_context(way)
     pairs = [context.Pipe(False) for _ in range(2 if way == 'fork' else 1)]
     workers = [context.Process(target=_worker, args=(to,)) for _, to in pairs]
@@ -203,23 +218,36 @@ def test_workers_find_what_one_finds_alone(way, alone, monkeypatch):
 
 BROAD = {'Exception', 'BaseException', 'RuntimeError', 'MemoryError'}
 RAISED_AGAIN = { # somebody else's code runs there; memory and our own errors pass, anything else gets a type
-    'app.cli._from_module', 'app.cli._from_torchvision', 'app.cli._from_timm', 'app.cli.read_weights', 'app.cli.load_weights_', 'app.cli.first_answer', 'run.compress.check_device', 'data.digits.digits_net', 'data.networks.load_network',
-    'graph.proof.copied', 'graph.record.record', 'moments.streams.run', 'files.export.float_graph', 'files.export.onnx_info', 'files.export.export_program'}
+    'app.cli._from_module', 'app.cli._from_torchvision', 'app.cli._from_timm', 'app.cli.read_weights',
+    'app.cli.load_weights_', 'app.cli.first_answer', 'run.compress.check_device', 'data.digits.digits_net',
+    'data.networks.load_network',
+    'graph.proof.copied', 'graph.record.record', 'moments.streams.run', 'files.export.float_graph',
+    'files.export.onnx_info', 'files.export.export_program'}
 AN_ANSWER = { # what fails is told in the result; memory and our own errors pass
-    'graph.record.passed': 'nothing is known about the operation', 'graph.proof.differs': 'the cut network is another one', 'graph.proof._uncopied': 'this attribute cannot be copied',
-    'moments.walk.visit': 'the statistics are guessed', 'run.compress.check_range': 'is no number', 'graph.operations._elementwise': 'the bounds are not known', 'files.measure._prepared': 'a runtime that fails is a note in its row', 'files.fitting._answers': 'does the network run with such a file'}
+    'graph.record.passed': 'nothing is known about the operation',
+    'graph.proof.differs': 'the cut network is another one', 'graph.proof._uncopied': 'this attribute cannot be copied',
+    'moments.walk.visit': 'the statistics are guessed', 'run.compress.check_range': 'is no number',
+    'graph.operations._elementwise': 'the bounds are not known',
+    'files.measure._prepared': 'a runtime that fails is a note in its row',
+    'files.fitting._answers': 'does the network run with such a file'}
 AT_THE_END = { # nobody is above who could do something about it
-    'app.cli.main': 'an exit code', 'app.cli.read_network': 'names the option', 'caller.guarded': 'gives want of memory its type', 'app.plots.draw': 'a slider must not die of one value',
-    'app.widgets.end': 'is shown', 'app.runs.run': 'a thread hands it to whoever waits', 'app.runs.read_trials': 'trials that cannot be read', 'app.runs.read_shape': 'a shape that cannot be',
-    'files.fitting._check_fit': 'a network of another shape cannot be built', 'files.writing.write_atomic': 'raises it again', 'training.state.check_tensors': 'a state that does not fit',
+    'app.cli.main': 'an exit code', 'app.cli.read_network': 'names the option',
+    'caller.guarded': 'gives want of memory its type', 'app.plots.draw': 'a slider must not die of one value',
+    'app.widgets.end': 'is shown', 'app.runs.run': 'a thread hands it to whoever waits',
+    'app.runs.read_trials': 'trials that cannot be read', 'app.runs.read_shape': 'a shape that cannot be',
+    'files.fitting._check_fit': 'a network of another shape cannot be built',
+    'files.writing.write_atomic': 'raises it again', 'training.state.check_tensors': 'a state that does not fit',
     'training.training.adopt': 'a source that does not fit', 'training.refine.train': 'raises it again'}
 
 def broad(path):
     "The broad handlers of a module: function, its handler."
-    def names(t): return [] if t is None else [n.id if isinstance(n, ast.Name) else n.value.id if isinstance(n, ast.Starred) else n.attr for n in (t.elts if isinstance(t, ast.Tuple) else [t])]
+    def names(t):
+        return ([] if t is None else [n.id if isinstance(n, ast.Name) else n.value.id if isinstance(n, ast.Starred)
+            else n.attr for n in (t.elts if isinstance(t, ast.Tuple) else [t])])
     def walk(node, inside):
         for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.ExceptHandler) and (child.type is None or BROAD & set(names(child.type))): yield inside, child
+            if isinstance(child, ast.ExceptHandler) and (child.type is None or BROAD & set(names(child.type))):
+                yield inside, child
             yield from walk(child, child.name if isinstance(child, (ast.FunctionDef, ast.ClassDef)) else inside)
     yield from walk(ast.parse(path.read_text()), '')
 
@@ -235,4 +263,6 @@ def test_broad_handlers_are_few_and_let_memory_through():
             assert first == f'let_through({h.name})', where
             assert isinstance(last, ast.Raise) and last.cause is not None, where
         elif where in AN_ANSWER: assert first == f'let_through({h.name})', where
-        else: assert where in AT_THE_END or where in RAISED_AGAIN, f'{where} catches {ast.unparse(h.type) if h.type else "everything"}'
+        else:
+            assert where in AT_THE_END or where in RAISED_AGAIN, (
+                f'{where} catches {ast.unparse(h.type) if h.type else "everything"}')

@@ -22,15 +22,19 @@ class Kinds(nn.Module):
     "Depthwise, grouped, transposed, 1×1 and biased convolutions, group norm, concatenation, a flatten."
     def __init__(self):
         super().__init__()
-        self.a, self.bn, self.depth, self.group = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 12, 1, groups=2)
-        self.up, self.gn, self.last, self.head = nn.ConvTranspose2d(12, 6, 2), nn.GroupNorm(3, 6), nn.Conv2d(14, 4, 3), nn.Linear(4*4, 5)
+        self.a, self.bn, self.depth, self.group = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8),
+            nn.Conv2d(8, 12, 1, groups=2))
+        self.up, self.gn, self.last, self.head = (nn.ConvTranspose2d(12, 6, 2), nn.GroupNorm(3, 6),
+            nn.Conv2d(14, 4, 3), nn.Linear(4*4, 5))
     def forward(self, x):
         x = torch.relu(self.depth(torch.relu(self.bn(self.a(x)))))
         y = torch.relu(self.gn(self.up(torch.relu(self.group(x)))))[:, :, 1:, 1:]
         return self.head(nn.functional.adaptive_avg_pool2d(torch.relu(self.last(torch.cat([x, y], 1))), 2).flatten(1))
 
-NETS = dict(chain=lambda: (Chain(), images), no_norm=lambda: (Chain(norm=False), images), residual=lambda: (Residual(), images), bare_residual=lambda: (Residual(norm=False), images),
-    block=lambda: (Block(3, 7), images), silu=lambda: (Chain(act=nn.SiLU), images), biased=lambda: (Chain(bias=True), images), perceptron=lambda: (Perceptron(), torch.randn(5, 6)),
+NETS = dict(chain=lambda: (Chain(), images), no_norm=lambda: (Chain(norm=False), images),
+    residual=lambda: (Residual(), images), bare_residual=lambda: (Residual(norm=False), images),
+    block=lambda: (Block(3, 7), images), silu=lambda: (Chain(act=nn.SiLU), images),
+    biased=lambda: (Chain(bias=True), images), perceptron=lambda: (Perceptron(), torch.randn(5, 6)),
     kinds=lambda: (Kinds(), images))
 
 def run(net, x):
@@ -47,7 +51,8 @@ def fresh(kind):
 # ---- round trips
 
 # the recipes that model activations take longer; two networks of theirs are always tried, the others with --run-slow
-ROUND_TRIPS = [pytest.param(r, k, marks=[pytest.mark.slow] if RECIPES[r].metric == 'field' and k not in ('residual', 'kinds') else []) for r in RECIPES for k in NETS]
+ROUND_TRIPS = [pytest.param(r, k, marks=[pytest.mark.slow] if RECIPES[r].metric == 'field'
+    and k not in ('residual', 'kinds') else []) for r in RECIPES for k in NETS]
 
 @pytest.mark.parametrize('recipe, kind', ROUND_TRIPS)
 def test_round_trip(recipe, kind, tmp_path):
@@ -58,23 +63,46 @@ def test_round_trip(recipe, kind, tmp_path):
     assert out.save(tmp_path/'a.safetensors', entropy=entropy) == (tmp_path/'a.safetensors').stat().st_size
     again = load(tmp_path/'a.safetensors', fresh(kind))
     assert torch.equal(run(again, x), run(out.model, x))
-    for n, q in read_codes(tmp_path/'a.safetensors').items(): assert torch.equal(q.codes, out.codes[n].codes.cpu()) and torch.equal(q.dequantize(), again.get_submodule(n).weight)
-    for (n, t), (m, u) in zip(out.model.state_dict().items(), again.state_dict().items(), strict=True): assert n == m and t.dtype == u.dtype and torch.equal(t, u), n
+    for n, q in read_codes(tmp_path/'a.safetensors').items():
+        assert (torch.equal(q.codes, out.codes[n].codes.cpu())
+            and torch.equal(q.dequantize(), again.get_submodule(n).weight))
+    for (n, t), (m, u) in zip(out.model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert n == m and t.dtype == u.dtype and torch.equal(t, u), n
     for a, b in zip(out.model.modules(), again.modules()):
-        for k in ('in_channels', 'out_channels', 'groups', 'in_features', 'out_features', 'num_features'): assert getattr(a, k, None) == getattr(b, k, None)
+        for k in ('in_channels', 'out_channels', 'groups', 'in_features', 'out_features', 'num_features'):
+            assert getattr(a, k, None) == getattr(b, k, None)
 
 # The kinds of network that the tests of tracing bring, with their inputs.
 pictures = torch.randn(3, 3, 16, 16)
-def after(*layers): return lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), *(f() for f in layers), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(5))
-def volumes(conv, norm): return lambda: nn.Sequential(conv(3, 8, 3), norm(8), nn.ReLU(), conv(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5))
-KINDS = dict(two_inputs=(T.TwoInputs, (pictures, torch.randn(3, 2, 16, 16))), dict_in_dict_out=(T.DictInDictOut, ({'image': pictures, 'name': 'x'},)), features=(T.ReturnsFeatures, (pictures,)), functions=(T.Functions, (pictures,)),
-    methods=(T.Methods, (pictures,)), views=(T.Views, (pictures,)), shared=(T.Shared, (pictures,)), learned=(T.Learned, (pictures,)), two_outputs=(T.TwoOutputs, (pictures, torch.randn(3, 1, 16, 16))), shuffled=(T.Shuffle, (pictures,)),
-    attention=(T.Attention, (pictures,)), unread=(T.Dead, (pictures,)), sequences=(lambda: nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.GELU(), nn.Linear(8, 3)), (pictures,)),
-    norm_with_activation=(after(lambda: nn.Conv2d(8, 6, 3), lambda: T.NormAct(6, nn.ReLU(), False)), (pictures,)), frozen=(after(lambda: nn.Conv2d(8, 6, 3), lambda: FrozenBatchNorm2d(6)), (pictures,)), sync=(after(lambda: nn.Conv2d(8, 6, 3), lambda: nn.SyncBatchNorm(6)), (pictures,)),
-    layer_norm=(after(lambda: nn.Conv2d(8, 6, 3), lambda: nn.GroupNorm(1, 6)), (pictures,)), overridden=(after(lambda: T.Subclassed(8, 6, 3)), (pictures,)), prelu=(after(lambda: nn.Conv2d(8, 6, 3), lambda: nn.PReLU(6)), (pictures,)),
-    dilated=(after(lambda: nn.Conv2d(8, 6, 3, dilation=2, padding='same', padding_mode='reflect')), (pictures,)), transposed=(after(lambda: nn.ConvTranspose2d(8, 6, 2)), (pictures,)), depthwise=(after(lambda: nn.Conv2d(8, 16, 3, groups=8), lambda: nn.Conv2d(16, 6, 1)), (pictures,)),
-    one_axis=(volumes(nn.Conv1d, nn.BatchNorm1d), (torch.randn(3, 3, 20),)), three_axes=(volumes(nn.Conv3d, nn.BatchNorm3d), (torch.randn(3, 3, 6, 6, 6),)), parametrised=(after(lambda: weight_norm(nn.Conv2d(8, 6, 3))), (pictures,)))
-KIND_TRIPS = [pytest.param(r, k, marks=[] if r in ('paper', 'prune') else [pytest.mark.slow]) for r in RECIPES for k in KINDS]
+def after(*layers):
+    return lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), *(f() for f in layers), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(5))
+def volumes(conv, norm):
+    return lambda: nn.Sequential(conv(3, 8, 3), norm(8), nn.ReLU(), conv(8, 6, 3), nn.ReLU(), nn.Flatten(),
+        nn.LazyLinear(5))
+KINDS = dict(two_inputs=(T.TwoInputs, (pictures, torch.randn(3, 2, 16, 16))),
+    dict_in_dict_out=(T.DictInDictOut, ({'image': pictures, 'name': 'x'},)), features=(T.ReturnsFeatures, (pictures,)),
+    functions=(T.Functions, (pictures,)),
+    methods=(T.Methods, (pictures,)), views=(T.Views, (pictures,)), shared=(T.Shared, (pictures,)),
+    learned=(T.Learned, (pictures,)), two_outputs=(T.TwoOutputs, (pictures, torch.randn(3, 1, 16, 16))),
+    shuffled=(T.Shuffle, (pictures,)),
+    attention=(T.Attention, (pictures,)), unread=(T.Dead, (pictures,)),
+    sequences=(lambda: nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.GELU(), nn.Linear(8, 3)),
+    (pictures,)),
+    norm_with_activation=(after(lambda: nn.Conv2d(8, 6, 3), lambda: T.NormAct(6, nn.ReLU(), False)), (pictures,)),
+    frozen=(after(lambda: nn.Conv2d(8, 6, 3), lambda: FrozenBatchNorm2d(6)), (pictures,)),
+    sync=(after(lambda: nn.Conv2d(8, 6, 3), lambda: nn.SyncBatchNorm(6)), (pictures,)),
+    layer_norm=(after(lambda: nn.Conv2d(8, 6, 3), lambda: nn.GroupNorm(1, 6)), (pictures,)),
+    overridden=(after(lambda: T.Subclassed(8, 6, 3)), (pictures,)),
+    prelu=(after(lambda: nn.Conv2d(8, 6, 3), lambda: nn.PReLU(6)), (pictures,)),
+    dilated=(after(lambda: nn.Conv2d(8, 6, 3, dilation=2, padding='same', padding_mode='reflect')), (pictures,)),
+    transposed=(after(lambda: nn.ConvTranspose2d(8, 6, 2)), (pictures,)),
+    depthwise=(after(lambda: nn.Conv2d(8, 16, 3, groups=8), lambda: nn.Conv2d(16, 6, 1)), (pictures,)),
+    one_axis=(volumes(nn.Conv1d, nn.BatchNorm1d), (torch.randn(3, 3, 20),)),
+    three_axes=(volumes(nn.Conv3d, nn.BatchNorm3d), (torch.randn(3, 3, 6, 6, 6),)),
+    parametrised=(after(lambda: weight_norm(nn.Conv2d(8, 6, 3))), (pictures,)))
+KIND_TRIPS = [pytest.param(r, k, marks=[] if r in ('paper', 'prune') else [pytest.mark.slow]) for r in RECIPES
+    for k in KINDS]
 
 def built(kind):
     make, inputs = KINDS[kind]
@@ -96,7 +124,8 @@ def test_round_trip_of_every_kind(recipe, kind, tmp_path):
     got = run_all(load(tmp_path/'a.safetensors', built(kind)), inputs)
     assert len(got) == len(want) > 0 and all(torch.equal(a, b) for a, b in zip(got, want))
 
-@pytest.mark.parametrize('family', [pytest.param(f, marks=[] if f == 'squeezenet' else [pytest.mark.slow]) for f in FAMILIES])
+@pytest.mark.parametrize('family',
+    [pytest.param(f, marks=[] if f == 'squeezenet' else [pytest.mark.slow]) for f in FAMILIES])
 def test_round_trip_of_torchvision(family, tmp_path):
     "The smallest network of each family."
     (name, *_), _, size = FAMILIES[family]
@@ -111,7 +140,9 @@ def test_every_width(bits, tmp_path):
     out = compress(net, x, pruning_ratio=.3, weight_bits=bits, recipe='prune')
     out.save(tmp_path/'a.safetensors')
     assert torch.equal(run(load(tmp_path/'a.safetensors', lambda: fresh('residual')), x), run(out.model, x))
-    if bits and bits <= 16: assert itemise(tmp_path/'a.safetensors')['codes'] == sum(math.ceil(q.codes.numel()*bits/8) for q in out.codes.values())
+    if bits and bits <= 16:
+        assert itemise(tmp_path/'a.safetensors')['codes'] == sum(math.ceil(q.codes.numel()*bits/8)
+            for q in out.codes.values())
 
 @pytest.mark.parametrize('grid', ['paper', 'symmetric', 'asymmetric'])
 @pytest.mark.parametrize('per_channel', [True, False])
@@ -127,15 +158,18 @@ def test_models_of_other_types(dtype, tmp_path):
     out = compress(net, x.to(dtype), pruning_ratio=.4, weight_bits=4, recipe='prune')
     out.save(tmp_path/'a.safetensors')
     again = load(tmp_path/'a.safetensors', fresh('residual').to(dtype))
-    for (n, t), u in zip(out.model.state_dict().items(), again.state_dict().values()): assert t.dtype == u.dtype and torch.equal(t, u), n
+    for (n, t), u in zip(out.model.state_dict().items(), again.state_dict().values()):
+        assert t.dtype == u.dtype and torch.equal(t, u), n
 
 def test_float16_remainder(tmp_path):
     "The rest rounded to float16, and nothing else."
     net, x = NETS['residual'](); roughen(net)
     out = compress(net, x, pruning_ratio=.4, weight_bits=4, recipe='prune')
     out.save(tmp_path/'a.safetensors', dtype=torch.float16)
-    wanted = {n: t if n.removesuffix('.weight') in out.codes or not t.is_floating_point() else t.half().float() for n, t in out.model.state_dict().items()}
-    for n, t in load(tmp_path/'a.safetensors', fresh('residual')).state_dict().items(): assert torch.equal(t, wanted[n]), n
+    wanted = {n: t if n.removesuffix('.weight') in out.codes or not t.is_floating_point() else t.half().float()
+        for n, t in out.model.state_dict().items()}
+    for n, t in load(tmp_path/'a.safetensors', fresh('residual')).state_dict().items():
+        assert torch.equal(t, wanted[n]), n
 
 def test_input_grids(tmp_path):
     "Layers that read through grids do so again."
@@ -145,7 +179,9 @@ def test_input_grids(tmp_path):
     out.save(tmp_path/'a.safetensors')
     again = load(tmp_path/'a.safetensors', fresh('residual'))
     assert torch.equal(run(again, x), run(out.model, x))
-    assert {n: m.input_quantizer for n, m in again.named_modules() if hasattr(m, 'input_quantizer')} == {n: m.input_quantizer for n, m in out.model.named_modules() if hasattr(m, 'input_quantizer')} != {}
+    assert {n: m.input_quantizer for n, m in again.named_modules()
+        if hasattr(m, 'input_quantizer')} == {n: m.input_quantizer for n, m in out.model.named_modules()
+        if hasattr(m, 'input_quantizer')} != {}
 
 def test_changed_weights_are_refused(tmp_path):
     net, x = NETS['chain']()
@@ -159,23 +195,27 @@ def test_in_a_fresh_process(tmp_path):
     net, x = NETS['residual'](); roughen(net)
     out = compress(net, x, pruning_ratio=.4, weight_bits=4, recipe='prune')
     out.save(tmp_path/'small.safetensors'); torch.save(x, tmp_path/'x.pt')
-    code = ("import torch; from udfc_nb import load; from nets import Residual; net = load('small.safetensors', Residual)\n"
+    code = ("import torch; from udfc_nb import load; from nets import Residual; net = load('small.safetensors', "
+        "Residual)\n"
             "with torch.no_grad(): torch.save(net(torch.load('x.pt')), 'y.pt')")
     env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]))
-    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True,
+        timeout=300)
     assert done.returncode == 0, done.stderr
     assert torch.equal(torch.load(tmp_path/'y.pt'), run(out.model, x))
 
 @pytest.mark.parametrize('ratio, megabytes', [(.3, .293), (.4, .253), (.5, .214)])
 def test_sizes_of_the_paper(ratio, megabytes, tmp_path):
     "4-bit codes of ResNet-56; every byte of the file is accounted for."
-    out = compress(network_info('nm56').build().eval(), torch.zeros(1, 3, 32, 32), pruning_ratio=ratio, weight_bits=4, recipe='prune')
+    out = compress(network_info('nm56').build().eval(), torch.zeros(1, 3, 32, 32), pruning_ratio=ratio, weight_bits=4,
+        recipe='prune')
     size = out.save(tmp_path/'a.safetensors')
     parts = itemise(tmp_path/'a.safetensors')
     assert abs(parts['codes']/1e6/megabytes-1) < .02
     assert parts['scales'] == 4*sum(len(q.codes) for q in out.codes.values())
     weights = {f'{n}.weight' for n in out.codes}
-    assert parts['rest'] == sum(t.numel()*t.element_size() for n, t in out.model.state_dict().items() if n not in weights)
+    assert parts['rest'] == sum(t.numel()*t.element_size() for n, t in out.model.state_dict().items()
+        if n not in weights)
     assert parts['codes']+parts['scales']+parts['rest']+parts['description'] == parts['file'] == size < 1.35e6*megabytes
 
 
@@ -196,12 +236,14 @@ except OSError as e: print(e.errno); sys.exit(3)
 '''
 
 def write_in_process(how, folder):
-    return subprocess.run([sys.executable, '-c', IN_PROCESS.format(how=how)], cwd=folder, capture_output=True, text=True, timeout=300, env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1])))
+    return subprocess.run([sys.executable, '-c', IN_PROCESS.format(how=how)], cwd=folder, capture_output=True,
+        text=True, timeout=300, env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1])))
 
 def test_no_room_for_the_file(tmp_path):
     "The system itself refuses after 10,000 bytes."
     (tmp_path/'a').write_bytes(b'old')
-    done = write_in_process("resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); write_atomic('a', bytes(10**6))", tmp_path)
+    done = (write_in_process("resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)); write_atomic('a', "
+        "bytes(10**6))", tmp_path))
     assert (done.returncode, done.stdout.strip()) == (3, str(errno.EFBIG)), done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ['a'] and (tmp_path/'a').read_bytes() == b'old'
 
@@ -209,7 +251,8 @@ def test_no_room_for_the_file(tmp_path):
 def test_killed_process(moment, tmp_path):
     "Killed at any step of a write: the old file, whole."
     (tmp_path/'a').write_bytes(b'old')
-    done = write_in_process(f"os.{moment} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL); write_atomic('a', bytes(10**6))", tmp_path)
+    done = (write_in_process(f"os.{moment} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL); write_atomic('a', "
+        f"bytes(10**6))", tmp_path))
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path/'a').read_bytes() == b'old'
     write_atomic(tmp_path/'a', b'new') # what a killed process left behind stands in nobody's way
@@ -227,13 +270,15 @@ def target():
     torch.manual_seed(0)
     net, x = roughen(Chain((3, 4, 5))), torch.randn(2, 3, 6, 6)
     out, files = compress(net, x, pruning_ratio=.3, weight_bits=4, recipe='paper'), {}
-    folder = Path(tempfile.mkdtemp(dir='/dev/shm' if os.access('/dev/shm', os.W_OK) else None)) # in memory where that can be: ten thousand files
+    # in memory where that can be: ten thousand files
+    folder = Path(tempfile.mkdtemp(dir='/dev/shm' if os.access('/dev/shm', os.W_OK) else None))
     for name, kw in dict(packed={}, half=dict(dtype=torch.float16)).items():
         out.save(folder/name, **kw); files[name] = (folder/name).read_bytes()
     with torch.no_grad():
         for m in net.modules():
             if isinstance(m, nn.Conv2d): m.weight.sign_()
-    few = compress(net, x, weight_bits=8, recipe='prune'); few.save(folder/'deflated', entropy=True) # two codes, so that deflating pays
+    # two codes, so that deflating pays
+    few = compress(net, x, weight_bits=8, recipe='prune'); few.save(folder/'deflated', entropy=True)
     files['deflated'] = (folder/'deflated').read_bytes(); files['first'] = as_version_1(folder/'packed')
     assert any(r['stored'] == 'deflated codes' for r in file_rows(folder/'deflated'))
     yield files, Chain((3, 4, 5)).eval(), x, out, folder
@@ -244,7 +289,8 @@ class Judge:
     def __init__(self, target):
         files, net, self.x, self.out, folder = target
         self.net = lambda: Chain((3, 4, 5)) # quicker than a copy
-        self.file, self.state, self.refused, self.same, self.other = folder/'damaged.safetensors', self.out.model.state_dict(), 0, 0, 0
+        self.file, self.state, self.refused, self.same, self.other = (folder/'damaged.safetensors',
+            self.out.model.state_dict(), 0, 0, 0)
         self.sizes = {n: t.numel() for n, t in net.state_dict().items()}
     def __call__(self, data, may_differ=False):
         self.file.write_bytes(data)
@@ -272,14 +318,19 @@ def bounded():
 
 RAN = []
 def watch(event, args):
-    if RAN and event in ('exec', 'compile', 'os.system', 'subprocess.Popen', 'os.exec', 'pickle.find_class'): RAN.append((event, str(args)[:200]))
+    if RAN and event in ('exec', 'compile', 'os.system', 'subprocess.Popen', 'os.exec', 'pickle.find_class'):
+        RAN.append((event, str(args)[:200]))
 sys.addaudithook(watch) # can never be removed: it does nothing while RAN is empty
 
 @pytest.fixture
 def no_code(target):
     "Fails if anything is executed that is not Python already loaded."
     judge = Judge(target)
-    for data in target[0].values(): judge(data, may_differ=True); judge(data[:-1]); judge(with_texts(data, header='[', description='[')) # everything that is imported late is imported now
+    # everything that is imported late is imported now
+    for data in target[0].values():
+        judge(data, may_differ=True)
+        judge(data[:-1])
+        judge(with_texts(data, header='[', description='['))
     RAN.append('watching')
     try: yield; seen = RAN[1:]
     finally: RAN.clear()
@@ -309,26 +360,45 @@ def coded(change): return lambda d: with_header(d, lambda h: h | dict(coded=chan
 def zeros(*shape, dtype=torch.uint8): return lambda t: torch.zeros(*shape, dtype=dtype)
 
 HOSTILE = dict(
-    other_version=lambda d: with_texts(d, version='3'), no_version=lambda d: with_texts(d, version=''), other_format=lambda d: with_texts(d, format='pt'),
-    no_description=lambda d: text(d, ''), nested=lambda d: text(d, '['*10**5+']'*10**5), nested_table=lambda d: text(d, '{"a":'*10**5+'1'+'}'*10**5),
+    other_version=lambda d: with_texts(d, version='3'), no_version=lambda d: with_texts(d, version=''),
+    other_format=lambda d: with_texts(d, format='pt'),
+    no_description=lambda d: text(d, ''), nested=lambda d: text(d, '['*10**5+']'*10**5),
+    nested_table=lambda d: text(d, '{"a":'*10**5+'1'+'}'*10**5),
     long_number=lambda d: text(d, '9'*10**5), list_description=lambda d: text(d, '[]'), null=lambda d: text(d, 'null'),
     much_text=lambda d: text(d, '{"a":['+'[],'*(MAX_TEXT//3)+'[]]}'),
     header_of_exabytes=lambda d: struct.pack('<Q', 2**60)+d[8:], header_negative=lambda d: struct.pack('<q', -1)+d[8:],
-    deep_header=lambda d: struct.pack('<Q', 200_000)+b'{"a":'+b'['*199_995+d, json_only=lambda d: b'{}', pickle=lambda d: pickled(), zeros=lambda d: bytes(10**6), empty=lambda d: b'',
+    deep_header=lambda d: struct.pack('<Q', 200_000)+b'{"a":'+b'['*199_995+d, json_only=lambda d: b'{}',
+    pickle=lambda d: pickled(), zeros=lambda d: bytes(10**6), empty=lambda d: b'',
     huge_shape=head(shape=[2**31, 2**31]), huger_shape=head(shape=[2**31]*8), overflow=head(shape=[2**32, 2**32]),
-    many_axes=head(shape=[1]*5000), negative=head(shape=[-5, -5]), empty_shape=head(shape=[]), no_rows=head(shape=[0, 5]),
+    many_axes=head(shape=[1]*5000), negative=head(shape=[-5, -5]), empty_shape=head(shape=[]),
+    no_rows=head(shape=[0, 5]),
     float_shape=head(shape=[5., 5]), true_shape=head(shape=[True, 5]), text_shape=head(shape='55'),
     no_bits=head(bits=0), negative_bits=head(bits=-4), many_bits=head(bits=64), text_bits=head(bits='4'),
-    far=head(low=2**40), nan_zero=head(zero=[float('nan')]), infinite_zero=head(zero=[float('inf')]), no_zero=head(zero=[]),
-    many_zeros=head(zero=[0.]*10**5), deflated=head(deflated=True), code=head(run='import os'), unknown_layer=coded(lambda i: i | {'extra': next(iter(i.values()))}),
-    missing_layer=coded(lambda i: {k: v for k, v in i.items() if not k.startswith('head')}), list_layer=coded(lambda i: {k: [4] for k in i}),
-    codes_of_floats=tensor('head.weight.codes', lambda t: t.float()), codes_cut=tensor('head.weight.codes', lambda t: t[:-1]), codes_of_a_gigabyte_promised=head(shape=[2**15, 2**15]),
-    scale_nan=tensor('head.weight.scale', lambda t: t*float('nan')), scale_infinite=tensor('head.weight.scale', lambda t: t/0), scale_many=tensor('head.weight.scale', zeros(77, dtype=torch.float32)), scale_none=tensor('head.weight.scale', zeros(0, dtype=torch.float32)),
-    scale_integer=tensor('head.weight.scale', lambda t: t.int()), bias_long=tensor('head.bias', zeros(6, dtype=torch.float32)), bias_short=tensor('head.bias', lambda t: t[:-1]), bias_matrix=tensor('head.bias', lambda t: t[None]),
-    bias_none=tensor('head.bias', lambda t: t[:0]), bias_integer=tensor('head.bias', lambda t: t.int()), bias_complex=tensor('head.bias', lambda t: t.to(torch.complex64)),
-    norm_uneven=tensor('features.1.running_var', lambda t: t[:-1]), extra_tensor=lambda d: with_tensors(d, lambda ts: ts | {'x': torch.zeros(2)}), weight_twice=lambda d: with_tensors(d, lambda ts: ts | {'head.weight': torch.zeros(5, 4)}),
-    grid_of_no_layer=lambda d: grid(d, 'features.1'), grid_nan=lambda d: grid(d, scale=float('nan')), grid_of_many_bits=lambda d: grid(d, bits=64), grid_far=lambda d: grid(d, zero_point=2**40), grids_listed=lambda d: with_texts(d, inputs='[]') if of_1(d) else with_header(d, lambda h: h | dict(inputs=[])),
-    missing_tensor=lambda d: with_tensors(d, lambda ts: {k: v for k, v in ts.items() if k != 'head.bias'}), codes_missing=lambda d: with_tensors(d, lambda ts: {k: v for k, v in ts.items() if k != 'head.weight.codes'}))
+    far=head(low=2**40), nan_zero=head(zero=[float('nan')]), infinite_zero=head(zero=[float('inf')]),
+    no_zero=head(zero=[]),
+    many_zeros=head(zero=[0.]*10**5), deflated=head(deflated=True), code=head(run='import os'),
+    unknown_layer=coded(lambda i: i | {'extra': next(iter(i.values()))}),
+    missing_layer=coded(lambda i: {k: v for k, v in i.items() if not k.startswith('head')}),
+    list_layer=coded(lambda i: {k: [4] for k in i}),
+    codes_of_floats=tensor('head.weight.codes', lambda t: t.float()),
+    codes_cut=tensor('head.weight.codes', lambda t: t[:-1]), codes_of_a_gigabyte_promised=head(shape=[2**15, 2**15]),
+    scale_nan=tensor('head.weight.scale', lambda t: t*float('nan')),
+    scale_infinite=tensor('head.weight.scale', lambda t: t/0),
+    scale_many=tensor('head.weight.scale', zeros(77, dtype=torch.float32)),
+    scale_none=tensor('head.weight.scale', zeros(0, dtype=torch.float32)),
+    scale_integer=tensor('head.weight.scale', lambda t: t.int()),
+    bias_long=tensor('head.bias', zeros(6, dtype=torch.float32)), bias_short=tensor('head.bias', lambda t: t[:-1]),
+    bias_matrix=tensor('head.bias', lambda t: t[None]),
+    bias_none=tensor('head.bias', lambda t: t[:0]), bias_integer=tensor('head.bias', lambda t: t.int()),
+    bias_complex=tensor('head.bias', lambda t: t.to(torch.complex64)),
+    norm_uneven=tensor('features.1.running_var', lambda t: t[:-1]),
+    extra_tensor=lambda d: with_tensors(d, lambda ts: ts | {'x': torch.zeros(2)}),
+    weight_twice=lambda d: with_tensors(d, lambda ts: ts | {'head.weight': torch.zeros(5, 4)}),
+    grid_of_no_layer=lambda d: grid(d, 'features.1'), grid_nan=lambda d: grid(d, scale=float('nan')),
+    grid_of_many_bits=lambda d: grid(d, bits=64), grid_far=lambda d: grid(d, zero_point=2**40),
+    grids_listed=lambda d: with_texts(d, inputs='[]') if of_1(d) else with_header(d, lambda h: h | dict(inputs=[])),
+    missing_tensor=lambda d: with_tensors(d, lambda ts: {k: v for k, v in ts.items() if k != 'head.bias'}),
+    codes_missing=lambda d: with_tensors(d, lambda ts: {k: v for k, v in ts.items() if k != 'head.weight.codes'}))
 
 @pytest.mark.parametrize('form', ['packed', 'first'])
 @pytest.mark.parametrize('name', HOSTILE)

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import save_file
 from torch import nn
-from udfc_nb import cli, load
+from udfc_nb import load
+from udfc_nb.app import cli
 from udfc_nb.app.cli import main
 from udfc_nb.app.demo import demo_cases, demo_recipes
 from udfc_nb.data.digits import digits_net
@@ -37,7 +38,8 @@ def test_info_of_torchvision(capsys):
 
 
 def test_info_in_a_process():
-    run = subprocess.run([sys.executable, '-m', 'udfc_nb.app.cli', 'info', 'resnet18'], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, '-m', 'udfc_nb.app.cli', 'info', 'resnet18'], capture_output=True, text=True,
+        timeout=120)
     assert (run.returncode, run.stderr) == (0, '') and 'sites' in run.stdout
 
 
@@ -68,7 +70,8 @@ def test_network_of_the_current_folder(tmp_path, monkeypatch, capsys):
 def test_compress_writes_network_and_reports(tmp_path, capsys):
     out = tmp_path/'small.safetensors'
     for ending in ('csv', 'json', 'md'):
-        assert main(['compress', *DIGITS, '--ratio', '.5', '--bits', '4', '--recipe', 'paper', '--output', str(out), '--report', str(tmp_path/f'r.{ending}')]) == 0
+        assert main(['compress', *DIGITS, '--ratio', '.5', '--bits', '4', '--recipe', 'paper', '--output', str(out),
+            '--report', str(tmp_path/f'r.{ending}')]) == 0
     said = capsys.readouterr().out
     assert 'paper: parameters' in said and f'written: {out}' in said
     assert sorted(p.name for p in tmp_path.iterdir()) == ['r.csv', 'r.json', 'r.md', 'small.safetensors']
@@ -83,7 +86,8 @@ def test_compress_writes_network_and_reports(tmp_path, capsys):
 def test_options_reach_compress(tmp_path):
     report = tmp_path/'r.json'
     assert main(['compress', *DIGITS, '--ratio', '.25', '--bits', '6', '--recipe', 'prune', '--ignore', 'layer3',
-                 '--layer-ratio', 'layer1.0.conv1=.5', '--layer-bits', 'conv1=8', '--quiet', '--report', str(report)]) == 0
+                 '--layer-ratio', 'layer1.0.conv1=.5', '--layer-bits', 'conv1=8', '--quiet', '--report',
+                 str(report)]) == 0
     r = json.loads(report.read_text()); rows = {o['layer']: o for o in r['rows']}
     assert r['recipe']['name'] == 'prune'
     assert (rows['layer1.0.conv1']['out'], rows['layer1.1.conv1']['out'], rows['layer3.0.conv1']['out']) == (8, 12, 64)
@@ -97,12 +101,15 @@ def test_quiet(capsys):
 
 
 def test_random_weights_are_announced(capsys):
-    assert main(['compress', 'squeezenet1_1', '--ratio', '.1', '--recipe', 'paper', '--input-shape', '1,3,64,64', '--quiet']) == 0
+    assert main(['compress', 'squeezenet1_1', '--ratio', '.1', '--recipe', 'paper', '--input-shape', '1,3,64,64',
+        '--quiet']) == 0
     assert 'weights are random' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('wrap', [lambda s: s, lambda s: {'epoch': 3, 'state_dict': s}, lambda s: {f'module.{k}': v for k, v in s.items()},
-                                  lambda s: {'model': {f'module._orig_mod.{k}': v for k, v in s.items()}, 'best': 91.2}])
+@pytest.mark.parametrize('wrap',
+    [lambda s: s, lambda s: {'epoch': 3, 'state_dict': s}, lambda s: {f'module.{k}': v for k, v in s.items()},
+                                  lambda s: {'model': {f'module._orig_mod.{k}': v for k, v in s.items()},
+                                  'best': 91.2}])
 def test_checkpoints_are_looked_through(wrap, tmp_path):
     net, fresh = digits_net(), digits_net(pretrained=False)
     torch.save(wrap(net.state_dict()), tmp_path/'net.pt')
@@ -154,12 +161,16 @@ def here(monkeypatch):
     monkeypatch.setitem(sys.modules, 'here', sys.modules[__name__])
 
 
-@pytest.mark.parametrize('network, says', [('resnet19', 'did you mean'), ('no_such_module:f', 'ModuleNotFoundError'), ('here:absent', "no attribute 'absent'"),
-    ('here:broken', 'the builder is broken'), ('here:no_network', 'not an nn.Module'), ('here:', 'AttributeError'), (':f', 'ValueError')])
+@pytest.mark.parametrize('network, says',
+    [('resnet19', 'did you mean'), ('no_such_module:f', 'ModuleNotFoundError'),
+    ('here:absent', "no attribute 'absent'"),
+    ('here:broken', 'the builder is broken'), ('here:no_network', 'not an nn.Module'), ('here:', 'AttributeError'),
+    (':f', 'ValueError')])
 def test_networks_that_cannot_be_built(network, says, refused, here): assert says in refused('info', network)
 
 
-def test_network_that_cannot_be_copied(refused, here): assert 'udfc info: lock: the network cannot be copied' in refused('info', 'here:locked', '--input-shape', '1,1,8,8')
+def test_network_that_cannot_be_copied(refused, here):
+    assert 'udfc info: lock: the network cannot be copied' in refused('info', 'here:locked', '--input-shape', '1,1,8,8')
 
 
 def test_network_that_decides_by_a_value(capsys, here):
@@ -168,24 +179,36 @@ def test_network_that_decides_by_a_value(capsys, here):
     assert 'prunable' in rows['conv'] and 'kept: feeds an output' in rows['more']
 
 
-@pytest.mark.parametrize('args, says', [(['--ratio', '-0.1'], '-0.1'), (['--ratio', '1'], '1.0'), (['--ratio', 'nan'], 'nan'), (['--ratio', 'half'], 'invalid float'),
-    (['--bits', '0'], '0'), (['--bits', '33'], '33'), (['--recipe', 'papre'], 'papre'), (['--recipe', 'absent.json'], 'absent.json'),
-    (['--ignore', 'layer9'], 'layer9'), (['--layer-ratio', 'layer9=.5'], 'layer9'), (['--layer-bits', 'conv1'], 'layer=number'), (['--layer-bits', 'conv1=0'], 'conv1'),
-    (['--device', 'abacus'], '--device abacus'), (['--weights', 'absent.pt'], 'absent.pt'), (['--output', 'x.bin'], '.safetensors'),
-    (['--output', 'absent/x.safetensors'], 'absent'), (['--report', 'x.pdf'], '.csv'), (['--pretrained'], 'torchvision'), (['--num-classes', '7'], 'torchvision')])
+@pytest.mark.parametrize('args, says',
+    [(['--ratio', '-0.1'], '-0.1'), (['--ratio', '1'], '1.0'), (['--ratio', 'nan'], 'nan'),
+    (['--ratio', 'half'], 'invalid float'),
+    (['--bits', '0'], '0'), (['--bits', '33'], '33'), (['--recipe', 'papre'], 'papre'),
+    (['--recipe', 'absent.json'], 'absent.json'),
+    (['--ignore', 'layer9'], 'layer9'), (['--layer-ratio', 'layer9=.5'], 'layer9'),
+    (['--layer-bits', 'conv1'], 'layer=number'), (['--layer-bits', 'conv1=0'], 'conv1'),
+    (['--device', 'abacus'], '--device abacus'), (['--weights', 'absent.pt'], 'absent.pt'),
+    (['--output', 'x.bin'], '.safetensors'),
+    (['--output', 'absent/x.safetensors'], 'absent'), (['--report', 'x.pdf'], '.csv'),
+    (['--pretrained'], 'torchvision'), (['--num-classes', '7'], 'torchvision')])
 def test_bad_options(args, says, refused): assert says in refused('compress', *DIGITS, *args)
 
 
-@pytest.mark.parametrize('shape, says', [('1x1x8x8', 'is no shape'), ('1,0,8,8', 'is no shape'), ('1,3,8,8', '--input-shape'), ('8', '--input-shape')])
+@pytest.mark.parametrize('shape, says',
+    [('1x1x8x8', 'is no shape'), ('1,0,8,8', 'is no shape'), ('1,3,8,8', '--input-shape'), ('8', '--input-shape')])
 def test_bad_shapes(shape, says, refused): assert says in refused('info', DIGITS[0], '--input-shape', shape)
 
 
-def test_too_many_inputs(refused): assert 'takes 2 positional arguments but 3 were given' in refused('info', *DIGITS, '--input-shape', '1,1,8,8')
+def test_too_many_inputs(refused):
+    assert 'takes 2 positional arguments but 3 were given' in refused('info', *DIGITS, '--input-shape', '1,1,8,8')
 
 
-@pytest.mark.parametrize('content, says', [(lambda p: torch.save(digits_net(), p), 'could run code'), (lambda p: torch.save({'a': Code()}, p), 'could run code'),
-    (lambda p: p.write_text('no'), 'cannot be read'), (lambda p: p.write_bytes(b''), 'cannot be read'), (lambda p: torch.save({'epoch': 3}, p), 'holds no weights'),
-    (lambda p: torch.save([torch.ones(2)], p), 'holds no weights'), (lambda p: torch.save({'x': torch.ones(2)}, p), 'missing'), (lambda p: p.mkdir(), 'is not a file')])
+@pytest.mark.parametrize('content, says',
+    [(lambda p: torch.save(digits_net(), p), 'could run code'),
+    (lambda p: torch.save({'a': Code()}, p), 'could run code'),
+    (lambda p: p.write_text('no'), 'cannot be read'), (lambda p: p.write_bytes(b''), 'cannot be read'),
+    (lambda p: torch.save({'epoch': 3}, p), 'holds no weights'),
+    (lambda p: torch.save([torch.ones(2)], p), 'holds no weights'),
+    (lambda p: torch.save({'x': torch.ones(2)}, p), 'missing'), (lambda p: p.mkdir(), 'is not a file')])
 @pytest.mark.parametrize('ending', ['pt', 'safetensors'])
 def test_bad_checkpoints(content, says, ending, refused, tmp_path):
     path = tmp_path/f'net.{ending}'; content(path)
@@ -197,7 +220,8 @@ def test_bad_checkpoints(content, says, ending, refused, tmp_path):
 def test_weights_that_are_not_numbers(refused, tmp_path):
     state = digits_net().state_dict(); state['layer1.0.conv1.weight'][0, 0, 0, 0] = float('nan')
     torch.save(state, tmp_path/'net.pt')
-    assert 'layer1.0.conv1.weight' in refused('compress', *DIGITS, '--weights', tmp_path/'net.pt', '--output', tmp_path/'small.safetensors')
+    assert 'layer1.0.conv1.weight' in refused('compress', *DIGITS, '--weights', tmp_path/'net.pt', '--output',
+        tmp_path/'small.safetensors')
     assert not (tmp_path/'small.safetensors').exists()
 
 
@@ -239,11 +263,14 @@ def test_networks_of_libraries(capsys):
     assert capsys.readouterr().out == same
     assert main(['info', 'timm:mobilenetv3_small_050', '--num-classes', '7', '--input-shape', '1,3,32,32']) == 0
     assert next(o for o in capsys.readouterr().out.splitlines() if o.startswith('classifier ')).split()[-3] == '7'
-    assert main(['compress', 'timm:mobilenetv3_small_050', '--input-shape', '1,3,32,32', '--recipe', 'prune', '--ratio', '.1', '--quiet']) == 0
+    assert main(['compress', 'timm:mobilenetv3_small_050', '--input-shape', '1,3,32,32', '--recipe', 'prune',
+        '--ratio', '.1', '--quiet']) == 0
     assert 'weights are random' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('name, says', [('timm:mobilenetv3_smal_050', 'did you mean mobilenetv3_small'), ('timm:', 'timm has no network'), ('torchvision:resnet19', 'did you mean'), ('torchvision:', 'torchvision has no'),
+@pytest.mark.parametrize('name, says',
+    [('timm:mobilenetv3_smal_050', 'did you mean mobilenetv3_small'), ('timm:', 'timm has no network'),
+    ('torchvision:resnet19', 'did you mean'), ('torchvision:', 'torchvision has no'),
     ('timm:hf_hub:someone/something', 'timm has no network'), ('timm:/etc/passwd', 'timm has no network')])
 def test_unknown_networks_of_libraries(name, says, refused): assert says in refused('info', name)
 
@@ -257,17 +284,22 @@ def test_without_timm(refused, monkeypatch):
 
 def test_explore(tmp_path, capsys):
     folder = tmp_path/'new'/'folder'
-    assert main(['explore', *DIGITS, '--recipe', 'prune', '--ratio', '0', '--ratio', '.5', '--bits', '8', '--bits', '3.5', '--output', str(folder), '--quiet']) == 0
+    assert main(['explore', *DIGITS, '--recipe', 'prune', '--ratio', '0', '--ratio', '.5', '--bits', '8', '--bits',
+        '3.5', '--output', str(folder), '--quiet']) == 0
     said = capsys.readouterr()
     assert said.err == '' and 'worth having' in said.out and str(folder/'explore.csv') in said.out
     rows = list(csv.DictReader((folder/'explore.csv').read_text().splitlines()))
     assert [(r['ratio'], r['bits']) for r in rows] == [('0.0', '8'), ('0.0', '3.5'), ('0.5', '8'), ('0.5', '3.5')]
-    assert float(rows[0]['unexplained']) < float(rows[3]['unexplained']) and int(rows[0]['bytes']) > int(rows[3]['bytes'])
+    assert (float(rows[0]['unexplained']) < float(rows[3]['unexplained'])
+        and int(rows[0]['bytes']) > int(rows[3]['bytes']))
     assert (folder/'explore.png').read_bytes().startswith(b'\x89PNG') and not (folder/'layers.csv').exists()
 
 
-@pytest.mark.parametrize('args, says', [(['--ratio', '1'], '1.0'), (['--bits', '40'], '40'), (['--recipe', 'papre'], 'papre'), (['--ignore', 'layer9'], 'layer9')])
-def test_explore_refuses(args, says, refused, tmp_path): assert says in refused('explore', *DIGITS, '--quiet', '--output', tmp_path, *args)
+@pytest.mark.parametrize('args, says',
+    [(['--ratio', '1'], '1.0'), (['--bits', '40'], '40'), (['--recipe', 'papre'], 'papre'),
+    (['--ignore', 'layer9'], 'layer9')])
+def test_explore_refuses(args, says, refused, tmp_path):
+    assert says in refused('explore', *DIGITS, '--quiet', '--output', tmp_path, *args)
 
 
 def test_explore_into_a_file(refused, tmp_path):
@@ -281,7 +313,7 @@ def test_doctor(capsys, monkeypatch):
     from udfc_nb.app.tools import MODULES
     monkeypatch.setitem(MODULES, 'onnxruntime', 'no_such_module')
     assert main(['doctor']) == 0
-    assert "missing for udfc export to ONNX, udfc bench --runtime onnx: onnxruntime; pip install 'udfc_nb[onnx]'" in capsys.readouterr().out
+    assert ("missing for udfc export to ONNX, udfc bench --runtime onnx: onnxruntime; pip install 'udfc_nb[onnx]'" in capsys.readouterr().out)
 
 
 def offered(script, *words):
@@ -297,24 +329,29 @@ def test_completion(capsys):
     assert set(offered(script, 'udfc', '')) == {*commands, '--version', '--help'}
     assert set(offered(script, 'udfc', 'comp')) == {'compress', 'completion'}
     assert 'resnet18' in offered(script, 'udfc', 'compress', 'resnet')
-    assert offered(script, 'udfc', 'compress', 'resnet18', '--rec') == ['--recipe'] and 'best' in offered(script, 'udfc', 'compress', 'resnet18', '--recipe', '')
+    assert (offered(script, 'udfc', 'compress', 'resnet18', '--rec') == ['--recipe']
+        and 'best' in offered(script, 'udfc', 'compress', 'resnet18', '--recipe', ''))
     assert offered(script, 'udfc', 'compress', 'x', '--weights', '') == [] # the shell goes on with names of files
     for name, p in commands.items():
-        assert {o for a in p._actions for o in a.option_strings if o.startswith('--')} <= set(offered(script, 'udfc', name, 'x', '--'))
+        assert {o for a in p._actions for o in a.option_strings
+            if o.startswith('--')} <= set(offered(script, 'udfc', name, 'x', '--'))
     for shell in ('zsh', 'fish'):
         assert main(['completion', shell]) == 0 and 'compress' in capsys.readouterr().out
 
 
 def test_python_m():
-    run = subprocess.run([sys.executable, '-m', 'udfc_nb', 'info', 'resnet19'], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, '-m', 'udfc_nb', 'info', 'resnet19'], capture_output=True, text=True,
+        timeout=120)
     assert run.returncode == 2 and 'did you mean' in run.stderr
 
 
 def test_workbench_in_a_process(tmp_path):
     "It says where it is, answers there to those who have the token, and ends when it is interrupted."
     pytest.importorskip('voila')
-    env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [str(Path(cli.__file__).parents[1]), os.environ.get('PYTHONPATH')])))
-    run = subprocess.Popen([sys.executable, '-m', 'udfc_nb', 'workbench', '--no-browser', '--keep', ''], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None,
+        [str(Path(cli.__file__).parents[1]), os.environ.get('PYTHONPATH')])))
+    run = subprocess.Popen([sys.executable, '-m', 'udfc_nb', 'workbench', '--no-browser', '--keep', ''],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
     try:
         address = run.stdout.readline().split()[-1]
         assert address.startswith('http://127.0.0.1:') and 'login' in urllib.request.urlopen(address.split('?')[0]).url

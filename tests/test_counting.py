@@ -26,9 +26,11 @@ class Mixed(nn.Module):
         x = self.c(self.up(self.b(self.a(x).relu()).relu()).relu()).relu().mean((2, 3))
         return self.last(self.twice(self.twice(self.fc(x).relu()).relu()))
 
-CASES = dict(chain=(lambda: roughen(Chain()), (3, 12, 12)), residual=(lambda: roughen(Residual()), (3, 11, 9)), perceptron=(lambda: Perceptron(), (6,)),
+CASES = dict(chain=(lambda: roughen(Chain()), (3, 12, 12)), residual=(lambda: roughen(Residual()), (3, 11, 9)),
+    perceptron=(lambda: Perceptron(), (6,)),
     sequence=(lambda: Perceptron(), (7, 6)), mixed=(lambda: Mixed(), (3, 24, 20)),
-    resnet18=(lambda: torchvision.models.resnet18(), (3, 32, 32)), mobilenet_v3=(lambda: torchvision.models.mobilenet_v3_small(), (3, 32, 32)))
+    resnet18=(lambda: torchvision.models.resnet18(), (3, 32, 32)),
+    mobilenet_v3=(lambda: torchvision.models.mobilenet_v3_small(), (3, 32, 32)))
 
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('batch', [1, 3])
@@ -52,7 +54,8 @@ def test_resnet18_is_what_everyone_says():
     totals = compress(torchvision.models.resnet18(), torch.randn(1, 3, 224, 224), recipe='prune').report.totals
     assert totals['params'] == 11_689_512 and totals['macs'] == 1_814_073_344
 
-@pytest.mark.parametrize('bits,layer_bits', [(None, None), (4, None), (8, {'head': 32}), (3, {'features.0': 8, 'features.3': None})])
+@pytest.mark.parametrize('bits,layer_bits',
+    [(None, None), (4, None), (8, {'head': 32}), (3, {'features.0': 8, 'features.3': None})])
 def test_bytes(bits, layer_bits):
     "32 bits for everything that is not rounded; biases and batch norms stay float."
     model, x = roughen(Chain()), torch.randn(1, 3, 8, 8)
@@ -71,7 +74,8 @@ def test_report_forms_agree():
     rows = out.report.rows
     assert json.loads(out.report.to_json())['rows'] == rows
     read = list(csv.DictReader(io.StringIO(out.report.to_csv())))
-    assert [int(r['macs']) for r in read] == [r['macs'] for r in rows] and [r['reason'] for r in read] == [r['reason'] for r in rows]
+    assert ([int(r['macs']) for r in read] == [r['macs'] for r in rows]
+        and [r['reason'] for r in read] == [r['reason'] for r in rows])
     for text in (str(out.report), out.report.to_markdown(), out.report._repr_html_()):
         for r in rows: assert r['layer'] in text and r['reason'] in text
         assert f"{out.report.totals['params']:,}" in text

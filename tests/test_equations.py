@@ -1,4 +1,5 @@
-"Displayed equations of the derivation and of the notebooks beyond the paper: numbered, referred to by number, and computed beside."
+"""Displayed equations of the derivation and of the notebooks beyond the paper: numbered, referred to by number, and
+computed beside."""
 import json, re
 from pathlib import Path
 import pytest
@@ -29,7 +30,8 @@ def test_every_equation_has_a_label_of_its_own(page):
 
 @pytest.mark.parametrize('page', [p for p in PAGES if equations(p)])
 def test_as_many_numbers_as_equations(page):
-    assert len(numbers(page) or []) == len(labels(page)), 'the list in the title cell and the labels of the page disagree'
+    assert len(numbers(page) or []) == len(
+        labels(page)), 'the list in the title cell and the labels of the page disagree'
     if page in PAPER: assert [f'eq-{n}' for n in numbers(page)] == labels(page)
 
 
@@ -53,4 +55,5 @@ def test_every_equation_is_computed_beside(page):
         if kind == 'markdown' and (m := EQUATION.search(text)):
             after = found[i+1:i+5]
             assert after and after[0][0] == 'code', f'no cell computes {m[1][:60]}'
-            assert any(re.search(r'\btest_\w+\(|\bassert\b', t) for k, t in after if k == 'code'), f'nothing checks {m[1][:60]}'
+            assert any(re.search(r'\btest_\w+\(|\bassert\b', t) for k, t in after
+                if k == 'code'), f'nothing checks {m[1][:60]}'

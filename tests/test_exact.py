@@ -33,7 +33,8 @@ def awake(norm, i):
 
 @torch.no_grad()
 def repeat(layer, j, i, a=1., norm=None, at=0, small=.02):
-    "Channel j becomes a times channel i (behind the norm, whose entries begin at `at`); its filter is `small` times that of i."
+    """Channel j becomes a times channel i (behind the norm, whose entries begin at `at`); its filter is `small`
+    times that of i."""
     if norm is None: # the filter itself carries the multiple
         if layer.bias is not None: layer.bias[i] = .5
         layer.weight[j] = a*layer.weight[i]
@@ -64,12 +65,15 @@ def louder(layer, j, by=10.):
 
 
 def check(model, x, site, j, limit=LIMIT, visible=1e-2):
-    "Removing channels `j` of `site`, and nothing else, leaves the output; dropping them without compensation would show."
+    """Removing channels `j` of `site`, and nothing else, leaves the output; dropping them without compensation would
+    show."""
     js = [j] if isinstance(j, int) else list(j)
     layer = dict(model.named_modules())[site]
     size, groups = layer.weight.shape[0], len(js)
     norms = layer.weight.detach().flatten(1).norm(dim=1)
-    for run, js_run in zip(norms.chunk(groups), js): assert run.argmin() + (js_run//(size//groups))*(size//groups) == js_run, 'the planted filter is not the shortest'
+    for run, js_run in zip(norms.chunk(groups), js):
+        assert run.argmin() + (js_run//(size//groups))*(
+            size//groups) == js_run, 'the planted filter is not the shortest'
     ratio = {site: groups/size}
     model.eval()
     with torch.no_grad(): y = model(x)
@@ -94,16 +98,22 @@ def mean_head(width, classes=6): return nn.Sequential(nn.AdaptiveAvgPool2d(1), n
 # Chains
 
 @pytest.mark.parametrize('a', [.3, 1., 4.])
-@pytest.mark.parametrize('act', [nn.ReLU(), nn.LeakyReLU(.2), nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2)), nn.Sequential(nn.AvgPool2d(2), nn.ReLU(), nn.Dropout(.5))],
+@pytest.mark.parametrize('act',
+    [nn.ReLU(), nn.LeakyReLU(.2), nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+    nn.Sequential(nn.AvgPool2d(2), nn.ReLU(), nn.Dropout(.5))],
     ids=['relu', 'leaky', 'relu-maxpool', 'avgpool-relu-dropout'])
 def test_conv_norm_act_conv(act, a):
-    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), act, nn.Conv2d(8, 6, 3), mean_head(6)))
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), act, nn.Conv2d(8, 6, 3),
+        mean_head(6)))
     repeat(model[0], 5, 2, a, model[1]); louder(model[3], 5)
     check(model, images, '0', 5, 1e-5)
 
-@pytest.mark.parametrize('act', [nn.SiLU(), nn.GELU(), nn.Hardswish(), nn.ReLU6(), nn.Sigmoid(), nn.Tanh(), nn.ELU(), nn.Mish()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize('act',
+    [nn.SiLU(), nn.GELU(), nn.Hardswish(), nn.ReLU6(), nn.Sigmoid(), nn.Tanh(), nn.ELU(), nn.Mish()],
+    ids=lambda m: type(m).__name__)
 def test_duplicate_through_a_curved_activation(act):
-    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), act, nn.Conv2d(8, 6, 3), mean_head(6)))
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), act, nn.Conv2d(8, 6, 3),
+        mean_head(6)))
     repeat(model[0], 5, 2, 1., model[1]); louder(model[3], 5)
     check(model, images, '0', 5)
 
@@ -118,11 +128,13 @@ def test_conv_without_norm():
     check(model, images, '0', 1)
 
 def test_norm_without_parameters():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU(), nn.Conv2d(8, 6, 3), mean_head(6)).eval()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU(), nn.Conv2d(8, 6, 3),
+        mean_head(6)).eval()
     with torch.no_grad():
         model[1].running_mean.normal_(); model[1].running_var.uniform_(.5, 2)
         model[0].weight[4] = .02*model[0].weight[0]; model[0].bias[4] = .02*model[0].bias[0]
-        model[1].running_mean[4] = .02*model[1].running_mean[0]; model[1].running_var[4] = .02**2*(model[1].running_var[0]+1e-5)-1e-5
+        model[1].running_mean[4] = .02*model[1].running_mean[0]
+        model[1].running_var[4] = .02**2*(model[1].running_var[0]+1e-5)-1e-5
     louder(model[3], 4)
     check(model, images, '0', 4)
 
@@ -135,7 +147,9 @@ def test_any_combination_where_no_activation_follows(norm):
     check(model, images, '0', 3)
 
 def test_a_negative_multiple_is_exact_only_without_an_activation():
-    def net(act): return roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), act, nn.Conv2d(8, 6, 3), mean_head(6)))
+    def net(act):
+        return roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), act, nn.Conv2d(8, 6, 3),
+            mean_head(6)))
     linear, relu = net(nn.Identity()), net(nn.ReLU())
     for m in (linear, relu): repeat(m[0], 5, 2, -1., m[1]); louder(m[3], 5)
     check(linear, images, '0', 5)
@@ -143,31 +157,37 @@ def test_a_negative_multiple_is_exact_only_without_an_activation():
 
 def test_shift_is_part_of_the_vector():
     "The same filter with another shift is not the same channel: through ReLU it cannot be restored exactly."
-    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), mean_head(6)))
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3),
+        mean_head(6)))
     repeat(model[0], 5, 2, 1., model[1]); louder(model[3], 5)
     with torch.no_grad(): model[1].bias[5] += 1
     with pytest.raises(AssertionError): check(model, images, '0', 5)
 
 def test_more_kept_channels_than_filter_entries():
-    "The kept filters span the whole space, so that many combinations fit the filter; only the multiple itself passes ReLU."
-    model = roughen(nn.Sequential(nn.Conv2d(3, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 6, 3), mean_head(6)))
+    """The kept filters span the whole space, so that many combinations fit the filter; only the multiple itself
+    passes ReLU."""
+    model = roughen(nn.Sequential(nn.Conv2d(3, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 6, 3),
+        mean_head(6)))
     repeat(model[0], 5, 2, 2., model[1]); louder(model[3], 5)
     check(model, images, '0', 5)
 
 def test_more_kept_channels_than_filter_entries_no_activation():
-    model = roughen(nn.Sequential(nn.Conv2d(3, 16, 1, bias=False), nn.BatchNorm2d(16), nn.Conv2d(16, 6, 3), mean_head(6)))
+    model = roughen(nn.Sequential(nn.Conv2d(3, 16, 1, bias=False), nn.BatchNorm2d(16), nn.Conv2d(16, 6, 3),
+        mean_head(6)))
     combine(model[0], 5, {1: .5, 2: -1.5}, model[1]); louder(model[2], 5)
     check(model, images, '0', 5)
 
 def test_duplicate_among_kept_channels():
     "The channel that is repeated stands there twice: the Gram matrix of the kept ones is singular."
-    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), mean_head(6)))
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3),
+        mean_head(6)))
     repeat(model[0], 7, 2, 1., model[1], small=.5); repeat(model[0], 5, 2, 2., model[1]); louder(model[3], 5)
     check(model, images, '0', 5)
 
 def test_dead_channel():
     "γ = 0 and β = 0: removing it costs nothing, with or without compensation."
-    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), mean_head(6)))
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3),
+        mean_head(6)))
     with torch.no_grad():
         model[0].weight[5] *= .01; model[1].weight[5] = 0; model[1].bias[5] = 0
         y = model(images)
@@ -179,7 +199,8 @@ def test_dead_channel():
 @pytest.mark.parametrize('recipe', ['best', 'paper', 'neuron-merging', 'neuron-merging-derived'])
 def test_duplicates_are_restored_by_every_compensating_recipe(recipe):
     "A true copy, filter and norm alike; the criterion's tie goes to the earlier channel, which is kept."
-    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), mean_head(6)))
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3),
+        mean_head(6)))
     with torch.no_grad():
         model[0].weight[2] *= .1; model[0].weight[5] = model[0].weight[2]
         for t in (model[1].weight, model[1].bias, model[1].running_mean, model[1].running_var): t[5] = t[2]
@@ -234,7 +255,8 @@ def test_channels_of_a_residual_sum_stay():
 
 def test_flatten_then_linear():
     "VGG: every channel of the convolution is a run of columns of the linear layer."
-    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3), nn.Flatten(), nn.Linear(8*16, 10), nn.ReLU(), nn.Linear(10, 5)))
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3),
+        nn.Flatten(), nn.Linear(8*16, 10), nn.ReLU(), nn.Linear(10, 5)))
     repeat(model[0], 6, 1, 2., model[1])
     with torch.no_grad(): model[5].weight[:, 6*16:7*16] *= 10
     out = check(model, images, '0', 6)
@@ -272,7 +294,8 @@ class Branches(nn.Module):
     "Inception: branches of unequal width side by side."
     def __init__(self):
         super().__init__()
-        def branch(width, k): return nn.Sequential(nn.Conv2d(3, width, k, padding=k//2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        def branch(width, k):
+            return nn.Sequential(nn.Conv2d(3, width, k, padding=k//2, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.one, self.two, self.pool = branch(5, 1), branch(7, 3), nn.MaxPool2d(3, 1, 1)
         self.last = nn.Conv2d(3+5+7, 6, 3)
         self.head = mean_head(6)
@@ -341,9 +364,12 @@ class PlainReLU(nn.Module):
         self.conv, self.bn1 = nn.Conv2d(width, hidden, 1, bias=False), nn.BatchNorm2d(hidden)
         self.dw, self.bn2 = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False), nn.BatchNorm2d(hidden)
         self.project, self.bn3, self.act = nn.Conv2d(hidden, width, 1, bias=False), nn.BatchNorm2d(width), act
-    def forward(self, x): return x + self.bn3(self.project(self.act(self.bn2(self.dw(self.act(self.bn1(self.conv(x))))))))
+    def forward(self, x):
+        return x + self.bn3(self.project(self.act(self.bn2(self.dw(self.act(self.bn1(self.conv(x))))))))
 
-@pytest.mark.parametrize('act,a,b', [(nn.ReLU(), 2., 3.), (nn.ReLU(), .5, .2), (nn.SiLU(), 1., 1.), (nn.Hardswish(), 1., 1.), (nn.Identity(), -1., 2.)], ids=str)
+@pytest.mark.parametrize('act,a,b',
+    [(nn.ReLU(), 2., 3.), (nn.ReLU(), .5, .2), (nn.SiLU(), 1., 1.), (nn.Hardswish(), 1., 1.),
+    (nn.Identity(), -1., 2.)], ids=str)
 def test_depthwise(act, a, b):
     model = roughen(nn.Sequential(nn.Conv2d(3, 6, 3), PlainReLU(act), mean_head(6)))
     block = model[1]
@@ -360,7 +386,8 @@ def test_torchvision_inverted_residual():
     check(model, images, '1.conv.0.0', 8)
 
 def test_depthwise_with_bias_and_without_norm():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 5, 1), mean_head(5))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 5, 1),
+        mean_head(5))
     repeat(model[0], 5, 1, .05)
     with torch.no_grad(): model[2].weight[5] = model[2].weight[1]*4; model[2].bias[5] = .2*model[2].bias[1]
     louder(model[4], 5, 100)
@@ -371,18 +398,22 @@ class Gated(nn.Module):
     def __init__(self, act, depthwise=False, scale=torch.nn.Sigmoid):
         super().__init__()
         self.conv, self.bn, self.act = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), act
-        self.dw = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU()) if depthwise else nn.Identity()
+        self.dw = (nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+            if depthwise else nn.Identity())
         self.se = SqueezeExcitation(8, 5, scale_activation=scale)
         self.project, self.head = nn.Conv2d(8, 6, 1), mean_head(6)
     def forward(self, x): return self.head(self.project(self.se(self.dw(self.act(self.bn(self.conv(x)))))))
 
-@pytest.mark.parametrize('act,a,scale', [(nn.ReLU(), 2., nn.Sigmoid), (nn.ReLU(), .5, nn.Hardsigmoid), (nn.SiLU(), 1., nn.Sigmoid), (nn.Hardswish(), 1., nn.Hardsigmoid)], ids=str)
+@pytest.mark.parametrize('act,a,scale',
+    [(nn.ReLU(), 2., nn.Sigmoid), (nn.ReLU(), .5, nn.Hardsigmoid), (nn.SiLU(), 1., nn.Sigmoid),
+    (nn.Hardswish(), 1., nn.Hardsigmoid)], ids=str)
 def test_squeeze_and_excitation(act, a, scale):
     "The gate's row is repeated with its channel, so that both are gated alike."
     model = roughen(Gated(act, scale=scale))
     repeat(model.conv, 6, 2, a, model.bn)
     with torch.no_grad():
-        model.se.fc2.weight.mul_(3); model.se.fc2.weight[6] = model.se.fc2.weight[2]; model.se.fc2.bias[6] = model.se.fc2.bias[2]
+        model.se.fc2.weight.mul_(3)
+        model.se.fc2.weight[6] = model.se.fc2.weight[2]; model.se.fc2.bias[6] = model.se.fc2.bias[2]
     louder(model.project, 6, 10); louder(model.se.fc1, 6, 5)
     out = check(model, images, 'conv', 6)
     assert out.model.se.fc1.in_channels == out.model.se.fc2.out_channels == out.model.project.in_channels == 7
@@ -428,7 +459,8 @@ def test_grouped_producer():
     assert out.model.conv2.groups == 2 and out.model.conv2.out_channels == 10
 
 def test_grouped_consumer_takes_combinations_from_its_own_group():
-    "No activation, and more kept filters than entries: the ones of the other group would do as well, but cannot be used."
+    """No activation, and more kept filters than entries: the ones of the other group would do as well, but cannot be
+    used."""
     model = roughen(Grouped(act=nn.Identity(), k=1))
     combine(model.conv1, 4, {0: 1., 1: -.5}, model.bn1); combine(model.conv1, 9, {6: .7, 7: .8}, model.bn1)
     louder(model.conv2, 4, 5); louder(model.conv2, 3, 5)
@@ -440,7 +472,8 @@ def test_grouped_consumer_takes_combinations_from_its_own_group():
 @pytest.mark.parametrize('same', [True, False])
 def test_prelu_with_a_slope_per_channel(same):
     "A multiple with the same slope is exact; with another slope it is another channel."
-    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.PReLU(8), nn.Conv2d(8, 6, 3), mean_head(6)))
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.PReLU(8), nn.Conv2d(8, 6, 3),
+        mean_head(6)))
     with torch.no_grad(): model[2].weight.uniform_(-.5, .8)
     repeat(model[0], 5, 2, 2., model[1]); louder(model[3], 5)
     with torch.no_grad(): model[2].weight[5] = model[2].weight[2]+(0 if same else .7)
@@ -454,7 +487,8 @@ class Scaled(nn.Module):
     "A factor and a shift for each channel, held by the network itself."
     def __init__(self, act, shape=(8, 1, 1)):
         super().__init__()
-        self.conv, self.gamma, self.beta = nn.Conv2d(3, 8, 3, bias=False), nn.Parameter(torch.rand(shape)+.5), nn.Parameter(torch.rand(shape))
+        self.conv, self.gamma, self.beta = (nn.Conv2d(3, 8, 3, bias=False), nn.Parameter(torch.rand(shape)+.5),
+            nn.Parameter(torch.rand(shape)))
         self.act, self.next, self.head = act, nn.Conv2d(8, 6, 3), mean_head(6)
     def forward(self, x): return self.head(self.next(self.act(self.gamma*self.conv(x)+self.beta)))
 
@@ -469,17 +503,20 @@ def test_factor_and_shift(act, shape):
     out = check(model, images, 'conv', 5)
     assert out.model.gamma.numel() == out.model.beta.numel() == 7 and isinstance(out.model.gamma, nn.Parameter)
 
-INDEXED = dict(none=lambda g: g[:, :, None, None], ellipsis=lambda g: g[..., None, None], unsqueeze=lambda g: g.unsqueeze(-1).unsqueeze(-1), view=lambda g: g.view(g.size(0), -1, 1, 1))
+INDEXED = dict(none=lambda g: g[:, :, None, None], ellipsis=lambda g: g[..., None, None],
+    unsqueeze=lambda g: g.unsqueeze(-1).unsqueeze(-1), view=lambda g: g.view(g.size(0), -1, 1, 1))
 
 class LinearGate(nn.Module):
     "Squeeze-and-excitation with linear layers."
     def __init__(self, form):
         super().__init__()
         self.conv, self.bn, self.form = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), form
-        self.squeeze, self.excite, self.project, self.head = nn.Linear(8, 4), nn.Linear(4, 8), nn.Conv2d(8, 6, 1), mean_head(6)
+        self.squeeze, self.excite, self.project, self.head = (nn.Linear(8, 4), nn.Linear(4, 8), nn.Conv2d(8, 6, 1),
+            mean_head(6))
     def forward(self, x):
         x = F.relu(self.bn(self.conv(x)))
-        return self.head(self.project(x*self.form(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)[:, :, 0, 0]))).sigmoid())))
+        return self.head(self.project(x*self.form(
+            self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)[:, :, 0, 0]))).sigmoid())))
 
 @pytest.mark.parametrize('form', INDEXED)
 def test_gate_with_an_index(form):
@@ -492,15 +529,22 @@ def test_gate_with_an_index(form):
 
 class ChannelsLast(nn.Module):
     "A convolution, linear layers on its permuted output, and back."
-    def __init__(self): super().__init__(); self.conv, self.up, self.down, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 12), nn.Linear(12, 5), mean_head(5)
-    def forward(self, x): return self.head(self.down(F.gelu(self.up(self.conv(x).permute(0, 2, 3, 1)))).permute(0, 3, 1, 2))
+    def __init__(self):
+        super().__init__()
+        self.conv, self.up, self.down, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 12), nn.Linear(12, 5), mean_head(5)
+    def forward(self, x):
+        return self.head(self.down(F.gelu(self.up(self.conv(x).permute(0, 2, 3, 1)))).permute(0, 3, 1, 2))
 
 def test_linear_layers_on_permuted_channels():
     model = ChannelsLast()
     combine(model.conv, 3, {0: .05, 4: -.07, 6: .06}); louder(model.up, 3, 100)
     check(model, images, 'conv', 3)
     model = ChannelsLast()
-    with torch.no_grad(): model.up.weight[4] *= .1; model.up.weight[9] = model.up.weight[4]; model.up.bias[9] = model.up.bias[4]; model.down.weight[:, 9] *= 50
+    with torch.no_grad():
+        model.up.weight[4] *= .1
+        model.up.weight[9] = model.up.weight[4]
+        model.up.bias[9] = model.up.bias[4]
+        model.down.weight[:, 9] *= 50
     with torch.no_grad(): y = model(images)
     out = compress(model, images, layer_ratios={'up': 1/12}, recipe='paper')
     assert 9 not in out.kept['up']
@@ -508,7 +552,10 @@ def test_linear_layers_on_permuted_channels():
 
 class SumOfTheSame(nn.Module):
     "A tensor plus its own depthwise convolution: the channels are the same, and nothing is tied."
-    def __init__(self): super().__init__(); self.conv, self.dw, self.next, self.head = nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.Conv2d(8, 6, 1), mean_head(6)
+    def __init__(self):
+        super().__init__()
+        self.conv, self.dw, self.next, self.head = (nn.Conv2d(3, 8, 3, bias=False),
+            nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.Conv2d(8, 6, 1), mean_head(6))
     def forward(self, x): x = F.relu(self.conv(x)); return self.head(self.next(x+self.dw(x)))
 
 def test_sum_of_the_same_channels():
@@ -521,7 +568,8 @@ def test_torchvision_mbconv():
     "EfficientNet's block: SiLU and a gate, so the planted channel is a duplicate in all its parts."
     from functools import partial
     from torchvision.models.efficientnet import MBConv, MBConvConfig
-    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3), MBConv(MBConvConfig(2, 3, 1, 8, 8, 1, 1., 1.), 0., partial(nn.BatchNorm2d, eps=1e-3)), mean_head(8)))
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3),
+        MBConv(MBConvConfig(2, 3, 1, 8, 8, 1, 1., 1.), 0., partial(nn.BatchNorm2d, eps=1e-3)), mean_head(8)))
     expand, depth, se, project = model[1].block
     plant_depthwise(expand[0], expand[1], depth[0], depth[1], 8, 3, 1., 1.)
     with torch.no_grad(): se.fc2.weight[8] = se.fc2.weight[3]; se.fc2.bias[8] = se.fc2.bias[3]
@@ -530,8 +578,10 @@ def test_torchvision_mbconv():
 
 def test_torchvision_inception_module():
     from torchvision.models.googlenet import Inception
-    model = roughen(nn.Sequential(nn.Conv2d(3, 6, 3), Inception(6, 5, 4, 6, 3, 5, 4), nn.Conv2d(5+6+5+4, 6, 1), mean_head(6)))
-    inner, outer = model[1].branch2[0], model[1].branch3[1] # in front of its branch's second convolution; at an offset behind the concatenation
+    model = roughen(nn.Sequential(nn.Conv2d(3, 6, 3), Inception(6, 5, 4, 6, 3, 5, 4), nn.Conv2d(5+6+5+4, 6, 1),
+        mean_head(6)))
+    # in front of its branch's second convolution; at an offset behind the concatenation
+    inner, outer = model[1].branch2[0], model[1].branch3[1]
     repeat(inner.conv, 2, 0, 2., inner.bn); louder(model[1].branch2[1].conv, 2, 30)
     check(model, images, '1.branch2.0.conv', 2)
     repeat(outer.conv, 3, 1, 2., outer.bn); louder(model[2], 5+6+3, 30)
@@ -540,13 +590,19 @@ def test_torchvision_inception_module():
 
 # A whole network at once
 
-@pytest.mark.parametrize('build', [lambda: Residual(8, (10, 12)), lambda: nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), Bottleneck(24, 6), mean_head(24))], ids=['basic', 'bottleneck'])
+@pytest.mark.parametrize('build',
+    [lambda: Residual(8, (10, 12)),
+    lambda: nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), Bottleneck(24, 6), mean_head(24))],
+    ids=['basic', 'bottleneck'])
 def test_every_site_at_once(build):
     "A redundant channel in every site of a residual network, all removed in one run."
     model = roughen(build())
     mods = dict(model.named_modules())
-    pairs = [(n, n.replace('conv', 'bn')) for n in mods if n.endswith('conv1') or n.endswith('conv2') and n.replace('conv2', 'conv3') in mods]
-    for c, b in pairs: repeat(mods[c], 1, 3, 2., mods[b]); louder(mods[c.replace('conv1', 'conv2') if c.endswith('conv1') else c.replace('conv2', 'conv3')], 1, 10)
+    pairs = [(n, n.replace('conv', 'bn')) for n in mods if n.endswith('conv1') or n.endswith('conv2')
+        and n.replace('conv2', 'conv3') in mods]
+    for c, b in pairs:
+        repeat(mods[c], 1, 3, 2., mods[b])
+        louder(mods[c.replace('conv1', 'conv2') if c.endswith('conv1') else c.replace('conv2', 'conv3')], 1, 10)
     with torch.no_grad(): y = model(images)
     ratios = {c: 1/mods[c].out_channels for c, _ in pairs}
     out = compress(model, images, layer_ratios=ratios, recipe='paper')
@@ -562,10 +618,12 @@ class Together(nn.Module):
         super().__init__()
         self.a, self.b, self.form = nn.Conv2d(3, 6, 3, bias=False), nn.Conv2d(3, 8, 3, bias=False), form
         self.slope, self.factor = nn.PReLU(14), nn.Parameter(torch.rand(14, 1, 1)+.5)
-        self.ga, self.gb, self.last, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(14, 6, 1), mean_head(6)
+        self.ga, self.gb, self.last, self.head = (nn.Conv2d(3, 6, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(14, 6, 1),
+            mean_head(6))
     def forward(self, x): return self.head(self.last(self.form(self, torch.cat([self.a(x), self.b(x)], 1), x)))
 
-TOGETHER = dict(slopes=lambda s, y, x: s.slope(y), factor=lambda s, y, x: F.relu(s.factor*y), two_by_two=lambda s, y, x: F.relu(y)*torch.cat([s.ga(x), s.gb(x)], 1).sigmoid())
+TOGETHER = dict(slopes=lambda s, y, x: s.slope(y), factor=lambda s, y, x: F.relu(s.factor*y), two_by_two=lambda s, y,
+    x: F.relu(y)*torch.cat([s.ga(x), s.gb(x)], 1).sigmoid())
 
 @pytest.mark.parametrize('form', TOGETHER)
 def test_one_thing_for_a_whole_concatenation(form):
@@ -574,17 +632,24 @@ def test_one_thing_for_a_whole_concatenation(form):
     with torch.no_grad():
         model.slope.weight.uniform_(-.5, .8)
         model.b.weight[5] = .02*model.b.weight[2]
-        for p in (model.slope.weight, model.factor, model.gb.weight, model.gb.bias): o = 0 if len(p) == 8 else 6; p[o+5] = p[o+2]
+        for p in (model.slope.weight, model.factor, model.gb.weight, model.gb.bias):
+            o = 0 if len(p) == 8 else 6
+            p[o+5] = p[o+2]
     louder(model.last, 6+5, 300)
     out = check(model, images, 'b', 5)
     assert out.model.last.in_channels == 13 and out.model.a.out_channels == 6
     if form == 'slopes': assert out.model.slope.num_parameters == 13
     if form == 'two_by_two': assert out.model.gb.out_channels == 7 and out.model.ga.out_channels == 6
 
-@pytest.mark.parametrize('conv,bn,shape', [(nn.Conv1d, nn.BatchNorm1d, (3, 3, 20)), (nn.Conv3d, nn.BatchNorm3d, (2, 3, 7, 7, 7))], ids=['1d', '3d'])
+@pytest.mark.parametrize('conv,bn,shape',
+    [(nn.Conv1d, nn.BatchNorm1d, (3, 3, 20)), (nn.Conv3d, nn.BatchNorm3d, (2, 3, 7, 7, 7))], ids=['1d', '3d'])
 def test_other_dimensions(conv, bn, shape):
-    model = nn.Sequential(conv(3, 8, 3, bias=False), bn(8), nn.ReLU(), conv(8, 6, 3), nn.Flatten(2), Mean(), nn.Linear(6, 4)).eval()
-    with torch.no_grad(): model[1].running_mean.normal_(0, .3); model[1].running_var.uniform_(.5, 2); model[1].weight.uniform_(.5, 1.5)
+    model = nn.Sequential(conv(3, 8, 3, bias=False), bn(8), nn.ReLU(), conv(8, 6, 3), nn.Flatten(2), Mean(),
+        nn.Linear(6, 4)).eval()
+    with torch.no_grad():
+        model[1].running_mean.normal_(0, .3)
+        model[1].running_var.uniform_(.5, 2)
+        model[1].weight.uniform_(.5, 1.5)
     repeat(model[0], 5, 2, 2., model[1]); louder(model[3], 5)
     check(model, torch.randn(shape), '0', 5)
 
@@ -599,21 +664,29 @@ def test_norms_of_other_kinds(kind):
         def forward(self, x): return F.relu(super().forward(x))
     norm = dict(sync=nn.SyncBatchNorm, frozen=FrozenBatchNorm2d, own=Own, two=nn.BatchNorm2d)[kind](8)
     second = nn.BatchNorm2d(8) if kind == 'two' else nn.Identity()
-    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), norm, second, nn.ReLU(), nn.Conv2d(8, 6, 3), mean_head(6)))
+    model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), norm, second, nn.ReLU(), nn.Conv2d(8, 6, 3),
+        mean_head(6)))
     with torch.no_grad():
         norm.running_mean.normal_(0, .3); norm.running_var.uniform_(.5, 2); norm.weight.uniform_(.5, 1.5)
         repeat(model[0], 5, 2, 2., norm)
-        if kind == 'two': c, _ = affine(second, 2); tune(second, 2, c, torch.tensor(.3)); tune(second, 5, c, torch.tensor(.6))
+        if kind == 'two':
+            c, _ = affine(second, 2)
+            tune(second, 2, c, torch.tensor(.3))
+            tune(second, 5, c, torch.tensor(.6))
     louder(model[4], 5)
     out = check(model, images, '0', 5)
     assert type(out.model[1]) is type(norm) and len(out.model[1].running_mean) == 7
 
 class Resized(nn.Module):
     "What segmentation heads and modern blocks put between two convolutions."
-    def __init__(self): super().__init__(); self.conv, self.bn, self.next, self.head, self.drop = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3), mean_head(6), StochasticDepth(.2, 'row')
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.next, self.head, self.drop = (nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8),
+            nn.Conv2d(8, 6, 3), mean_head(6), StochasticDepth(.2, 'row'))
     def forward(self, x):
         y = self.drop(F.relu(self.bn(self.conv(x))))
-        return self.head(self.next(F.interpolate(F.pad(y, (1, 1, 1, 1)), size=x.shape[-2:], mode='bilinear')[:, :, 1:-1]))
+        return self.head(self.next(F.interpolate(F.pad(y, (1, 1, 1, 1)), size=x.shape[-2:], mode='bilinear')[:, :,
+            1:-1]))
 
 def test_resized_and_padded():
     model = roughen(Resized())

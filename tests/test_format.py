@@ -22,10 +22,14 @@ def fifty():
     return code
 
 def test_without_the_package(tmp_path):
-    "In a process where it cannot be imported: floats, codes of every kind, tied weights, buffers outside of the state dict, every type."
+    """In a process where it cannot be imported: floats, codes of every kind, tied weights, buffers outside of the
+    state dict, every type."""
     nets = dict(plain=chain(), tied=Tied().eval(), beside=Holds('not persistent').eval(), every=Every().eval())
-    for name, net in nets.items(): (Compressed(net, None) if name == 'every' else compress(net, x, weight_bits=5, recipe='prune')).save(tmp_path/name)
-    small = compress(chain(), x, weight_bits=8, pruning_ratio=.25, recipe='fast'); small.save(tmp_path/'half', dtype=torch.float16); small.save(tmp_path/'deflated', entropy=True)
+    for name, net in nets.items():
+        (Compressed(net, None) if name == 'every'
+            else compress(net, x, weight_bits=5, recipe='prune')).save(tmp_path/name)
+    small = compress(chain(), x, weight_bits=8, pruning_ratio=.25, recipe='fast')
+    small.save(tmp_path/'half', dtype=torch.float16); small.save(tmp_path/'deflated', entropy=True)
     bad = bytearray((tmp_path/'plain').read_bytes()); bad[-9] ^= 1; (tmp_path/'bad').write_bytes(bad)
     run = f"""{fifty()}
 import sys, torch
@@ -34,7 +38,9 @@ except ImportError: pass
 torch.save({{n: read_packed(n) for n in {[*nets, 'half', 'deflated']}}}, 'out.pt')
 try: read_packed('bad'); sys.exit('damage was not seen')
 except ValueError: pass"""
-    done = subprocess.run([sys.executable, '-I', '-c', f"import sys; sys.path = [p for p in sys.path if p != {str(TOP)!r}]; sys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]\n{run}"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-I', '-c',
+        f"import sys; sys.path = [p for p in sys.path if p != {str(TOP)!r}]; sys.meta_path = [f for f in "
+        f"sys.meta_path if 'editable' not in str(f)]\n{run}"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     for name, state in torch.load(tmp_path/'out.pt').items():
         want = load(tmp_path/name, nets.get(name, chain())).state_dict()
@@ -48,13 +54,16 @@ def test_the_same_table_as_the_library(tmp_path):
     for _ in range(300):
         table, body = parts(data); name = rng.choice([*table][1:]); t = table[name]
         k = rng.choice(['dtype', 'shape', 'data_offsets'])
-        t[k] = rng.choice([t[k], rng.choice(['F32', 'F64', 'I8', 'F9', 3]) if k == 'dtype' else [v+rng.choice([0, 0, 1, -1]) for v in t[k]]])
+        t[k] = rng.choice([t[k], rng.choice(['F32', 'F64', 'I8', 'F9', 3]) if k == 'dtype'
+            else [v+rng.choice([0, 0, 1, -1]) for v in t[k]]])
         (tmp_path/'b').write_bytes(made := rng.choice([join(table, body), damaged(data, rng)]))
         try: theirs = from_bytes(made)
         except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError, TypeError): theirs = None
         try: ours = read_tensors(tmp_path/'b')[0]
         except FileError: continue
-        taken += 1; assert theirs is not None and theirs.keys() == ours.keys() and all(torch.equal(theirs[n], t) for n, t in ours.items())
+        taken += 1
+        assert (theirs is not None and theirs.keys() == ours.keys()
+            and all(torch.equal(theirs[n], t) for n, t in ours.items()))
     assert taken > 20
 
 def test_the_same_network_is_the_same_file(tmp_path):

@@ -1,4 +1,5 @@
-"""Random networks and arguments: the right result, or an error with a type. `make fuzz` tries a thousand; here are twenty, those that ever failed, and the rules behind them."""
+"""Random networks and arguments: the right result, or an error with a type. `make fuzz` tries a thousand; here are
+twenty, those that ever failed, and the rules behind them."""
 import copy, sys
 from pathlib import Path
 import pytest, torch, torch.nn as nn, torch.nn.functional as F, torch.nn.utils.prune
@@ -33,7 +34,8 @@ KEPT = [ # check, seed, plan
     ('cut', 1, (2, 'tensor', ('mean', 0), (('parametrised', 511),))),
     ('cut', 1, (2, 'tensor', ('mean', 0), (('parametrised', 517),))),
     ('cut', 1, (2, 'masked', ('two', 686), (('written', 192),))),
-    *[('cut', 1, (2, 'tensor', ('mean', 97), (('conv', 776), p))) for p in (('recurrent', 142), ('traced', 532), ('scripted', 756), ('shared', 751))],
+    *[('cut', 1, (2, 'tensor', ('mean', 97), (('conv', 776), p)))
+    for p in (('recurrent', 142), ('traced', 532), ('scripted', 756), ('shared', 751))],
     ('recipe', 1006, (2, 'tensor', ('mean', 72), (('functional', 953), ('transposed', 316)))),
     ('recipe', 1011, (2, 'named', ('two', 761), (('split', 452, (('excite', 121),)), ('conv', 476)))),
     ('recipe', 1016, (2, 'dict', ('mean', 175), (('transposed', 488),))),
@@ -112,10 +114,14 @@ def test_counting_writes_nothing():
 
 class Idle(nn.Module):
     "One layer is never called, one is read by an operation whose channels stay."
-    def __init__(self): super().__init__(); self.a, self.idle, self.up, self.b = conv(3, 16), conv(16, 16), nn.ConvTranspose2d(16, 16, 2, 2, groups=2), conv(16, 4)
+    def __init__(self):
+        super().__init__()
+        self.a, self.idle, self.up, self.b = (conv(3, 16), conv(16, 16), nn.ConvTranspose2d(16, 16, 2, 2, groups=2),
+            conv(16, 4))
     def forward(self, x): return self.b(F.relu(self.up(F.relu(self.a(x)))))
 
-IDLE = [dict(pruning_ratio=.3, activation_bits=8), dict(size_budget=14000), dict(weight_bits=3.5)] # the idle layer stays float, which takes 9,216 bytes
+# the idle layer stays float, which takes 9,216 bytes
+IDLE = [dict(pruning_ratio=.3, activation_bits=8), dict(size_budget=14000), dict(weight_bits=3.5)]
 
 @pytest.mark.parametrize('recipe', ['field', 'fast', 'paper'])
 @pytest.mark.parametrize('kwargs', IDLE, ids=str)
@@ -130,18 +136,25 @@ def test_the_own_scale_of_layers_that_are_never_run():
 
 # ---- sizes that a module remembers where a hook computes its weight
 
-@pytest.mark.parametrize('how', [torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm, lambda m: nn.utils.prune.random_unstructured(m, 'weight', .3), lambda m: nn.utils.prune.ln_structured(m, 'weight', .3, 2, 0)], ids=['weight', 'spectral', 'pruned', 'filters'])
-@pytest.mark.parametrize('layer', [lambda: conv(16, 16), lambda: nn.Linear(16, 16), lambda: nn.ConvTranspose2d(16, 16, 3)], ids=['conv', 'linear', 'transposed'])
+@pytest.mark.parametrize('how',
+    [torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm,
+    lambda m: nn.utils.prune.random_unstructured(m, 'weight', .3),
+    lambda m: nn.utils.prune.ln_structured(m, 'weight', .3, 2, 0)], ids=['weight', 'spectral', 'pruned', 'filters'])
+@pytest.mark.parametrize('layer',
+    [lambda: conv(16, 16), lambda: nn.Linear(16, 16), lambda: nn.ConvTranspose2d(16, 16, 3)],
+    ids=['conv', 'linear', 'transposed'])
 @pytest.mark.filterwarnings('ignore')
 def test_sizes_beside_hooks(how, layer):
     m = how(layer())
     linear = isinstance(m, nn.Linear)
-    net = nn.Sequential(nn.Linear(3, 16), m, nn.ReLU(), nn.Linear(16, 4)) if linear else nn.Sequential(conv(3, 16), m, nn.ReLU(), conv(16, 4))
+    net = (nn.Sequential(nn.Linear(3, 16), m, nn.ReLU(), nn.Linear(16, 4)) if linear
+        else nn.Sequential(conv(3, 16), m, nn.ReLU(), conv(16, 4)))
     x = torch.randn(4, 3) if linear else images
     out = compress(net.eval(), x, pruning_ratio=.5, recipe='prune')
     run(out.model, x)
     m, w = out.model[1], out.model[1].weight
-    says = (m.out_features, m.in_features) if linear else (m.out_channels, m.in_channels) if not m.transposed else (m.in_channels, m.out_channels)
+    says = ((m.out_features, m.in_features) if linear else (m.out_channels, m.in_channels) if not m.transposed
+        else (m.in_channels, m.out_channels))
     assert says == tuple(w.shape[:2])
 
 
@@ -152,10 +165,17 @@ def test_fake_quantization_is_passed():
     torch.manual_seed(0)
     net, x = KNOWN['aware_of_quantization']()
     out = compress(net.eval(), x, pruning_ratio=.5, recipe='prune')
-    assert [m.out_channels for m in out.model if isinstance(m, nn.Conv2d)] == [6, 4, 4] and len(out.model[2].weight_fake_quant.scale) == 6
+    assert ([m.out_channels for m in out.model if isinstance(m, nn.Conv2d)] == [6, 4, 4]
+        and len(out.model[2].weight_fake_quant.scale) == 6)
     class Steps(nn.Module):
-        def __init__(self): super().__init__(); self.a, self.b = conv(3, 8), conv(8, 4); self.register_buffer('step', torch.rand(8)*.01+.01); self.register_buffer('zero', torch.zeros(8, dtype=torch.int32))
-        def forward(self, x): return self.b(F.relu(torch.fake_quantize_per_channel_affine(self.a(x).float(), self.step, self.zero, 1, -128, 127)))
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = conv(3, 8), conv(8, 4)
+            self.register_buffer('step', torch.rand(8)*.01+.01)
+            self.register_buffer('zero', torch.zeros(8, dtype=torch.int32))
+        def forward(self, x):
+            return self.b(F.relu(torch.fake_quantize_per_channel_affine(self.a(x).float(), self.step, self.zero, 1,
+                -128, 127)))
     out = compress(Steps().eval(), images, pruning_ratio=.5, recipe='prune')
     assert out.model.a.out_channels == 4 == len(out.model.step) == len(out.model.zero)
 
@@ -168,12 +188,14 @@ def test_an_operation_that_writes_into_a_given_tensor_runs_again():
     node = next(n for n in rec.nodes if n.op == 'add' and 'out' in n.kwargs)
     held = [n.value.clone() if isinstance(n.value, torch.Tensor) else None for n in node.inputs]
     x = torch.linspace(-2, 2, 11)
-    assert torch.equal(rerun(node, x), x+1) and all(v is None or torch.equal(v, n.value) for v, n in zip(held, node.inputs))
+    assert (torch.equal(rerun(node, x), x+1)
+        and all(v is None or torch.equal(v, n.value) for v, n in zip(held, node.inputs)))
 
 
 # ---- what a network takes
 
-@pytest.mark.parametrize('takes', [lambda n: n % 2 == 0, lambda n: n == 6, lambda n: n % 3 == 0, lambda n: n > 1], ids=['even', 'six', 'threes', 'several'])
+@pytest.mark.parametrize('takes', [lambda n: n % 2 == 0, lambda n: n == 6, lambda n: n % 3 == 0, lambda n: n > 1],
+    ids=['even', 'six', 'threes', 'several'])
 @pytest.mark.parametrize('recipe', ['prune', 'fast'])
 def test_networks_that_take_some_batches_only(takes, recipe):
     class Clips(nn.Module):
@@ -190,11 +212,13 @@ def test_networks_that_take_some_batches_only(takes, recipe):
 @pytest.mark.parametrize('recipe', ['folding', 'data-free-pruning', 'neuron-merging', 'lbyl'])
 def test_a_size_with_recipes_that_replace_channels(recipe):
     "Those that go are those that have a replacement: what a duplicate says is not lost."
-    net = roughen(nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 12), nn.BatchNorm2d(12), nn.ReLU(), conv(12, 4)))
+    net = roughen(nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 12), nn.BatchNorm2d(12), nn.ReLU(),
+        conv(12, 4)))
     with torch.no_grad(): net[0].weight[5], net[0].bias[5] = net[0].weight[2], net[0].bias[2]
     for t in (*net[1].parameters(), net[1].running_mean, net[1].running_var): t.data[5] = t.data[2]
     out = compress(net, images, recipe=recipe, size_budget=3000)
-    assert out.report.totals['params'] < out.report.totals['params_before'] and torch.isfinite(run(out.model, images)).all()
+    assert (out.report.totals['params'] < out.report.totals['params_before']
+        and torch.isfinite(run(out.model, images)).all())
 
 
 # ---- one weight in two modules

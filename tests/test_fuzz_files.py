@@ -1,4 +1,5 @@
-"Two hundred damaged files of each form; `python fuzz/files.py` reads ten thousand. Twenty killed writers; `python fuzz/torture.py` kills two hundred."
+"""Two hundred damaged files of each form; `python fuzz/files.py` reads ten thousand. Twenty killed writers; `python
+fuzz/torture.py` kills two hundred."""
 import sys
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]/'fuzz'))

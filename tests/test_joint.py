@@ -21,7 +21,8 @@ class Mixed(nn.Module):
     "A depthwise block, a concatenation, a PReLU, a flatten and two linear layers: tensors of every role."
     def __init__(self):
         super().__init__()
-        self.a, self.bn, self.d = nn.Conv2d(1, 24, 3, padding=1), nn.BatchNorm2d(24), nn.Conv2d(24, 24, 3, padding=1, groups=24)
+        self.a, self.bn, self.d = (nn.Conv2d(1, 24, 3, padding=1), nn.BatchNorm2d(24),
+            nn.Conv2d(24, 24, 3, padding=1, groups=24))
         self.p, self.b, self.act = nn.Conv2d(24, 12, 1), nn.Conv2d(24, 20, 3, padding=1), nn.PReLU(32)
         self.l, self.fc = nn.Linear(32*16, 40), nn.Linear(40, 5)
     def forward(self, x):
@@ -42,11 +43,13 @@ def test_size_is_foretold(data, mixed, tmp_path_factory):
     size = FileSize(job, dict.fromkeys(job.order, 8))
     less = {n: data.draw(st.integers(0, s.size//s.groups//2), label=n)*s.groups for n, s in job.sites.items()}
     bits = {n: data.draw(st.sampled_from([*WIDTHS, 12, None]), label=n) for n in job.order}
-    out = compress(mixed, blank, layer_ratios={n: k/job.sites[n].size for n, k in less.items()}, layer_bits=bits, recipe=RECIPES['field'].but(rounding='nearest'))
+    out = compress(mixed, blank, layer_ratios={n: k/job.sites[n].size for n, k in less.items()}, layer_bits=bits,
+        recipe=RECIPES['field'].but(rounding='nearest'))
     real = out.save(tmp_path_factory.mktemp('joint')/'a.safetensors')
     told = size(less, bits)
     gone = sum(b is None for b in bits.values()) # their entries in the text go as well
-    zeros = sum(q.zero.numel() for q in out.codes.values()) # each is set down with four characters; where all are alike they take one
+    # each is set down with four characters; where all are alike they take one
+    zeros = sum(q.zero.numel() for q in out.codes.values())
     assert -8 <= told-real <= 8*len(size.state)+300*gone+4*zeros
 
 
@@ -66,7 +69,8 @@ def test_larger_is_better():
     "More bytes, smaller change of the outputs (the digits' training images)."
     net, x = digits_net(), digits('train')[0][:300]
     with torch.no_grad():
-        change = [((compress(net, blank, size_budget=b).model(x)-net(x)).square().mean()).item() for b in (35_000, 60_000, 120_000)]
+        change = [((compress(net, blank, size_budget=b).model(x)-net(x)).square().mean()).item()
+            for b in (35_000, 60_000, 120_000)]
     assert change[0] > 2*change[1] > 4*change[2]
 
 
@@ -80,14 +84,17 @@ def test_nothing_to_do():
 
 def test_own_choices_stay(tmp_path):
     net = digits_net()
-    out = compress(net, blank, size_budget=60_000, layer_bits={'conv1': 8, 'fc': None}, layer_ratios={'layer1.0.conv1': .5, 'layer1.1.conv1': 0.}, ignored_layers=['layer2.1.conv2'], activation_bits=8)
+    out = compress(net, blank, size_budget=60_000, layer_bits={'conv1': 8, 'fc': None},
+        layer_ratios={'layer1.0.conv1': .5, 'layer1.1.conv1': 0.}, ignored_layers=['layer2.1.conv2'], activation_bits=8)
     rows = {r['layer']: r for r in out.report.rows}
     assert (rows['conv1']['bits'], rows['fc']['bits'], rows['layer2.1.conv2']['bits']) == (8, 32, 32)
     assert (rows['layer1.0.conv1']['out'], rows['layer1.1.conv1']['out']) == (8, 16)
     assert out.save(tmp_path/'a.safetensors') <= 60_000
 
 
-@pytest.mark.parametrize('kw,why', [(dict(size_budget=9_000), 'comes down to'), (dict(size_budget=0), 'number of bytes'), (dict(size_budget=5e4, pruning_ratio=.3), 'leave those out'),
+@pytest.mark.parametrize('kw,why',
+    [(dict(size_budget=9_000), 'comes down to'), (dict(size_budget=0), 'number of bytes'),
+    (dict(size_budget=5e4, pruning_ratio=.3), 'leave those out'),
     (dict(size_budget=5e4, weight_bits=4), 'leave those out')])
 def test_refused(kw, why):
     net = digits_net(); before = snapshot(net)
@@ -110,8 +117,10 @@ def test_curves_do_not_depend_on_the_order():
     "What a site or a layer costs is the same, whichever is asked first."
     net = digits_net()
     def costs(turn):
-        job = Job(WorkingCopy(net).net, find_sites(net, blank), RECIPES['best']); job.source = Source(net, job.graph, blank)
-        return job.site_costs(dict(sorted(job.sites.items(), reverse=turn))), job.bit_costs(sorted(job.order, reverse=turn))
+        job = Job(WorkingCopy(net).net, find_sites(net, blank), RECIPES['best'])
+        job.source = Source(net, job.graph, blank)
+        return (job.site_costs(dict(sorted(job.sites.items(), reverse=turn))),
+            job.bit_costs(sorted(job.order, reverse=turn)))
     for a, b in zip(costs(False), costs(True)):
         assert all(torch.allclose(torch.tensor(a[n]), torch.tensor(b[n]), rtol=1e-3) for n in a)
 
@@ -128,12 +137,14 @@ def test_moves_meet_the_target(data):
     "Any curves: the target is met, and no single move taken back would still fit."
     names = 'ab'
     sites = {'s': sorted(data.draw(st.lists(st.floats(0, 10), min_size=4, max_size=8)))}; sites['s'][0] = 0.
-    layers = {n: sorted(data.draw(st.lists(st.floats(0, 10), min_size=len(WIDTHS), max_size=len(WIDTHS))), reverse=True) for n in names}
+    layers = {n: sorted(data.draw(st.lists(st.floats(0, 10), min_size=len(WIDTHS), max_size=len(WIDTHS))),
+        reverse=True) for n in names}
     class Size:
         near, owned = {'s': list(names)}, tuple(names)
         def part(self, o, less, bits): return 10*(9-less['s'])*bits[o]
         def __call__(self, less, bits): return sum(self.part(o, less, bits) for o in names)
-    size = Size(); low, high = size({'s': len(sites['s'])-1}, dict.fromkeys(names, 2)), size({'s': 0}, dict.fromkeys(names, 8))
+    size = Size()
+    low, high = size({'s': len(sites['s'])-1}, dict.fromkeys(names, 2)), size({'s': 0}, dict.fromkeys(names, 8))
     target = low+data.draw(st.floats(0, 1))*(high-low)
     less, bits = allot_both(sites, layers, size, target, {'s': 1})
     assert size(less, bits) <= target and 0 <= less['s'] < len(sites['s']) and all(2 <= b <= 8 for b in bits.values())
@@ -147,7 +158,8 @@ def folder(tmp_path_factory):
     root, (x, y) = tmp_path_factory.mktemp('images'), digits('test')
     for c in range(10):
         (d := root/'val'/f'n{c:08}').mkdir(parents=True)
-        for i in (y == c).nonzero()[:3, 0].tolist(): Image.fromarray(((x[i, 0]-x.min())/(x.max()-x.min())*255).byte().numpy()).save(d/f'{i}.png')
+        for i in (y == c).nonzero()[:3, 0].tolist():
+            Image.fromarray(((x[i, 0]-x.min())/(x.max()-x.min())*255).byte().numpy()).save(d/f'{i}.png')
     return root
 
 
@@ -163,7 +175,8 @@ def test_eval_command(folder, capsys, tmp_path):
 
 
 def test_eval_of_a_torchvision_network(folder, capsys):
-    assert main(['eval', 'squeezenet1_1', '--num-classes', '10', '--imagenet', str(folder), '--bits', '8', '--recipe', 'paper', '--images', '4', '--input-shape', '1,3,64,64']) == 0
+    assert main(['eval', 'squeezenet1_1', '--num-classes', '10', '--imagenet', str(folder), '--bits', '8', '--recipe',
+        'paper', '--images', '4', '--input-shape', '1,3,64,64']) == 0
     assert 'top-5' in capsys.readouterr().out
 
 
@@ -184,9 +197,11 @@ def test_wrong_number_of_classes(folder, capsys):
 def test_a_damaged_image(folder, tmp_path):
     (tmp_path/'val'/'a').mkdir(parents=True); (tmp_path/'val'/'a'/'x.png').write_bytes(b'\x89PNG no image')
     with pytest.raises(ImageFolderError): image_folder(tmp_path/'nothing', image_transform())
-    with pytest.raises(ImageFolderError, match='x.png'): top_k(digits_net(), image_folder(tmp_path, image_transform(8, (.5,), (.5,))))
+    with pytest.raises(ImageFolderError, match='x.png'):
+        top_k(digits_net(), image_folder(tmp_path, image_transform(8, (.5,), (.5,))))
 
 
 def test_size_budget_on_the_command_line(tmp_path, capsys):
-    assert main(['compress', 'udfc_nb.data.digits:digits_net', '--input-shape', '1,1,8,8', '--size-budget', '60000', '--output', str(tmp_path/'a.safetensors'), '--quiet']) == 0
+    assert main(['compress', 'udfc_nb.data.digits:digits_net', '--input-shape', '1,1,8,8', '--size-budget', '60000',
+        '--output', str(tmp_path/'a.safetensors'), '--quiet']) == 0
     assert (tmp_path/'a.safetensors').stat().st_size <= 60_000

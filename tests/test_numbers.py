@@ -1,4 +1,5 @@
-"Numbers of every size and kind: the result is as good as at ordinary sizes, or a typed error, and never anything that is not finite."
+"""Numbers of every size and kind: the result is as good as at ordinary sizes, or a typed error, and never anything
+that is not finite."""
 import math
 import pytest, torch
 from torch import nn
@@ -12,7 +13,9 @@ x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 def plain(norm=False, channels=8):
     torch.manual_seed(0)
     B = (lambda: [nn.BatchNorm2d(channels)]) if norm else (lambda: [])
-    net = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), *B(), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), *B(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 4)).eval()
+    net = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), *B(), nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1), *B(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(channels, 4)).eval()
     for m in net.modules():
         if isinstance(m, nn.BatchNorm2d): m.running_mean.normal_(0, .1); m.running_var.uniform_(.2, 1.)
     return net
@@ -53,20 +56,29 @@ def test_moments_of_any_size():
         count('w', 'convolution', (z*c, torch.ones(5, 4, 3, 3), None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1))
         return count.moments()['w']
     one = counted(1.)
-    for c in (2.**-100, 2.**100): assert torch.allclose(counted(c).G, one.G*c*c, rtol=1e-5, atol=0) and torch.allclose(counted(c).p, one.p*c, rtol=1e-5, atol=0)
+    for c in (2.**-100, 2.**100):
+        assert (torch.allclose(counted(c).G, one.G*c*c, rtol=1e-5, atol=0)
+            and torch.allclose(counted(c).p, one.p*c, rtol=1e-5, atol=0))
 
 def changed(name, f, norm=True):
     net = plain(norm)
     with torch.no_grad(): f(net.state_dict()[name])
     return net
 
-ODD = {'a dead row': lambda: changed('0.weight', lambda t: t[0].zero_(), False), 'a constant tensor': lambda: changed('0.weight', lambda t: t.zero_(), False), 'denormals': lambda: changed('0.weight', lambda t: t.mul_(1e-42), False),
-    'a variance of 0': lambda: changed('1.running_var', lambda t: t[0].zero_()), 'variances of 0': lambda: changed('1.running_var', lambda t: t.zero_()), 'no slope': lambda: changed('1.weight', lambda t: t.zero_()),
-    'a huge variance': lambda: changed('1.running_var', lambda t: t[0].fill_(1e30)), 'one channel': lambda: plain(True, 1)}
+ODD = {'a dead row': lambda: changed('0.weight', lambda t: t[0].zero_(), False),
+    'a constant tensor': lambda: changed('0.weight', lambda t: t.zero_(), False),
+    'denormals': lambda: changed('0.weight', lambda t: t.mul_(1e-42), False),
+    'a variance of 0': lambda: changed('1.running_var', lambda t: t[0].zero_()),
+    'variances of 0': lambda: changed('1.running_var', lambda t: t.zero_()),
+    'no slope': lambda: changed('1.weight', lambda t: t.zero_()),
+    'a huge variance': lambda: changed('1.running_var', lambda t: t[0].fill_(1e30)),
+    'one channel': lambda: plain(True, 1)}
 
 @pytest.mark.parametrize('case', ODD)
 def test_dead_and_constant_channels(case):
-    for recipe in ('prune', 'fast'): assert math.isfinite(moved(ODD[case](), recipe)) and moved(ODD[case](), recipe, pruning_ratio=0., activation_bits=None) < .02
+    for recipe in ('prune', 'fast'):
+        assert (math.isfinite(moved(ODD[case](), recipe))
+            and moved(ODD[case](), recipe, pruning_ratio=0., activation_bits=None) < .02)
 
 def test_an_eps_of_0():
     net = plain(True)
@@ -91,7 +103,8 @@ def test_half_precision_that_cannot_hold_the_result_is_told():
 
 def test_complex_numbers_are_left_alone():
     net = plain(True)
-    net.register_buffer('c', torch.randn(3, dtype=torch.complex64)); net.d = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+    net.register_buffer('c', torch.randn(3, dtype=torch.complex64))
+    net.d = nn.Parameter(torch.randn(3, dtype=torch.complex64))
     out = compress(net, x, pruning_ratio=.4, weight_bits=4, recipe='fast').model
     assert torch.equal(out.c, net.c) and torch.equal(out.d, net.d) and out[0].out_channels < 8
 

@@ -17,7 +17,8 @@ def top1(data_dir):
     @functools.cache
     def measure(**kwargs):
         net = compress(model, X, **kwargs).model.eval() if kwargs else model.eval()
-        with torch.no_grad(): right = sum((net(a).argmax(1) == b).sum().item() for a, b in zip(x.split(500), y.split(500)))
+        with torch.no_grad():
+            right = sum((net(a).argmax(1) == b).sum().item() for a, b in zip(x.split(500), y.split(500)))
         return 100*right/len(x)
     return measure
 
@@ -29,7 +30,8 @@ def test_uncompressed(top1):
 def test_prune(top1, ratio, want): assert top1(pruning_ratio=ratio, recipe='prune') == pytest.approx(want, abs=2.5)
 
 @pytest.mark.parametrize('ratio,want', [(.3, 84.5), (.4, 74), (.5, 58)])
-def test_neuron_merging(top1, ratio, want): assert top1(pruning_ratio=ratio, recipe='neuron-merging') == pytest.approx(want, abs=2.5)
+def test_neuron_merging(top1, ratio, want):
+    assert top1(pruning_ratio=ratio, recipe='neuron-merging') == pytest.approx(want, abs=2.5)
 
 @pytest.mark.parametrize('ratio,least', [(.3, 87), (.4, 78), (.5, 40)])
 def test_paper(top1, ratio, least): assert top1(pruning_ratio=ratio, recipe='paper') >= least

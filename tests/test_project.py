@@ -53,12 +53,16 @@ def test_type_checkers_see_what_is_there():
     for node, real in stubs(body):
         a, p = node.args, inspect.signature(real).parameters
         plain = [o.arg for o in a.posonlyargs+a.args]
-        assert [(n, n in plain) for n in [*plain, *(o.arg for o in a.kwonlyargs), *([a.kwarg.arg] if a.kwarg else [])]] == [(n, o.kind is o.POSITIONAL_OR_KEYWORD) for n, o in p.items()], node.name
-        free = {o.arg for o in (a.args[len(a.args)-len(a.defaults):] if a.defaults else [])} | {o.arg for o, d in zip(a.kwonlyargs, a.kw_defaults) if d is not None}
+        assert [(n, n in plain) for n in [*plain, *(o.arg for o in a.kwonlyargs),
+            *([a.kwarg.arg] if a.kwarg else [])]] == [(n, o.kind is o.POSITIONAL_OR_KEYWORD)
+            for n, o in p.items()], node.name
+        free = {o.arg for o in (a.args[len(a.args)-len(a.defaults):] if a.defaults else [])} | {o.arg
+            for o, d in zip(a.kwonlyargs, a.kw_defaults) if d is not None}
         assert free == {n for n, o in p.items() if o.default is not o.empty}, node.name
     named = next(ast.literal_eval(n.value) for n in body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__')
     assert named == udfc_nb.__all__
-    assert {n for n in vars(udfc_nb.Compressed) if n[0] != '_' and inspect.isfunction(vars(udfc_nb.Compressed)[n])} == {'save', 'export'}
+    assert {n for n in vars(udfc_nb.Compressed) if n[0] != '_'
+        and inspect.isfunction(vars(udfc_nb.Compressed)[n])} == {'save', 'export'}
 
 
 @pytest.mark.skipif(shutil.which('pyright') is None, reason='pyright is not installed')
@@ -71,7 +75,8 @@ small = compress(net, torch.zeros(1, 3, 8, 8), pruning_ratio=.5, weight_bits=4, 
 size: int = small.save("small.safetensors")+small.export("small.onnx")
 print(small.report.to_csv(), find_sites(net, torch.zeros(1, 3, 8, 8)).site("0"), load("small.safetensors", net).training)
 ''')
-    said = subprocess.run(['pyright', '--pythonpath', sys.executable, 'use.py'], cwd=tmp_path, capture_output=True, text=True)
+    said = subprocess.run(['pyright', '--pythonpath', sys.executable, 'use.py'], cwd=tmp_path, capture_output=True,
+        text=True)
     assert said.returncode == 0, said.stdout
 
 

@@ -1,4 +1,5 @@
-"The proof of a cut: sizes that a forward computes from a channel count, or has as a number, are found by running the cut network."
+"""The proof of a cut: sizes that a forward computes from a channel count, or has as a number, are found by running
+the cut network."""
 import pytest, torch, torch.nn as nn, torch.nn.functional as F
 from udfc_nb.graph.proof import choose, culprits, difference, find_sites, prove, resized, sites_of
 from udfc_nb.graph.proof import copied
@@ -14,13 +15,16 @@ def condition(x): return x*2 if x.shape[1] == 16 else x
 def asserted(x): torch._assert(x.shape[1] == 16, 'sixteen channels'); return x
 def expanded(x): return x+x.new_zeros(1).expand(16)[:, None, None]
 def literal_split(x): a, b = torch.split(x, [6, 10], 1); return torch.cat([b, a], 1)
-def of_module(x, m): return x.reshape(len(x), m.width, x.shape[2]*x.shape[3]).reshape(x.shape[0], -1, *x.shape[2:]).relu()
+def of_module(x, m):
+    return x.reshape(len(x), m.width, x.shape[2]*x.shape[3]).reshape(x.shape[0], -1, *x.shape[2:]).relu()
 def indexed(x, m): return x[:, m.order]
 def literal_permute(x): return x.flatten(2).permute(0, 2, 1).reshape(len(x), -1, 16).permute(0, 2, 1).reshape(x.shape)
 
-BAKED = dict(literal_view=literal_view, literal_slice=literal_slice, scaled=scaled, condition=condition, asserted=asserted, expanded=expanded,
+BAKED = dict(literal_view=literal_view, literal_slice=literal_slice, scaled=scaled, condition=condition,
+    asserted=asserted, expanded=expanded,
     literal_split=literal_split, of_module=of_module, indexed=indexed, literal_permute=literal_permute)
-OPERATION = dict(literal_view='m', literal_slice='slice', scaled='mul', condition='mul', asserted='AssertionError', expanded='add', literal_split='split_with_sizes',
+OPERATION = dict(literal_view='m', literal_slice='slice', scaled='mul', condition='mul', asserted='AssertionError',
+    expanded='add', literal_split='split_with_sizes',
     of_module='view', indexed='index', literal_permute='view')
 
 class Baked(nn.Module):
@@ -43,10 +47,12 @@ def line(f): return f.__code__.co_firstlineno
 
 @pytest.mark.parametrize('name', BAKED)
 def test_a_baked_size_is_caught(name):
-    "The site stays whole, or as much of it as the number speaks of; the others are cut; the reason has operation, file and line; six runs at most."
+    """The site stays whole, or as much of it as the number speaks of; the others are cut; the reason has operation,
+    file and line; six runs at most."""
     graph = find_sites(Baked(BAKED[name]), torch.randn(2, 3, 12, 12))
     whole = [n for n, r in graph.reasons.items() if r != 'pruned']
-    reason = next((r for n, r in graph.reasons.items() if n == 'layers.1' and r != 'pruned'), None) or graph.proof.held[0][1]
+    reason = (next((r for n, r in graph.reasons.items() if n == 'layers.1' and r != 'pruned'), None)
+        or graph.proof.held[0][1])
     assert OPERATION[name] in reason and f'test_proof.py:{line(BAKED[name])}' in reason
     if name in ('literal_slice', 'literal_split'): assert set(whole) <= {'layers.1', 'layers.4'}
     else: assert whole == ['layers.1', 'layers.4']
@@ -72,13 +78,17 @@ def test_a_size_that_no_operation_tells():
             return y
     graph = find_sites(Late(*[F.relu]*4), torch.randn(2, 3, 12, 12))
     whole = [n for n, r in graph.reasons.items() if r != 'pruned']
-    assert 'layers.2' in whole and len(whole) <= 3 and 'ValueError (another width) at test_proof.py' in graph.reasons['layers.2']
+    assert ('layers.2' in whole and len(whole) <= 3
+        and 'ValueError (another width) at test_proof.py' in graph.reasons['layers.2'])
 
 
 def test_counts_that_are_equal_by_chance():
-    "A view of one tensor by the count of another one runs as long as both lose equally many: found, as sites of one size never do."
+    """A view of one tensor by the count of another one runs as long as both lose equally many: found, as sites of
+    one size never do."""
     class Attend(nn.Module):
-        def __init__(self): super().__init__(); self.a, self.q, self.k, self.v, self.b = conv(3, 32), conv(32, 8), conv(32, 8), conv(32, 32), conv(32, 4)
+        def __init__(self):
+            super().__init__()
+            self.a, self.q, self.k, self.v, self.b = conv(3, 32), conv(32, 8), conv(32, 8), conv(32, 32), conv(32, 4)
         def forward(self, x):
             x = F.relu(self.a(x)); b, c, h, w = x.shape
             q, k, v = (f(x).view(b, -1, h*w) for f in (self.q, self.k, self.v))
@@ -110,7 +120,8 @@ def test_difference():
 
 def test_choice():
     "At least one unit stays and one goes, equally many in each group, and different numbers of sites of one size."
-    graph = find_sites(nn.Sequential(*[conv(i, o) for i, o in ((3, 16), (16, 16), (16, 16), (16, 2), (2, 4))]), torch.randn(1, 3, 8, 8), verify=False)
+    graph = find_sites(nn.Sequential(*[conv(i, o) for i, o in ((3, 16), (16, 16), (16, 16), (16, 2), (2, 4))]),
+        torch.randn(1, 3, 8, 8), verify=False)
     kept = choose(graph.sites)
     assert [len(kept[s.name][1]) for s in graph.sites] == [5, 4, 6, 1]
     assert all(sorted(torch.cat(kept[s.name]).tolist()) == list(range(s.size)) for s in graph.sites)
@@ -135,5 +146,6 @@ def test_what_is_run():
 def test_shuffled_halves(policy):
     "ShuffleNetV2: halves of channels that are split, shuffled and joined lose equally many."
     import torchvision
-    graph = find_sites(torchvision.models.shufflenet_v2_x0_5(weights=None).eval(), torch.randn(1, 3, 64, 64), sites=policy)
+    graph = find_sites(torchvision.models.shufflenet_v2_x0_5(weights=None).eval(), torch.randn(1, 3, 64, 64),
+        sites=policy)
     assert graph.proof.difference < 1e-9 and graph.proof.share > .28 and not graph.proof.held

@@ -78,7 +78,8 @@ def test_finite_and_of_the_right_shape(drawn, ratio, bits, recipe):
         if bits and bits <= 8:
             for row in new.weight.detach().flatten(1): assert len(row.unique()) <= 2**bits
     for n, m in mods.items(): # everything else has the width that it had
-        if isinstance(m, nn.BatchNorm2d) and n not in [of[s[1]] for s in sites if s[1] is not None]: assert m.num_features == old[n].num_features
+        if isinstance(m, nn.BatchNorm2d) and n not in [of[s[1]] for s in sites if s[1] is not None]:
+            assert m.num_features == old[n].num_features
 
 
 @settings(max_examples=EXAMPLES//2)
@@ -121,7 +122,8 @@ def test_permuting_channels_permutes_the_answer(drawn, ratio, recipe, seed):
 
 
 @settings(max_examples=EXAMPLES)
-@given(networks(norm=True), st.floats(.1, .8), st.floats(.3, 2), st.sampled_from(['paper', 'prune', 'neuron-merging-derived']))
+@given(networks(norm=True), st.floats(.1, .8), st.floats(.3, 2),
+    st.sampled_from(['paper', 'prune', 'neuron-merging-derived']))
 def test_scaling_a_filter_and_its_norm_together(drawn, ratio, power, recipe):
     "w → s·w, μ → s·μ, σ² → s²σ² with ε = 0 is the same function; s is chosen so that the order of the norms stays."
     model, x, sites = drawn
@@ -214,5 +216,6 @@ def test_many_filters_with_few_entries(n, d, monkeypatch):
     monkeypatch.setattr(torch.linalg, 'eigh', lambda A: (sizes.append(len(A)), eigh(A))[1])
     T = project(V@V.T, kept, pruned)
     assert max(sizes) <= max(d, 64)
-    torch.testing.assert_close(T, torch.linalg.lstsq(V[kept].T, V[pruned].T, driver='gelsd').solution.T, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(T, torch.linalg.lstsq(V[kept].T, V[pruned].T, driver='gelsd').solution.T, rtol=1e-6,
+        atol=1e-8)
     torch.testing.assert_close(T@V[kept], V[pruned], rtol=1e-6, atol=1e-8)

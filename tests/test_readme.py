@@ -12,7 +12,9 @@ README = (TOP/'README.md').read_text(encoding='utf-8')
 def script():
     loader = importlib.machinery.SourceFileLoader('readme_script', str(SCRIPT))
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try: module = importlib.util.module_from_spec(importlib.util.spec_from_loader('readme_script', loader)); loader.exec_module(module)
+    try:
+        module = importlib.util.module_from_spec(importlib.util.spec_from_loader('readme_script', loader))
+        loader.exec_module(module)
     finally: sys.dont_write_bytecode = before
     return module
 
@@ -23,9 +25,11 @@ def test_in_step_with_the_notebook():
 
 
 def test_check_notices_a_change(tmp_path):
-    for name in ('.ci/readme', 'nbs/index.ipynb', 'README.md', *(p.relative_to(TOP).as_posix() for p in TOP.glob('index_files/*'))):
+    for name in ('.ci/readme', 'nbs/index.ipynb', 'README.md',
+            *(p.relative_to(TOP).as_posix() for p in TOP.glob('index_files/*'))):
         (tmp_path/name).parent.mkdir(parents=True, exist_ok=True); shutil.copy(TOP/name, tmp_path/name)
-    def run(*args): return subprocess.run([sys.executable, str(tmp_path/'.ci'/'readme'), *args], capture_output=True, text=True)
+    def run(*args):
+        return subprocess.run([sys.executable, str(tmp_path/'.ci'/'readme'), *args], capture_output=True, text=True)
     assert run('--check').returncode == 0
     (tmp_path/'README.md').write_text(README + 'more\n'); (tmp_path/'index_files'/'old.png').write_bytes(b'')
     said = run('--check')
@@ -43,17 +47,23 @@ def test_links_lead_somewhere():
 
 
 def test_every_notebook_is_listed_with_its_title():
-    paths = [p for p in sorted((TOP/'nbs').rglob('*.ipynb')) if p.name != 'index.ipynb' and not any(o[0] in '._' for o in p.relative_to(TOP).parts)]
+    paths = [p for p in sorted((TOP/'nbs').rglob('*.ipynb')) if p.name != 'index.ipynb'
+        and not any(o[0] in '._' for o in p.relative_to(TOP).parts)]
     for path in paths:
-        title = next(o[2:].strip() for c in json.loads(path.read_text())['cells'] for o in ''.join(c['source']).splitlines() if o.startswith('# '))
-        listed = re.search(rf'^- \[[^\]]*{re.escape(title)}\]\({re.escape(path.relative_to(TOP).as_posix())}\): \S', README, flags=re.M)
-        assert listed, f'{path.name} ({title}) is not in the list of the README: run nbs/index.ipynb again, then .ci/readme'
+        title = next(o[2:].strip() for c in json.loads(path.read_text())['cells']
+            for o in ''.join(c['source']).splitlines() if o.startswith('# '))
+        listed = re.search(rf'^- \[[^\]]*{re.escape(title)}\]\({re.escape(path.relative_to(TOP).as_posix())}\): \S',
+            README, flags=re.M)
+        assert listed, (
+            f'{path.name} ({title}) is not in the list of the README: run nbs/index.ipynb again, then .ci/readme')
 
 
 def test_what_a_reader_needs():
-    for part in ('make demo', 'make test', 'pip install -e .', 'Apache-2.0', 'ICCV', 'CITATION.cff'): assert part in README
+    for part in ('make demo', 'make test', 'pip install -e .', 'Apache-2.0', 'ICCV', 'CITATION.cff'):
+        assert part in README
 
 
 def test_links_are_moved_to_the_top(script):
-    assert script.relative('[a](01_x.ipynb) [b](../LICENSE) [c](https://x.org/y) [d](#e)') == '[a](nbs/01_x.ipynb) [b](LICENSE) [c](https://x.org/y) [d](#e)'
+    assert (script.relative('[a](01_x.ipynb) [b](../LICENSE) [c](https://x.org/y) [d](#e)') == '[a](nbs/01_x.ipynb) '
+        '[b](LICENSE) [c](https://x.org/y) [d](#e)')
     assert script.relative('```\n[a](b)\n```') == '```\n[a](b)\n```'

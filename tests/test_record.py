@@ -1,4 +1,5 @@
-"The record of a run: awkward forwards that are all taken, and cuts that are all exact; nothing outside of the copy is touched."
+"""The record of a run: awkward forwards that are all taken, and cuts that are all exact; nothing outside of the copy
+is touched."""
 import dataclasses, threading, types
 from collections import OrderedDict
 import pytest, torch, torch.nn as nn, torch.nn.functional as F, torchvision
@@ -17,7 +18,8 @@ def test_views_of_a_shadow():
         x, labels = torch.zeros(2, 6, 4, 3).to(memory_format=form), torch.arange(1, 7).reshape(1, 6, 1, 1)
         short, full = Shadow(x), Shadow(x)
         short.write('a', x, labels); full.write('a', x, labels); full.whole('a')
-        for v in (x.permute(0, 2, 3, 1), x[:, 2:5], x[:, 3], x[1], x[:, :, ::2], x.unsqueeze(1), x[:, :, 1:3, 0].transpose(1, 2), x[:, 1:4, 2]):
+        for v in (x.permute(0, 2, 3, 1), x[:, 2:5], x[:, 3], x[1], x[:, :, ::2], x.unsqueeze(1),
+                x[:, :, 1:3, 0].transpose(1, 2), x[:, 1:4, 2]):
             assert torch.equal(short.read('a', v).expand(v.shape), full.read('a', v).expand(v.shape))
 
 
@@ -46,7 +48,8 @@ class Net(nn.Module):
         super().__init__()
         self.a, self.bn, self.middle, self.b = conv(3, 16), nn.BatchNorm2d(16), middle or nn.Identity(), conv(width, 12)
         self.c, self.fc = conv(12, 8), nn.Linear(8, 5)
-    def forward(self, x): return self.fc(F.relu(self.c(F.relu(self.b(self.middle(F.relu(self.bn(self.a(x)))))))).mean((2, 3)))
+    def forward(self, x):
+        return self.fc(F.relu(self.c(F.relu(self.b(self.middle(F.relu(self.bn(self.a(x)))))))).mean((2, 3)))
 
 def rough(net):
     "Norms that do something."
@@ -92,7 +95,10 @@ def over_width(self, x): return self.k(x.mean(2).transpose(1, 2))[0].transpose(1
 def attention(self, x):
     q, k, v = (f(x).flatten(2) for f in (self.q, self.k, self.v))
     return (v@(q.transpose(1, 2)@k).softmax(-1).transpose(1, 2)).view(len(x), -1, *x.shape[2:])
-def hooked(): k = conv(16, 16); k.register_forward_hook(lambda m, args, out: out*2); return Middle(lambda s, x: s.k(x), k=k)
+def hooked():
+    k = conv(16, 16)
+    k.register_forward_hook(lambda m, args, out: out*2)
+    return Middle(lambda s, x: s.k(x), k=k)
 def one(k): return lambda: Middle(lambda s, x: s.k(x), k=k())
 def does(f, **held): return lambda: Middle(f, **{k: v() for k, v in held.items()})
 
@@ -102,14 +108,18 @@ FORWARDS = { # name → middle, its width, the layers that lose channels
     'own forward': (one(lambda: Same(16, 16, 3)), 16, (*EVERYTHING, 'middle.k')),
     'weight standardisation': (one(lambda: Standardised(16, 16, 3, padding=1)), 16, ('b', 'c', 'middle.k')),
     'one layer twice': (does(lambda s, x: s.k(F.relu(s.k(x))), k=lambda: conv(16, 16)), 16, (*EVERYTHING, 'middle.k')),
-    'functional weight': (does(lambda s, x: F.conv2d(x, s.w, padding=1), w=lambda: nn.Parameter(torch.randn(16, 16, 3, 3))), 16, EVERYTHING),
-    'einsum': (does(lambda s, x: torch.einsum('bchw,dc->bdhw', x, s.w), w=lambda: nn.Parameter(torch.randn(16, 16))), 16, EVERYTHING),
+    'functional weight': (does(lambda s, x: F.conv2d(x, s.w, padding=1),
+    w=lambda: nn.Parameter(torch.randn(16, 16, 3, 3))), 16, EVERYTHING),
+    'einsum': (does(lambda s, x: torch.einsum('bchw,dc->bdhw', x, s.w), w=lambda: nn.Parameter(torch.randn(16, 16))),
+    16, EVERYTHING),
     'scripted function': (does(lambda s, x: swish(x)), 16, EVERYTHING),
     'scripted module': (one(lambda: torch.jit.script(nn.Sequential(conv(16, 16), nn.ReLU()))), 16, EVERYTHING),
     'autograd.Function': (does(lambda s, x: Mish.apply(x)), 16, EVERYTHING),
     'numpy': (does(lambda s, x: Doubled.apply(x)), 16, ('b', 'c')),
-    'checkpoint': (does(lambda s, x: checkpoint.checkpoint(s.k, x, use_reentrant=False), k=lambda: conv(16, 16)), 16, (*EVERYTHING, 'middle.k')),
-    'old checkpoint': (does(lambda s, x: checkpoint.checkpoint(s.k, x, use_reentrant=True), k=lambda: conv(16, 16)), 16, (*EVERYTHING, 'middle.k')),
+    'checkpoint': (does(lambda s, x: checkpoint.checkpoint(s.k, x, use_reentrant=False), k=lambda: conv(16, 16)), 16,
+    (*EVERYTHING, 'middle.k')),
+    'old checkpoint': (does(lambda s, x: checkpoint.checkpoint(s.k, x, use_reentrant=True), k=lambda: conv(16, 16)),
+    16, (*EVERYTHING, 'middle.k')),
     'view by a number': (does(lambda s, x: x.view(len(x), 16, -1).view(len(x), 16, *x.shape[2:])), 16, ('b', 'c')),
     'in place on views': (does(halves_in_place), 16, EVERYTHING),
     'condition on a count': (does(on_even_counts), 16, ('b', 'c')),
@@ -118,25 +128,32 @@ FORWARDS = { # name → middle, its width, the layers that lose channels
     'halves': (does(swapped), 16, EVERYTHING),
     'glu': (does(lambda s, x: F.glu(torch.cat([x, x], 1), 1)), 16, EVERYTHING),
     'channel shuffle': (does(shuffled), 16, EVERYTHING),
-    'pixel shuffle': (does(lambda s, x: F.pixel_shuffle(s.k(x), 2), k=lambda: conv(16, 32)), 8, (*EVERYTHING, 'middle.k')),
+    'pixel shuffle': (does(lambda s, x: F.pixel_shuffle(s.k(x), 2), k=lambda: conv(16, 32)), 8,
+    (*EVERYTHING, 'middle.k')),
     'thread': (does(in_a_thread), 16, ('b', 'c')),
     'value': (does(lambda s, x: x*2 if x.abs().max().item() > 1e9 else x), 16, ('b', 'c')),
-    'compiled part': (one(lambda: torch.compile(nn.Sequential(conv(16, 16), nn.ReLU()), backend='eager')), 16, (*EVERYTHING, 'middle.k._orig_mod.0')),
-    'vmap': (does(lambda s, x: torch.func.vmap(lambda q: s.k(q))(x), k=lambda: conv(16, 16)), 16, (*EVERYTHING, 'middle.k')),
+    'compiled part': (one(lambda: torch.compile(nn.Sequential(conv(16, 16), nn.ReLU()), backend='eager')), 16,
+    (*EVERYTHING, 'middle.k._orig_mod.0')),
+    'vmap': (does(lambda s, x: torch.func.vmap(lambda q: s.k(q))(x), k=lambda: conv(16, 16)), 16,
+    (*EVERYTHING, 'middle.k')),
     'weight norm': (one(lambda: nn.utils.parametrizations.weight_norm(conv(16, 16))), 16, ('b', 'c', 'middle.k')),
     'spectral norm': (one(lambda: nn.utils.parametrizations.spectral_norm(conv(16, 16))), 16, ('b', 'c')),
     'groups': (one(lambda: conv(16, 16, groups=4)), 16, (*EVERYTHING, 'middle.k')),
     'transposed': (one(lambda: nn.ConvTranspose2d(16, 12, 2, 2)), 12, (*EVERYTHING, 'middle.k')),
     'instance norm': (one(lambda: nn.InstanceNorm2d(16, affine=True)), 16, EVERYTHING),
     'group norm': (one(lambda: nn.GroupNorm(4, 16)), 16, EVERYTHING),
-    'squeeze and excite': (does(lambda s, x: x*torch.sigmoid(s.u(F.relu(s.d(x.mean((2, 3), True))))), d=lambda: conv(16, 4, 1), u=lambda: conv(4, 16, 1)), 16, (*EVERYTHING, 'middle.d', 'middle.u')),
+    'squeeze and excite': (does(lambda s, x: x*torch.sigmoid(s.u(F.relu(s.d(x.mean((2, 3), True))))),
+    d=lambda: conv(16, 4, 1), u=lambda: conv(4, 16, 1)), 16, (*EVERYTHING, 'middle.d', 'middle.u')),
     'spatial gate': (does(lambda s, x: x*torch.sigmoid(s.u(x)), u=lambda: conv(16, 1, 1)), 16, EVERYTHING),
-    'attention': (does(attention, q=lambda: conv(16, 8, 1), k=lambda: conv(16, 8, 1), v=lambda: conv(16, 10, 1)), 10, (*EVERYTHING, 'middle.v')),
+    'attention': (does(attention, q=lambda: conv(16, 8, 1), k=lambda: conv(16, 8, 1), v=lambda: conv(16, 10, 1)), 10,
+    (*EVERYTHING, 'middle.v')),
     'hook': (hooked, 16, (*EVERYTHING, 'middle.k')),
     'buffer filled': (does(filled), 16, EVERYTHING),
-    'padded shortcut': (does(lambda s, x: F.pad(x, (0, 0, 0, 0, 4, 4))+s.k(x), k=lambda: conv(16, 24)), 24, (*EVERYTHING, 'middle.k')),
+    'padded shortcut': (does(lambda s, x: F.pad(x, (0, 0, 0, 0, 4, 4))+s.k(x), k=lambda: conv(16, 24)), 24,
+    (*EVERYTHING, 'middle.k')),
     'lstm': (does(over_width, k=lambda: nn.LSTM(16, 16, batch_first=True)), 16, EVERYTHING),
-    'deformable': (does(lambda s, x: s.d(x, s.o(x)), o=lambda: conv(16, 18), d=lambda: torchvision.ops.DeformConv2d(16, 16, 3, padding=1)), 16, ('b', 'c'))}
+    'deformable': (does(lambda s, x: s.d(x, s.o(x)), o=lambda: conv(16, 18),
+    d=lambda: torchvision.ops.DeformConv2d(16, 16, 3, padding=1)), 16, ('b', 'c'))}
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -164,9 +181,12 @@ def test_weights_outside_of_layers():
 # ---- what a node knows
 
 def test_rows_of_tokens():
-    "A view of (examples, tokens, channels) as a matrix has several rows per example, and so has the product that reads it; not the view back."
+    """A view of (examples, tokens, channels) as a matrix has several rows per example, and so has the product that
+    reads it; not the view back."""
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
-    def tokens(*shape): return [n.tokens for n in record(copied(net), torch.randn(shape)).nodes if n.op in ('view', '_unsafe_view', 'addmm')]
+    def tokens(*shape):
+        return [n.tokens for n in record(copied(net), torch.randn(shape)).nodes
+            if n.op in ('view', '_unsafe_view', 'addmm')]
     assert tokens(2, 5, 8) == [True, True, False]*2
     assert tokens(2, 8) == [False, False]
     flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2))
@@ -186,7 +206,8 @@ def test_inputs_and_outputs_of_any_form():
     @dataclasses.dataclass
     class Out: y: torch.Tensor; parts: list
     class Forms(Net):
-        def forward(self, image, scale=1., *args, **kwargs): return Out({'y': super().forward(image.mul_(scale))}, [image])
+        def forward(self, image, scale=1., *args, **kwargs):
+            return Out({'y': super().forward(image.mul_(scale))}, [image])
     net, x = rough(Forms()), torch.randn(2, 3, 16, 16)
     before = x.clone()
     for example in (x, (x, torch.tensor(2.)), dict(image=x, scale=torch.tensor(2.))):
@@ -200,15 +221,18 @@ def show(net, *x, **kw): return find_sites(net, x[0] if len(x) == 1 else x, **kw
 def test_lazy_meta_and_uncopyable():
     "Typed errors that name the module."
     x = torch.randn(2, 3, 12, 12)
-    with pytest.raises(UnsupportedError, match=r'^0: a lazy module'): show(nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU()), x)
-    with pytest.raises(UnsupportedError, match=r'^b: .*meta'): show(nn.Sequential(OrderedDict(a=conv(3, 4), b=conv(4, 4, device='meta'))), x)
+    with pytest.raises(UnsupportedError, match=r'^0: a lazy module'):
+        show(nn.Sequential(nn.LazyConv2d(8, 3), nn.ReLU()), x)
+    with pytest.raises(UnsupportedError, match=r'^b: .*meta'):
+        show(nn.Sequential(OrderedDict(a=conv(3, 4), b=conv(4, 4, device='meta'))), x)
     net = nn.Sequential(conv(3, 4), nn.Sequential(conv(4, 4)))
     net[1].lock = threading.Lock()
     with pytest.raises(UnsupportedError, match=r'^1.lock: .*copied'): show(net, x)
 
 def test_tensors_with_a_history():
     "An attribute that is no leaf can be copied all the same: old weight norm leaves one behind."
-    with pytest.warns(FutureWarning): net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    with pytest.warns(FutureWarning):
+        net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Conv2d(8, 4, 3))
     x = torch.randn(2, 3, 12, 12)
     net(x)
     assert [s.name for s in show(net.eval(), x).sites] == ['0']
@@ -234,15 +258,20 @@ def test_unbatched_and_empty():
     graph = show(net, torch.randn(3, 12, 12))
     assert [s.name for s in graph.sites] == ['0'] and graph.proof.difference < 1e-9
     class Zero(nn.Module):
-        def __init__(self): super().__init__(); self.a, self.z, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8, 0), nn.Conv2d(8, 4, 3)
+        def __init__(self):
+            super().__init__()
+            self.a, self.z, self.b = nn.Conv2d(3, 8, 3), nn.Linear(8, 0), nn.Conv2d(8, 4, 3)
         def forward(self, x): y = self.a(x).relu(); return self.b(y), self.z(y.mean((2, 3)))
     assert show(Zero(), torch.randn(2, 3, 12, 12)).reasons['b'] == 'feeds an output'
     assert not show(nn.ReLU(), torch.randn(2, 3)).sites
 
 
-KINDS = dict(sparse=lambda x: torch.sparse.mm(torch.eye(6).to_sparse(), x.flatten(1)[:, :6].t()).t()[:, :1, None, None]*x,
-    complex=lambda x: torch.fft.irfft2(torch.fft.rfft2(x)), polar=lambda x: torch.view_as_complex(x[..., :10].unflatten(-1, (5, 2)).contiguous()).abs(),
-    quantized=lambda x: torch.quantize_per_tensor(x, .1, 0, torch.qint8).dequantize(), nested=lambda x: x*x.flatten(1).nonzero().shape[0])
+KINDS = dict(sparse=lambda x: torch.sparse.mm(torch.eye(6).to_sparse(), x.flatten(1)[:, :6].t()).t()[:, :1, None,
+    None]*x,
+    complex=lambda x: torch.fft.irfft2(torch.fft.rfft2(x)),
+    polar=lambda x: torch.view_as_complex(x[..., :10].unflatten(-1, (5, 2)).contiguous()).abs(),
+    quantized=lambda x: torch.quantize_per_tensor(x, .1, 0, torch.qint8).dequantize(),
+    nested=lambda x: x*x.flatten(1).nonzero().shape[0])
 
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('kind', KINDS)
@@ -255,17 +284,22 @@ def test_tensors_that_are_not_followed(kind):
 
 def test_random_numbers_in_a_forward():
     "Noise of the tensor's own size, drawn again for the cut network, is the same noise; no generator moves."
-    for f in (lambda s, x: x+torch.randn_like(x), lambda s, x: F.dropout(x, .5), lambda s, x: x*torch.empty_like(x).uniform_(0, 1), lambda s, x: F.rrelu(x, training=True)):
+    for f in (lambda s, x: x+torch.randn_like(x), lambda s, x: F.dropout(x, .5), lambda s,
+            x: x*torch.empty_like(x).uniform_(0, 1), lambda s, x: F.rrelu(x, training=True)):
         net, x = rough(Net(Middle(f))), torch.randn(2, 3, 12, 12)
         before = torch.get_rng_state()
         graph = show(net, x)
-        assert torch.equal(before, torch.get_rng_state()) and graph.reasons['a'] == 'pruned' and graph.proof.difference < 1e-9
+        assert (torch.equal(before, torch.get_rng_state()) and graph.reasons['a'] == 'pruned'
+            and graph.proof.difference < 1e-9)
 
 
 def test_mixed_precision():
     "bfloat16 bodies, casts in the forward, float64 buffers: proven in double all the same."
     class Body(nn.Module):
-        def __init__(self): super().__init__(); self.a, self.b = nn.Conv2d(3, 8, 3).bfloat16(), nn.Conv2d(8, 4, 3); self.register_buffer('mean', torch.ones(3, 1, 1).double())
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3).bfloat16(), nn.Conv2d(8, 4, 3)
+            self.register_buffer('mean', torch.ones(3, 1, 1).double())
         def forward(self, x): return self.b(self.a((x-self.mean).to(torch.bfloat16)).relu().float())
     graph = show(Body(), torch.randn(2, 3, 12, 12))
     assert [s.name for s in graph.sites] == ['a'] and graph.proof.difference < 1e-9
@@ -276,12 +310,17 @@ def test_mixed_precision():
 def state():
     "What a process shares: functions of torch and F, methods of modules and tensors, hooks, flags, the random state."
     hooks = nn.modules.module
-    return dict({f'{m.__name__}.{k}': v for m in (torch, F, torch.Tensor, nn.Module, nn.functional) for k, v in vars(m).items() if callable(v)},
-        hooks=tuple(len(getattr(hooks, k)) for k in vars(hooks) if k.startswith('_global_') and hasattr(getattr(hooks, k), '__len__')),
-        fast=torch.backends.mha.get_fastpath_enabled(), random=torch.get_rng_state().numpy().tobytes(), grad=torch.is_grad_enabled(), autocast=torch.is_autocast_enabled('cpu'),
+    return dict({f'{m.__name__}.{k}': v for m in (torch, F, torch.Tensor, nn.Module, nn.functional)
+        for k, v in vars(m).items() if callable(v)},
+        hooks=tuple(len(getattr(hooks, k)) for k in vars(hooks) if k.startswith('_global_')
+        and hasattr(getattr(hooks, k), '__len__')),
+        fast=torch.backends.mha.get_fastpath_enabled(), random=torch.get_rng_state().numpy().tobytes(),
+        grad=torch.is_grad_enabled(), autocast=torch.is_autocast_enabled('cpu'),
         inference=torch.is_inference_mode_enabled(), dtype=torch.get_default_dtype(), call=nn.Module.__call__)
 
-def own(net): return [(m, dict(m._forward_hooks), dict(m._forward_pre_hooks), m.training, {k: id(v) for k, v in vars(m).items()}) for m in net.modules()]
+def own(net):
+    return [(m, dict(m._forward_hooks), dict(m._forward_pre_hooks), m.training, {k: id(v) for k, v in vars(m).items()})
+        for m in net.modules()]
 
 
 @pytest.mark.parametrize('fails', (False, True))
@@ -304,7 +343,8 @@ def test_nothing_global_is_touched(fails):
     for s in (*seen, ask()): assert s == before
 
 
-@pytest.mark.parametrize('mode', (torch.inference_mode, torch.no_grad, torch.enable_grad, lambda: torch.autocast('cpu', torch.bfloat16)))
+@pytest.mark.parametrize('mode',
+    (torch.inference_mode, torch.no_grad, torch.enable_grad, lambda: torch.autocast('cpu', torch.bfloat16)))
 def test_modes_of_the_caller(mode):
     "Any mode of the caller's, and another default type, give the same sites."
     x = torch.randn(2, 3, 16, 16)
@@ -313,7 +353,8 @@ def test_modes_of_the_caller(mode):
         graph = find_sites(Net().eval(), x*1)
         assert [s.name for s in graph.sites] == names and graph.proof.difference < 1e-9
         now = torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled('cpu')
-    with mode(): assert now == (torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled('cpu'))
+    with mode():
+        assert now == (torch.is_inference_mode_enabled(), torch.is_grad_enabled(), torch.is_autocast_enabled('cpu'))
     torch.set_default_dtype(torch.float64)
     try: assert [s.name for s in find_sites(Net().float(), x.float()).sites] == names
     finally: torch.set_default_dtype(torch.float32)
@@ -346,9 +387,13 @@ def test_errors_of_the_forward():
 
 
 def test_networks_that_remember():
-    "What a forward writes into its own network (a cache, a counter, the last image) doesn't reach the next run, nor the caller's network."
+    """What a forward writes into its own network (a cache, a counter, the last image) doesn't reach the next run,
+    nor the caller's network."""
     class Remembers(Net):
-        def __init__(self): super().__init__(); self.cache, self.last = None, []; self.register_buffer('calls', torch.zeros(()))
+        def __init__(self):
+            super().__init__()
+            self.cache, self.last = None, []
+            self.register_buffer('calls', torch.zeros(()))
         def forward(self, x):
             self.calls += 1
             y = self.a(x)

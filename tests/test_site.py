@@ -18,13 +18,18 @@ every_page = pytest.mark.parametrize('page', PAGES)
 def site(tmp_path_factory):
     "The folder `_proc` of a copy of the project."
     top = tmp_path_factory.mktemp('site')/'udfc_nb'
-    shutil.copytree(TOP, top, symlinks=True, ignore=shutil.ignore_patterns('.git', '.venv', '.*cache*', '_proc', '_docs', '__pycache__', '.hypothesis', '*.egg-info', 'build', 'dist'))
+    shutil.copytree(TOP, top, symlinks=True,
+        ignore=shutil.ignore_patterns('.git', '.venv', '.*cache*', '_proc', '_docs', '__pycache__', '.hypothesis',
+        '*.egg-info', 'build', 'dist'))
     (info := top/'udfc_nb-0.dist-info').mkdir() # nbdev makes links to what is registered as installed
-    (info/'METADATA').write_text('Metadata-Version: 2.1\nName: udfc_nb\nVersion: 0\n'); (info/'entry_points.txt').write_text('[nbdev]\nudfc_nb = udfc_nb._modidx:d\n')
+    (info/'METADATA').write_text('Metadata-Version: 2.1\nName: udfc_nb\nVersion: 0\n')
+    (info/'entry_points.txt').write_text('[nbdev]\nudfc_nb = udfc_nb._modidx:d\n')
     (bin := top.parent/'bin').mkdir(); (bin/'quarto').write_text('#!/bin/sh\nexit 0\n'); (bin/'quarto').chmod(0o755)
     own = Path(sys.executable).parent
-    env = dict(os.environ, PATH=os.pathsep.join(map(str, [bin, own, os.environ['PATH']])), PYTHONPATH=str(top), OMP_NUM_THREADS='1', MPLBACKEND='agg')
-    done = subprocess.run([own/'nbdev_proc_nbs', '--n_workers', '2'], cwd=top, env=env, capture_output=True, text=True, timeout=1200)
+    env = dict(os.environ, PATH=os.pathsep.join(map(str, [bin, own, os.environ['PATH']])), PYTHONPATH=str(top),
+        OMP_NUM_THREADS='1', MPLBACKEND='agg')
+    done = subprocess.run([own/'nbdev_proc_nbs', '--n_workers', '2'], cwd=top, env=env, capture_output=True, text=True,
+        timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     return top/'_proc'
 
@@ -53,7 +58,8 @@ def test_links_that_nbdev_made(site):
     "nbdev turns names of the package into links to their pages."
     cfg = ConfigParser(delimiters=['=']); cfg.read(TOP/'settings.ini')
     home, there = cfg['DEFAULT']['doc_host']+cfg['DEFAULT']['doc_baseurl']+'/', set(addresses(site).values())
-    found = {(p.name, m) for p in notebooks(site) for m in re.findall(re.escape(home)+r'([^)#\s"\'>]+)', markdown(read(p)))}
+    found = {(p.name, m) for p in notebooks(site)
+        for m in re.findall(re.escape(home)+r'([^)#\s"\'>]+)', markdown(read(p)))}
     assert len(found) > 20
     assert not {(p, m) for p, m in found if m not in there}
 
@@ -69,7 +75,8 @@ def test_widgets_reach_the_site(site):
 def test_settings_of_the_site():
     site = yaml.safe_load((TOP/'_quarto.yml').read_text())
     html = site['format']['html']
-    assert set(html['theme']) == {'light', 'dark'} and (NBS/html['css']).exists() and (NBS/site['bibliography']).exists()
+    assert (set(html['theme']) == {'light', 'dark'} and (NBS/html['css']).exists()
+        and (NBS/site['bibliography']).exists())
     assert {'eq-prefix', 'fig-prefix'} <= set(site['crossref'])
     sections = [s['section'] for s in site['website']['sidebar']['contents'] if isinstance(s, dict)]
     assert sections == ['Derivation', 'Whole networks', 'Beyond the paper', 'Peers', 'Files', 'Interface', 'Tutorials']
@@ -87,7 +94,8 @@ def slug(title): return re.sub(r'\s+', '-', re.sub(r'[^\w\s.-]', '', title.repla
 def anchors(nb):
     "The places of a page to which a link can point."
     text = markdown(nb)
-    return {slug(t) for t in re.findall(r'^#+ +(.*?)(?: *\{.*\})?$', text, re.M)} | set(re.findall(r'\{#([\w-]+)', text)) | {d['label'] for d in map(directives, code(nb)) if 'label' in d}
+    return {slug(t) for t in re.findall(r'^#+ +(.*?)(?: *\{.*\})?$', text, re.M)} | set(re.findall(r'\{#([\w-]+)',
+        text)) | {d['label'] for d in map(directives, code(nb)) if 'label' in d}
 
 
 @every_page
@@ -98,13 +106,15 @@ def test_links(page):
         path, _, place = target.partition('#')
         at = (NBS/page).parent/path if path else NBS/page
         assert at.exists(), f'{target} does not exist'
-        assert NBS in at.resolve().parents or at.resolve() == TOP/'LICENSE' or TOP in at.resolve().parents, f'{target} lies outside the project'
+        assert NBS in at.resolve().parents or at.resolve() == TOP/'LICENSE' or TOP in at.resolve().parents, (
+            f'{target} lies outside the project')
         if place and at.suffix == '.ipynb': assert place in anchors(read(at)), f'{target} has no such heading or label'
 
 
 def labels(nb):
     text = markdown(nb)
-    return re.findall(r'\{#((?:eq|fig|tbl|sec)-[\w-]+)', text) + [d['label'] for d in map(directives, code(nb)) if 'label' in d]
+    return (re.findall(r'\{#((?:eq|fig|tbl|sec)-[\w-]+)', text) + [d['label'] for d in map(directives, code(nb))
+        if 'label' in d])
 
 
 CROSS = r'(?<![\w@.])@((?:eq|fig|tbl|sec)-[\w-]*\w)'
@@ -118,7 +128,8 @@ def test_cross_references(page):
     assert not twice, f'{twice} stand there more than once'
     lost = set(re.findall(CROSS, prose(markdown(nb)))) - set(labels(nb))
     assert not lost, f'{sorted(lost)} are referred to, but have no label on this page'
-    figures = {d['label'] for d in map(directives, code(nb)) if d.get('label', '').startswith('fig-') and 'fig-cap' not in d}
+    figures = {d['label'] for d in map(directives, code(nb)) if d.get('label', '').startswith('fig-')
+        and 'fig-cap' not in d}
     assert not figures, f'{sorted(figures)} have a label but no fig-cap, and quarto numbers figures with captions only'
 
 
@@ -141,7 +152,8 @@ def test_bibliography():
     assert len(keys) == len(set(keys)) == len(re.findall(r'^@', text, re.M))
     for key, entry in zip(keys, re.split(r'^@\w+\{', text, flags=re.M)[1:]):
         assert entry.count('{') + 1 == entry.count('}'), f'{key}: braces'
-        assert all(re.search(rf'^ *{f} *= *\{{', entry, re.M) for f in ('author', 'title', 'year')), f'{key}: author, title and year are needed'
+        assert all(re.search(rf'^ *{f} *= *\{{', entry, re.M)
+            for f in ('author', 'title', 'year')), f'{key}: author, title and year are needed'
 
 
 @every_page
@@ -176,7 +188,8 @@ def test_figures_are_saved(page):
     for i, c in enumerate(nb['cells']):
         if directives(c).keys() & {'slow', 'data', 'gpu'} and pending(nb): continue
         if c['cell_type'] == 'code' and draws(c):
-            assert any(k.startswith('image/') for d in shown(c) for k in d), f'cell {i} draws, but no figure is saved: run the notebook\n{source(c)}'
+            assert any(k.startswith('image/') for d in shown(c)
+                for k in d), f'cell {i} draws, but no figure is saved: run the notebook\n{source(c)}'
 
 
 @every_page
@@ -184,7 +197,9 @@ def test_outputs_are_saved_without_errors(page):
     nb = read(NBS/page)
     wrong = [source(c) for c in code(nb) for o in c['outputs'] if o['output_type'] == 'error']
     assert not wrong, wrong[0]
-    assert pending(nb) or any(c['outputs'] for c in code(nb)) or not any(draws(c) or 'test_' in source(c) for c in code(nb)), 'never executed'
+    assert pending(nb) or any(c['outputs'] for c in code(nb)) or not any(draws(c) or 'test_' in source(c)
+        for c in code(nb)), (
+        'never executed')
 
 
 @every_page
@@ -194,7 +209,9 @@ def test_widgets_have_state_and_a_twin(page):
     for i, c in enumerate(nb['cells']):
         if c['cell_type'] != 'code' or not any(VIEW in d for d in shown(c)): continue
         after = [d for o in nb['cells'][i:i+5] if o['cell_type'] == 'code' for d in shown(o) if VIEW not in d]
-        assert any(k in d for d in after for k in ('image/png', 'image/svg+xml', 'text/html', 'text/markdown')), f'cell {i}: no figure or table follows the widget, for readers without a kernel'
+        assert any(k in d for d in after
+            for k in ('image/png', 'image/svg+xml', 'text/html',
+            'text/markdown')), f'cell {i}: no figure or table follows the widget, for readers without a kernel'
 
 
 def test_a_broken_page_is_found(monkeypatch, tmp_path):
@@ -202,8 +219,11 @@ def test_a_broken_page_is_found(monkeypatch, tmp_path):
     import json
     cell = lambda kind, text, **kw: dict(cell_type=kind, source=text, metadata={}, **kw)
     view = dict(output_type='display_data', data={VIEW: {'model_id': 'a1'}}, metadata={})
-    nb = dict(metadata={}, cells=[cell('markdown', '# Page\n[x](nowhere.ipynb) @eq-9, [@nobody1999]\n\n$$ a $$ {#eq-1}\n\n$$ b $$ {#eq-1}'), cell('code', 'plt.plot([1])', outputs=[]), cell('code', 'w', outputs=[view])])
+    nb = dict(metadata={}, cells=[cell('markdown',
+        '# Page\n[x](nowhere.ipynb) @eq-9, [@nobody1999]\n\n$$ a $$ {#eq-1}\n\n$$ b $$ {#eq-1}'),
+        cell('code', 'plt.plot([1])', outputs=[]), cell('code', 'w', outputs=[view])])
     (tmp_path/'p.ipynb').write_text(json.dumps(nb)); monkeypatch.setattr(sys.modules[__name__], 'NBS', tmp_path)
     (tmp_path/'references.bib').write_text('')
-    for check in (test_links, test_cross_references, test_citations, test_figures_are_saved, test_widgets_have_state_and_a_twin):
+    for check in (test_links, test_cross_references, test_citations, test_figures_are_saved,
+            test_widgets_have_state_and_a_twin):
         with pytest.raises(AssertionError): getattr(check, '__wrapped__', check)('p.ipynb')

@@ -18,7 +18,8 @@ class Net(nn.Module):
     "Two convolutions with something between them."
     def __init__(self, between=nn.ReLU(), conv=nn.Conv2d, norm=nn.BatchNorm2d, c=16):
         super().__init__()
-        self.a, self.norm, self.between, self.b = conv(3, c, 3), norm(c) if norm else nn.Identity(), between, conv(c, 5, 3)
+        self.a, self.norm, self.between, self.b = (conv(3, c, 3), norm(c) if norm else nn.Identity(), between,
+            conv(c, 5, 3))
     def forward(self, x): return self.b(self.between(self.norm(self.a(x))))
 
 
@@ -27,8 +28,10 @@ def with_copies(net):
     net = roughen(net)
     with torch.no_grad():
         for t in (net.norm.weight, net.norm.bias): t[8:] = t[:8]
-        for t, k in ((net.a.weight, .9), (net.a.bias, .9), (net.norm.running_mean, .9), (net.norm.running_var, .81)): t[8:] = k*t[:8]
-        net.a.weight[:8] *= (.2/net.a.weight[:8].flatten(1).norm(dim=1))[:, None, None, None]; net.a.weight[8:] = .9*net.a.weight[:8]
+        for t, k in ((net.a.weight, .9), (net.a.bias, .9), (net.norm.running_mean, .9), (net.norm.running_var, .81)):
+            t[8:] = k*t[:8]
+        net.a.weight[:8] *= (.2/net.a.weight[:8].flatten(1).norm(dim=1))[:, None, None, None]
+        net.a.weight[8:] = .9*net.a.weight[:8]
         net.norm.eps = 1e-12
     return net
 
@@ -42,7 +45,9 @@ class Halved(nn.Module):
 
 
 @pytest.mark.parametrize('recipe', ['best', 'fast'])
-@pytest.mark.parametrize('between', [nn.ReLU(), nn.Hardswish(), Crop(), Halved(), nn.Upsample(scale_factor=2), nn.MaxPool2d(2, ceil_mode=True), nn.ReflectionPad2d(1)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize('between',
+    [nn.ReLU(), nn.Hardswish(), Crop(), Halved(), nn.Upsample(scale_factor=2), nn.MaxPool2d(2, ceil_mode=True),
+    nn.ReflectionPad2d(1)], ids=lambda m: type(m).__name__)
 def test_copies_come_back(recipe, between):
     "Whatever stands between the layers."
     net, x = with_copies(Net(between)), torch.randn(4, 3, 12, 12)
@@ -51,7 +56,9 @@ def test_copies_come_back(recipe, between):
     with torch.no_grad(): assert (out.model(x)-net(x)).abs().max() < 1e-5*net(x).abs().max()
 
 
-@pytest.mark.parametrize('conv,norm,shape', [(nn.Conv1d, nn.BatchNorm1d, (2, 3, 40)), (nn.Conv2d, nn.BatchNorm2d, (2, 3, 12, 12)), (nn.Conv3d, nn.BatchNorm3d, (2, 3, 8, 8, 8)), (nn.Conv2d, None, (2, 3, 12, 12))])
+@pytest.mark.parametrize('conv,norm,shape',
+    [(nn.Conv1d, nn.BatchNorm1d, (2, 3, 40)), (nn.Conv2d, nn.BatchNorm2d, (2, 3, 12, 12)),
+    (nn.Conv3d, nn.BatchNorm3d, (2, 3, 8, 8, 8)), (nn.Conv2d, None, (2, 3, 12, 12))])
 def test_any_dimension(conv, norm, shape):
     net = roughen(Net(nn.ReLU(), conv, norm))
     if norm: net.norm.running_mean.normal_(); net.norm.running_var.uniform_(.5, 2)
@@ -98,7 +105,8 @@ def test_own_images():
 def test_seeds():
     net = digits_net()
     a, b, c = (compress(net, blank, pruning_ratio=.5, weight_bits=4, seed=s) for s in (0, 0, 1))
-    same = lambda p, q: all(torch.equal(s, t) for s, t in zip(p.model.state_dict().values(), q.model.state_dict().values()))
+    same = (lambda p, q: all(torch.equal(s, t)
+        for s, t in zip(p.model.state_dict().values(), q.model.state_dict().values())))
     assert same(a, b) and not same(a, c) and c.report.settings['seed'] == 1
 
 
@@ -118,12 +126,15 @@ def test_curves_rise():
 def test_inputs_of_every_kind():
     g = torch.Generator().manual_seed(0)
     for kind in KINDS:
-        x = inputs_like({'image': torch.zeros(2, 5, 9, 7), 'time': torch.tensor([3, 7, 7]), 'volume': torch.zeros(1, 1, 4, 5, 6)}, 6, kind, g)
-        assert [tuple(t.shape) for t in x.values()] == [(6, 5, 9, 7), (6,), (6, 1, 4, 5, 6)] and set(x['time'].tolist()) <= {3, 7}
+        x = inputs_like({'image': torch.zeros(2, 5, 9, 7), 'time': torch.tensor([3, 7, 7]),
+            'volume': torch.zeros(1, 1, 4, 5, 6)}, 6, kind, g)
+        assert ([tuple(t.shape) for t in x.values()] == [(6, 5, 9, 7), (6,), (6, 1, 4, 5, 6)]
+            and set(x['time'].tolist()) <= {3, 7})
 
 
 def test_old_recipes_are_read():
-    assert Recipe(repair=True).repair == 'moments' and Recipe(repair=False).repair == 'none' and RECIPES['best'].metric == 'judged'
+    assert (Recipe(repair=True).repair == 'moments' and Recipe(repair=False).repair == 'none'
+        and RECIPES['best'].metric == 'judged')
 
 
 class Silent(nn.Module):
@@ -135,10 +146,13 @@ class Silent(nn.Module):
 def test_nothing_to_judge_by():
     "What cannot be judged is still fitted, and the report says so."
     out = compress(Silent().eval(), torch.randn(2, 3, 12, 12), pruning_ratio=.3)
-    assert out.report.judged == dict(this=None, plain=None) and 'unseen' in str(out.report.notes) and out.report.candidates[-1] == ('counted', None)
+    assert (out.report.judged == dict(this=None, plain=None) and 'unseen' in str(out.report.notes)
+        and out.report.candidates[-1] == ('counted', None))
 
 
-@pytest.mark.parametrize('kw,what', [(dict(images=torch.zeros(5, 1, 8, 8)), 'too few'), (dict(images=torch.full((9, 1, 8, 8), torch.nan)), 'finite'), (dict(images=torch.zeros(9, 3, 8, 8)), 'in the place of'), (dict(seed=1.5), 'seed')])
+@pytest.mark.parametrize('kw,what',
+    [(dict(images=torch.zeros(5, 1, 8, 8)), 'too few'), (dict(images=torch.full((9, 1, 8, 8), torch.nan)), 'finite'),
+    (dict(images=torch.zeros(9, 3, 8, 8)), 'in the place of'), (dict(seed=1.5), 'seed')])
 def test_bad_images(kw, what):
     net = digits_net(); before = snapshot(net)
     with pytest.raises(ExampleInputError, match=what): compress(net, blank, pruning_ratio=.5, **kw)
@@ -156,15 +170,19 @@ def test_one_row_tells_no_effect(recipe):
     "What varies with nothing is no reason: the norm chooses."
     net = OneRow().eval()
     with torch.no_grad(): net.a.weight[:8] *= .05
-    assert compress(net, torch.randn(1, 10), layer_ratios={'a': .5}, recipe=recipe).kept['a'].tolist() == list(range(8, 16))
+    assert compress(net, torch.randn(1, 10), layer_ratios={'a': .5},
+        recipe=recipe).kept['a'].tolist() == list(range(8, 16))
 
 
 @pytest.mark.parametrize('recipe', ['best', 'fast', 'paper'])
 def test_copies_stay_in_their_group(recipe):
     "A reader of two groups: the load goes to the copy that the same group reads."
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten()).eval()
     with torch.no_grad():
-        for j, k in ((1, .5), (2, .4), (4, 3.), (5, .5), (6, .4)): net[0].weight[j] = k*net[0].weight[0]; net[0].bias[j] = k*net[0].bias[0]
+        for j, k in ((1, .5), (2, .4), (4, 3.), (5, .5), (6, .4)):
+            net[0].weight[j] = k*net[0].weight[0]
+            net[0].bias[j] = k*net[0].bias[0]
         net[0].weight[[3, 7]] *= 3
     x = torch.randn(2, 3, 12, 12)
     out = compress(net, x, layer_ratios={'0': .5}, recipe=recipe)

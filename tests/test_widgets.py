@@ -23,8 +23,10 @@ STATE, VIEW = 'application/vnd.jupyter.widget-state+json', 'application/vnd.jupy
 @pytest.fixture
 def bench():
     "A workbench on a network of three layers that takes no time."
-    net = nn.Sequential(nn.Conv2d(2, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)).eval()
-    bench = Workbench(net, torch.randn(2, 2, 6, 6), lambda m: 100*(m(torch.ones(4, 2, 6, 6)).argmax(1) == 0).double().mean().item())
+    net = nn.Sequential(nn.Conv2d(2, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 8, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32, 3)).eval()
+    bench = Workbench(net, torch.randn(2, 2, 6, 6),
+        lambda m: 100*(m(torch.ones(4, 2, 6, 6)).argmax(1) == 0).double().mean().item())
     bench.c.recipe.value, bench.c.ratio.value = 'paper', .25
     return bench
 
@@ -37,7 +39,9 @@ def press(bench, button, seconds=60):
 @contextmanager
 def untouched(model):
     "Fails if anything of the network is different afterwards: weights, buffers, modes, hooks."
-    def all_of(m): return ({n: t.clone() for n, t in m.state_dict().items()}, [(k.training, len(k._forward_pre_hooks), len(k._forward_hooks)) for k in m.modules()])
+    def all_of(m):
+        return ({n: t.clone() for n, t in m.state_dict().items()},
+            [(k.training, len(k._forward_pre_hooks), len(k._forward_hooks)) for k in m.modules()])
     weights, rest = all_of(model)
     yield
     weights_now, rest_now = all_of(model)
@@ -47,10 +51,13 @@ def untouched(model):
 def test_run_shows_the_result(bench):
     with untouched(bench.subject.model): press(bench, 'run')
     c, trial = bench.c, bench.trials[0]
-    assert c.message.value == '' and c.result.layout.display == '' and (c.run.disabled, c.stop.disabled) == (False, True)
+    assert (c.message.value == '' and c.result.layout.display == ''
+        and (c.run.disabled, c.stop.disabled) == (False, True))
     assert f'{trial.before:.1f} → {trial.after:.1f} %' in c.headline.value
-    assert [r['out'] for r in trial.report.rows] == [9, 6, 3] and '9/12' in c.report.value and 'paper, 0.25, 4 bit' in c.table.value
-    assert all('<svg' in v and 'role="img" aria-label=' in v for v in (c.structure.value, c.comparison.value)) and '9 of 12' in c.structure.value
+    assert ([r['out'] for r in trial.report.rows] == [9, 6, 3] and '9/12' in c.report.value
+        and 'paper, 0.25, 4 bit' in c.table.value)
+    assert (all('<svg' in v and 'role="img" aria-label=' in v for v in (c.structure.value, c.comparison.value))
+        and '9 of 12' in c.structure.value)
 
 
 def test_settings_reach_compress(bench):
@@ -67,13 +74,15 @@ def test_layer_list_says_why(bench):
     bench.c.fold.value = True; assert bench.c.layers.layout.display == 'block'
     assert ['prunable' in r.children[0].value for r in rows] == [True, True, False]
     assert [bench.per_layer[n][0].disabled for n in '036'] == [False, False, True]
-    assert 'feeds an output' in rows[2].children[0].value and bench.c.fold.description.startswith('Layers: 2 of 3 can lose channels')
+    assert ('feeds an output' in rows[2].children[0].value
+        and bench.c.fold.description.startswith('Layers: 2 of 3 can lose channels'))
 
 
 def test_reset(bench):
     bench.per_layer['0'][1].value = '2'
     press(bench, 'run'); press(bench, 'reset')
-    assert (bench.c.recipe.value, bench.c.ratio.value, bench.c.bits.value, bench.per_layer['0'][1].value) == ('best', .3, '4', '')
+    assert (bench.c.recipe.value, bench.c.ratio.value, bench.c.bits.value, bench.per_layer['0'][1].value) == ('best',
+        .3, '4', '')
     assert bench.trials == [] and bench.c.result.layout.display == 'none'
 
 
@@ -84,7 +93,8 @@ def test_stop_works_at_any_moment(moment):
         bench.c.run.click(); time.sleep(moment); bench.c.stop.click()
         assert 'Stopping' in bench.c.message.value # it says so at once
         assert bench.wait(30)
-    assert bench.trials == [] and 'Stopped' in bench.c.message.value and bench.c.bar.value == '' and (bench.c.run.disabled, bench.c.stop.disabled) == (False, True)
+    assert (bench.trials == [] and 'Stopped' in bench.c.message.value and bench.c.bar.value == ''
+        and (bench.c.run.disabled, bench.c.stop.disabled) == (False, True))
     bench.c.recipe.value = 'paper'
     press(bench, 'run')
     assert len(bench.trials) == 1 and bench.c.message.value == '' # and it can be started again
@@ -115,12 +125,14 @@ def test_stop_is_asked_for_again_where_it_was_lost():
 
 def test_presets(bench):
     floats = float_bytes(bench.subject.model)
-    for name, wanted in (('half the size', dict(size_budget=floats//2, layer_bits={'0': None, '3': None, '6': None})), ('4 bits', dict(pruning_ratio=0., weight_bits=4)),
+    for name, wanted in (('half the size', dict(size_budget=floats//2, layer_bits={'0': None, '3': None, '6': None})),
+            ('4 bits', dict(pruning_ratio=0., weight_bits=4)),
             ('fastest', dict(pruning_ratio=.5, weight_bits=8, activation_bits=8, budget='macs'))):
         bench.c.activation_bits.value = '2' # what a preset does not name is as it was at first
         bench.c.presets[name].click()
         got = bench.settings()
-        assert {k: got[k] for k in wanted} == wanted and got['recipe'] == 'paper' and (got['activation_bits'] == 8 or name != 'fastest')
+        assert ({k: got[k] for k in wanted} == wanted and got['recipe'] == 'paper'
+            and (got['activation_bits'] == 8 or name != 'fastest'))
         assert got['activation_bits'] in (None, 8)
     assert set(PRESETS) == set(bench.c.presets)
 
@@ -135,8 +147,10 @@ def test_every_control_has_a_name_and_a_help(bench):
 
 
 def test_messages_go_away_when_something_is_changed(bench):
-    for change in (lambda: setattr(bench.c.bits, 'value', '5'), lambda: setattr(bench.per_layer['0'][1], 'value', '3'), lambda: setattr(bench.c.ratio, 'value', .1), lambda: bench.c.presets['4 bits'].click()):
-        bench.c.bits.value = 'four'; press(bench, 'run'); assert 'is no number' in bench.c.message.value and 'role="alert"' in bench.c.message.value
+    for change in (lambda: setattr(bench.c.bits, 'value', '5'), lambda: setattr(bench.per_layer['0'][1], 'value', '3'),
+            lambda: setattr(bench.c.ratio, 'value', .1), lambda: bench.c.presets['4 bits'].click()):
+        bench.c.bits.value = 'four'
+        press(bench, 'run'); assert 'is no number' in bench.c.message.value and 'role="alert"' in bench.c.message.value
         change(); assert bench.c.message.value == ''
 
 
@@ -148,12 +162,15 @@ def test_only_the_fields_of_the_goal_are_shown(bench):
     bench.c.size.value = 1e-3; press(bench, 'run'); assert 'What to do' in bench.c.message.value and bench.trials == []
 
 
-@pytest.mark.parametrize('bits, ratio, says', [('four', '', 'is no number'), ('99', '', 'bit-width'), ('0', '', 'bit-width'), ('4', 'much', 'is no number'), ('4', '1', '0: '), ('4', '-0.1', '0: '),
+@pytest.mark.parametrize('bits, ratio, says',
+    [('four', '', 'is no number'), ('99', '', 'bit-width'), ('0', '', 'bit-width'), ('4', 'much', 'is no number'),
+    ('4', '1', '0: '), ('4', '-0.1', '0: '),
     ('1e400', '', 'is no number'), ('<b>', '', '&lt;b&gt;')])
 def test_nonsense_is_answered(bench, bits, ratio, says):
     bench.c.bits.value, bench.per_layer['0'][0].value = bits, ratio
     with untouched(bench.subject.model): press(bench, 'run')
-    assert says in bench.c.message.value and 'What to do' in bench.c.message.value and 'Traceback' not in bench.c.message.value
+    assert (says in bench.c.message.value and 'What to do' in bench.c.message.value
+        and 'Traceback' not in bench.c.message.value)
     assert bench.trials == [] and not bench.c.run.disabled
 
 
@@ -161,7 +178,8 @@ def test_an_error_of_the_caller_is_shown(bench):
     def broken(model): raise KeyError('labels <missing>')
     bench.subject.evaluate = broken
     with untouched(bench.subject.model): press(bench, 'run')
-    assert 'KeyError' in bench.c.message.value and 'labels &lt;missing&gt;' in bench.c.message.value and '<details>' in bench.c.message.value
+    assert ('KeyError' in bench.c.message.value and 'labels &lt;missing&gt;' in bench.c.message.value
+        and '<details>' in bench.c.message.value)
 
 
 def test_network_that_cannot_be_copied():
@@ -179,7 +197,8 @@ def test_other_networks(bench, tmp_path):
     assert c.rows['name'].layout.display == '' and c.open.layout.display == '' and bench.subject is None
     press(bench, 'open'); assert 'no network is named' in c.message.value
     c.name.value = 'resnet5O'; press(bench, 'open'); assert 'did you mean resnet50' in c.message.value
-    c.name.value, c.shape.value = 'squeezenet1_1', '1,3,x'; press(bench, 'open'); assert 'is no shape' in c.message.value
+    c.name.value, c.shape.value = 'squeezenet1_1', '1,3,x'
+    press(bench, 'open'); assert 'is no shape' in c.message.value
     c.shape.value = '1,3,64,64'; press(bench, 'open')
     assert 'weights are random' in c.message.value and len(bench.per_layer) == 26
     c.name.value, c.shape.value = 'udfc_nb.data.digits:digits_net', '1,1,8,8'
@@ -193,7 +212,8 @@ def test_pickles_that_run_code_are_refused(bench, tmp_path):
     class Bomb:
         def __reduce__(self): return (os.mkdir, (str(tmp_path/'ran'),))
     torch.save({'a': Bomb()}, tmp_path/'bomb.pt')
-    bench.c.network.value = 'named'; bench.c.name.value, bench.c.weights.value = 'squeezenet1_1', str(tmp_path/'bomb.pt')
+    bench.c.network.value = 'named'
+    bench.c.name.value, bench.c.weights.value = 'squeezenet1_1', str(tmp_path/'bomb.pt')
     press(bench, 'open')
     assert 'could run code' in bench.c.message.value and not (tmp_path/'ran').exists()
 
@@ -203,12 +223,14 @@ def test_save(bench, tmp_path):
     press(bench, 'run')
     bench.c.path.value = str(tmp_path/'a.safetensors'); press(bench, 'save')
     trial, x = bench.trials[0], bench.subject.example
-    assert f'{trial.bytes:,} bytes' in bench.c.message.value and (tmp_path/'a.safetensors').stat().st_size == trial.bytes
+    assert (f'{trial.bytes:,} bytes' in bench.c.message.value
+        and (tmp_path/'a.safetensors').stat().st_size == trial.bytes)
     with torch.no_grad(): assert torch.equal(load(tmp_path/'a.safetensors', bench.subject.model)(x), trial.out.model(x))
     bench.c.format.value = '.onnx'; assert bench.c.path.value == str(tmp_path/'a.onnx')
     press(bench, 'save'); assert (tmp_path/'a.onnx').stat().st_size > 0
     bench.c.path.value = 'a.bin'; press(bench, 'save'); assert 'must end in .onnx' in bench.c.message.value
-    bench.c.path.value = str(tmp_path/'no'/'a.onnx'); press(bench, 'save'); assert 'another folder' in bench.c.message.value
+    bench.c.path.value = str(tmp_path/'no'/'a.onnx')
+    press(bench, 'save'); assert 'another folder' in bench.c.message.value
 
 
 def test_without_a_measure():
@@ -220,7 +242,8 @@ def test_without_a_measure():
 
 def test_networks_of_earlier_trials_are_let_go(bench):
     for _ in range(2): press(bench, 'run')
-    assert [t.out is None for t in bench.trials] == [True, False] and bench.c.table.value.count('<tr>') == 4 and bench.trials[0].data is None
+    assert ([t.out is None for t in bench.trials] == [True, False] and bench.c.table.value.count('<tr>') == 4
+        and bench.trials[0].data is None)
 
 
 def test_axes_are_sensible(bench):
@@ -228,9 +251,11 @@ def test_axes_are_sensible(bench):
     trial = bench.trials[0]
     ax = comparison_figure([trial], float_bytes(bench.subject.model)).axes[0]
     low, high = ax.get_ylim()
-    assert high-low >= 5 and low <= min(trial.before, trial.after) and high >= max(trial.before, trial.after) # one trial alone is no cliff
+    # one trial alone is no cliff
+    assert high-low >= 5 and low <= min(trial.before, trial.after) and high >= max(trial.before, trial.after)
     left, right = ax.get_xlim()
-    assert left < trial.bytes/1000 < right and left < float_bytes(bench.subject.model)/1000 < right # the network as it is stands beside it
+    # the network as it is stands beside it
+    assert left < trial.bytes/1000 < right and left < float_bytes(bench.subject.model)/1000 < right
     for values in ([98.825, 99.], [0., 0.], [100.], [0., 100.], [float('nan')], [3., 4.]):
         low, high = limits(values)
         assert high-low >= 4.9 and -.6 < low < high < 100.6 and all(low <= v <= high for v in values if v == v)
@@ -242,12 +267,15 @@ def test_accuracy_on_another_set_is_not_compared(bench, tmp_path):
     for i in range(3): (tmp_path/str(i)).mkdir(); Image.new('RGB', (8, 8), (80*i, 0, 0)).save(tmp_path/str(i)/'a.png')
     bench.c.images.value = str(tmp_path); press(bench, 'run')
     assert 'one colour or three' in bench.c.message.value # and this network takes two
-    other = Workbench(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval(), torch.zeros(1, 3, 8, 8))
+    other = Workbench(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 3)).eval(), torch.zeros(1, 3, 8, 8))
     other.c.recipe.value = 'prune'; press(other, 'run'); assert other.trials[0].after is None
     other.c.images.value = str(tmp_path); press(other, 'run')
-    assert other.c.message.value == '' and other.trials[1].after is not None and other.trials[1].images == f'3 images of {tmp_path}'
+    assert (other.c.message.value == '' and other.trials[1].after is not None
+        and other.trials[1].images == f'3 images of {tmp_path}')
     assert len(comparison_figure(other.trials, 1000).axes[0].lines[0].get_xdata()) == 1 # the one with the same measure
-    other.c.images.value = str(tmp_path/'nowhere'); press(other, 'run'); assert 'no such folder' in other.c.message.value
+    other.c.images.value = str(tmp_path/'nowhere')
+    press(other, 'run'); assert 'no such folder' in other.c.message.value
 
 
 def test_what_is_downloaded_repeats_it(bench, tmp_path, monkeypatch):
@@ -257,7 +285,8 @@ def test_what_is_downloaded_repeats_it(bench, tmp_path, monkeypatch):
     import base64
     (tmp_path/'a.safetensors').write_bytes(base64.b64decode(links['small.safetensors']))
     monkeypatch.chdir(tmp_path); exec(base64.b64decode(links['again.py']).decode(), {})
-    x, (a, b) = torch.randn(4, 1, 8, 8), (load(tmp_path/n, digits_net()) for n in ('a.safetensors', 'small.safetensors'))
+    x, (a, b) = (torch.randn(4, 1, 8, 8),
+        (load(tmp_path/n, digits_net()) for n in ('a.safetensors', 'small.safetensors')))
     with torch.no_grad(): assert torch.equal(a(x), b(x))
 
 
@@ -267,7 +296,8 @@ def test_runs_are_there_again(tmp_path):
     again = Workbench(keep=keep)
     assert again.c.table.value == bench.c.table.value and again.c.result.layout.display == ''
     press(again, 'run'); assert len(read_trials(keep).popitem()[1]) == 2
-    again.c.network.value = 'named'; again.c.name.value, again.c.shape.value = 'udfc_nb.data.digits:DigitsNet', '1,1,8,8'; press(again, 'open')
+    again.c.network.value = 'named'
+    again.c.name.value, again.c.shape.value = 'udfc_nb.data.digits:DigitsNet', '1,1,8,8'; press(again, 'open')
     assert again.trials == [] # of another network
     keep.write_text('[]'); bench = Workbench(keep=keep)
     assert 'no trials of the workbench' in bench.c.message.value and bench.subject is None
@@ -282,7 +312,8 @@ def test_network_by_name():
 def test_figures_are_values_to_pictures(bench):
     press(bench, 'run')
     left, right = structure_figure(bench.structure, bench.trials[0].report).axes
-    assert [p.get_width() for p in right.patches[3:]] == [75, 75, 100] and [t.get_text() for t in left.get_yticklabels()] == ['0', '3', '6']
+    assert ([p.get_width() for p in right.patches[3:]] == [75, 75, 100]
+        and [t.get_text() for t in left.get_yticklabels()] == ['0', '3', '6'])
 
 
 def test_devices(): assert devices()[0] == 'cpu' and len(devices()) == 1+torch.cuda.device_count()
@@ -295,14 +326,16 @@ def test_resnet50_on_cuda():
     start = time.perf_counter()
     with untouched(bench.subject.model): press(bench, 'run', 600)
     assert bench.c.message.value == '' and next(bench.trials[0].out.model.parameters()).device.type == 'cpu'
-    print(f"ResNet-50 on {torch.cuda.get_device_name()}: compress {bench.trials[0].seconds:.1f} s, with measuring and figures {time.perf_counter()-start:.1f} s")
+    print(f"ResNet-50 on {torch.cuda.get_device_name()}: compress {bench.trials[0].seconds:.1f} s, with measuring and "
+        f"figures {time.perf_counter()-start:.1f} s")
 
 
 # ---- kernel
 
 def check_state(nb):
     "The state that a notebook was saved with holds its views, and everything that they lead to."
-    views = [o['data'][VIEW]['model_id'] for c in nb['cells'] for o in c.get('outputs', ()) if VIEW in o.get('data', {})]
+    views = [o['data'][VIEW]['model_id'] for c in nb['cells'] for o in c.get('outputs', ())
+        if VIEW in o.get('data', {})]
     state = nb['metadata']['widgets'][STATE]['state']
     todo, seen = list(views), set()
     while todo:
@@ -317,7 +350,8 @@ def check_state(nb):
 
 def test_saved_state():
     seen, state = check_state(json.loads(NOTEBOOK.read_text()))
-    assert seen == set(state), 'the notebook carries the state of widgets that no view shows: run .ci/execute nbs/app/86_widgets.ipynb'
+    assert seen == set(state), (
+        'the notebook carries the state of widgets that no view shows: run .ci/execute nbs/app/86_widgets.ipynb')
 
 
 def test_notebook_in_a_kernel(tmp_path, monkeypatch):
@@ -334,15 +368,18 @@ def test_notebook_in_a_kernel(tmp_path, monkeypatch):
 
 # ---- browser
 
-FLAGS = '--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+FLAGS = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+    '--disable-component-update --disable-sync'.split())
 WAIT = 120_000 # milliseconds; the first page has a kernel to start, and machines differ
 
 
 def browser():
     "The path of a Chromium, or a skip; where UDFC_BROWSER is set, as .ci/run does, a failure."
-    found = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
+    found = next(filter(None, map(shutil.which,
+        ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
     if found: return found
-    (pytest.fail if os.environ.get('UDFC_BROWSER') else pytest.skip)('no Chromium on PATH; on Debian: apt install chromium')
+    (pytest.fail if os.environ.get('UDFC_BROWSER')
+        else pytest.skip)('no Chromium on PATH; on Debian: apt install chromium')
 
 
 @pytest.fixture(scope='module')
@@ -350,7 +387,8 @@ def voila(tmp_path_factory):
     "The address of a workbench, as `udfc workbench` serves it."
     browser(); pytest.importorskip('voila')
     here, folder = os.getcwd(), tmp_path_factory.mktemp('voila')
-    os.environ['PYTHONPATH'], before = os.pathsep.join(filter(None, [str(TOP), os.environ.get('PYTHONPATH')])), os.environ.get('PYTHONPATH')
+    os.environ['PYTHONPATH'], before = (os.pathsep.join(filter(None, [str(TOP), os.environ.get('PYTHONPATH')])),
+        os.environ.get('PYTHONPATH'))
     os.chdir(folder)
     try:
         with served(keep='runs.json') as (address, _): yield address
@@ -375,17 +413,24 @@ def page(voila):
 def button(page, name): return page.locator('.udfc button').filter(has_text=re.compile(rf'^\s*{name}\s*$'))
 
 
-def enabled(page, name): page.wait_for_function("name => [...document.querySelectorAll('button')].some(b => b.innerText.trim() === name && !b.disabled)", arg=name)
+def enabled(page, name):
+    page.wait_for_function("name => [...document.querySelectorAll('button')].some(b => b.innerText.trim() === name && "
+        "!b.disabled)", arg=name)
 
 
-def runs(page): return page.locator('.udfc table').first.locator('tr').count()-2 # without the head and the network as it is
+# without the head and the network as it is
+def runs(page): return page.locator('.udfc table').first.locator('tr').count()-2
 
 
 def test_browser_has_names(page):
     "Everything that can be used has a name for those who listen, and can be reached by the keyboard."
     said = page.locator('.udfc').aria_snapshot()
-    for what in ('combobox "network"', 'spinbutton "remove, share"', 'textbox "weights, bits"', 'button "half the size"', 'heading "1. The network"', 'img "The 16 layers of digits'): assert what in said
-    nameless = page.locator('.udfc :is(input, select, button)').evaluate_all('all => all.filter(e => e.getBoundingClientRect().width && !(e.innerText || "").trim() && !(e.labels || []).length).map(e => e.outerHTML)')
+    for what in ('combobox "network"', 'spinbutton "remove, share"', 'textbox "weights, bits"',
+            'button "half the size"', 'heading "1. The network"', 'img "The 16 layers of digits'):
+        assert what in said
+    nameless = page.locator('.udfc :is(input, select, button)').evaluate_all(
+        'all => all.filter(e => e.getBoundingClientRect().width && !(e.innerText || "").trim() && !(e.labels || '
+        '[]).length).map(e => e.outerHTML)')
     assert nameless == []
     page.get_by_label('weights, bits').focus(); page.keyboard.press('Shift+Tab')
     assert page.evaluate('document.activeElement.closest(".udfc") !== null')
@@ -395,7 +440,8 @@ def test_browser_run_and_compare(page):
     enabled(page, 'Run'); page.get_by_label('recipe', exact=True).select_option('fast')
     button(page, '4 bits').click(); button(page, 'Run').click()
     page.get_by_text('fast, 0, 4 bit').first.wait_for(); enabled(page, 'Run')
-    before, after = map(float, re.search(r'accuracy ([\d.]+) → ([\d.]+) %', page.locator('.udfc').inner_text()).groups())
+    before, after = (map(float, re.search(r'accuracy ([\d.]+) → ([\d.]+) %',
+        page.locator('.udfc').inner_text()).groups()))
     assert before > 98 and after > 95
     page.get_by_label('remove, share').fill('0.4'); page.keyboard.press('Tab'); button(page, 'Run').click()
     page.get_by_text('fast, 0.4, 4 bit').first.wait_for(); enabled(page, 'Run')
@@ -412,7 +458,9 @@ def test_browser_download(page):
 
 
 def test_browser_stop(page):
-    enabled(page, 'Run'); page.get_by_label('recipe', exact=True).select_option('best'); button(page, 'fastest').click(); button(page, 'Run').click()
+    enabled(page, 'Run')
+    page.get_by_label('recipe', exact=True).select_option('best')
+    button(page, 'fastest').click(); button(page, 'Run').click()
     enabled(page, 'Stop'); button(page, 'Stop').click()
     page.get_by_text('Stopped. The network is as it was.').wait_for()
     enabled(page, 'Run')
@@ -453,7 +501,8 @@ def test_browser_in_the_dark(page):
     light = ground(); page.emulate_media(color_scheme='dark')
     try:
         letters = page.locator('.udfc h2').first.evaluate('e => getComputedStyle(e).color')
-        assert ground() != light and sum(map(int, re.findall(r'\d+', ground())[:3])) < 100 < 600 < sum(map(int, re.findall(r'\d+', letters)[:3]))
+        assert (ground() != light and sum(map(int, re.findall(r'\d+', ground())[:3])) < 100 < 600 < sum(map(int,
+            re.findall(r'\d+', letters)[:3])))
     finally: page.emulate_media(color_scheme='light')
 
 
@@ -461,7 +510,8 @@ def test_browser_another_network(page):
     page.get_by_label('network', exact=True).select_option(label='another one, by its name')
     page.get_by_label('name', exact=True).fill('resnet81'); button(page, 'Open').click()
     page.get_by_text('did you mean resnet18').wait_for()
-    page.get_by_label('name', exact=True).fill('torchvision:squeezenet1_1'); page.get_by_label('shape of the input').fill('1,3,64,64'); button(page, 'Open').click()
+    page.get_by_label('name', exact=True).fill('torchvision:squeezenet1_1')
+    page.get_by_label('shape of the input').fill('1,3,64,64'); button(page, 'Open').click()
     page.get_by_role('button', name='of 26 can lose channels').wait_for()
     page.get_by_label('network', exact=True).select_option(label='digits, ships with the package')
     page.get_by_text('fast, 0.4, 4 bit').first.wait_for()
@@ -470,5 +520,6 @@ def test_browser_another_network(page):
 @pytest.mark.parametrize('width', [390, 1200])
 def test_browser_nothing_sticks_out(page, width):
     page.set_viewport_size(dict(width=width, height=900)); page.wait_for_timeout(300)
-    out = page.locator('.udfc button, .udfc input, .udfc select, .udfc .widget-html').evaluate_all('all => all.map(e => e.getBoundingClientRect()).filter(r => r.width).map(r => r.right)')
+    out = page.locator('.udfc button, .udfc input, .udfc select, .udfc .widget-html').evaluate_all(
+        'all => all.map(e => e.getBoundingClientRect()).filter(r => r.width).map(r => r.right)')
     assert len(out) > 10 and max(out) <= width

@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from .errors import OutOfMemoryError, UDFCError
 
 # %% ../nbs/caller.ipynb #ca110006
-SAID = "can't allocate memory", 'not enough memory', 'out of memory', 'bad_alloc', 'ALLOC_FAILED' # how torch says it on the CPU and in the GPU's libraries
+# how torch says it on the CPU and in the GPU's libraries
+SAID = "can't allocate memory", 'not enough memory', 'out of memory', 'bad_alloc', 'ALLOC_FAILED'
 
 def out_of_memory(
     e:BaseException,
@@ -36,7 +37,8 @@ def _found(at):
     me, n = at.get('self', at.get('walk')), at.get('n')
     if isinstance(me, nn.Module): return me
     mods = getattr(me, 'mods', None)
-    return next((k for k in (at.get('name'), getattr(n, 'target', None)) if isinstance(k, str) and k in mods), None) if isinstance(mods, dict) else None
+    return (next((k for k in (at.get('name'), getattr(n, 'target', None)) if isinstance(k, str) and k in mods), None)
+        if isinstance(mods, dict) else None)
 
 def module_at(
     e:BaseException,
@@ -48,10 +50,15 @@ def module_at(
     return next((n for n, m in first.named_modules() if m is found[-1]), None) or None
 
 # %% ../nbs/caller.ipynb #ca110012
-FLOATS = {torch.zeros, torch.ones, torch.empty, torch.eye, torch.rand, torch.randn, torch.linspace, torch.logspace, torch.fft.fftfreq, torch.fft.rfftfreq,
-    torch.hann_window, torch.hamming_window, torch.blackman_window, torch.bartlett_window, torch.kaiser_window} # they give floats
-NUMBERS = {torch.tensor, torch.as_tensor, torch.full, torch.arange, torch.scalar_tensor} # these only when they are given some
-ASKED = {torch.Tensor.to, torch.Tensor.type, torch.Tensor.double, torch.Tensor.half, torch.Tensor.bfloat16, torch.Tensor.view} # that name their type
+FLOATS = {torch.zeros, torch.ones, torch.empty, torch.eye, torch.rand, torch.randn, torch.linspace, torch.logspace,
+    torch.fft.fftfreq, torch.fft.rfftfreq,
+    # they give floats
+    torch.hann_window, torch.hamming_window, torch.blackman_window, torch.bartlett_window, torch.kaiser_window}
+# these only when they are given some
+NUMBERS = {torch.tensor, torch.as_tensor, torch.full, torch.arange, torch.scalar_tensor}
+# that name their type
+ASKED = {torch.Tensor.to, torch.Tensor.type, torch.Tensor.double, torch.Tensor.half, torch.Tensor.bfloat16,
+    torch.Tensor.view}
 
 class MadeAs(TorchFunctionMode):
     "What a call makes of Python's numbers and of whole ones has this floating type, whatever the default is."
@@ -59,16 +66,19 @@ class MadeAs(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if kwargs.get('dtype') is None:
-            if func in FLOATS and not isinstance(kwargs.get('out'), torch.Tensor): kwargs = {**kwargs, 'dtype': self.dtype}
+            if func in FLOATS and not isinstance(kwargs.get('out'), torch.Tensor):
+                kwargs = {**kwargs, 'dtype': self.dtype}
             elif func in NUMBERS and not hasattr(next(iter((*args, *kwargs.values())), None), 'dtype'):
                 out = func(*args, **kwargs)
                 return func(*args, **{**kwargs, 'dtype': self.dtype}) if out.is_floating_point() else out
         out = func(*args, **kwargs)
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        mixed = given and isinstance(out, torch.Tensor) and out.dtype == torch.get_default_dtype() and not any(t.is_floating_point() or t.is_complex() for t in given)
+        mixed = (given and isinstance(out, torch.Tensor) and out.dtype == torch.get_default_dtype()
+            and not any(t.is_floating_point() or t.is_complex() for t in given))
         if not mixed or func in ASKED or kwargs.get('dtype') is not None: return out
         if func in (torch.where, torch.Tensor.where): return out.to(self.dtype)
-        return func(*tree_map_only(torch.Tensor, lambda t: t.to(self.dtype), args), **kwargs) # as torch does with its first default
+        # as torch does with its first default
+        return func(*tree_map_only(torch.Tensor, lambda t: t.to(self.dtype), args), **kwargs)
 
 # %% ../nbs/caller.ipynb #ca110014
 def as_it_starts(
@@ -79,16 +89,19 @@ def as_it_starts(
     modes = [torch.inference_mode(False), torch.no_grad()]
     modes += [torch.autocast(d, enabled=False) for d in ('cpu', 'cuda', 'xpu', 'mps') if torch.is_autocast_enabled(d)]
     if torch.get_default_device() != torch.device(device): modes.append(torch.device(device))
-    return modes+[MadeAs(dtype)]*(not dtype == torch.get_default_dtype() == torch.float32) # another may be at work already
+    # another may be at work already
+    return modes+[MadeAs(dtype)]*(not dtype == torch.get_default_dtype() == torch.float32)
 
 @contextlib.contextmanager
 def guarded(
     lower:str='smaller example_inputs need less', # what to do where memory is wanting
 ):
-    "A decorator for what people call: the caller's switches change nothing, and want of memory is an `OutOfMemoryError` that names the layer."
+    """A decorator for what people call: the caller's switches change nothing, and want of memory is an
+    `OutOfMemoryError` that names the layer."""
     with contextlib.ExitStack() as off:
         for mode in as_it_starts(): off.enter_context(mode)
         try: yield
         except Exception as e:
             if isinstance(e, UDFCError) or not out_of_memory(e): raise
-            raise OutOfMemoryError(f'out of memory: {" ".join(str(e).split())[:200] or type(e).__name__}', layer=module_at(e), hint=lower) from e
+            raise OutOfMemoryError(f'out of memory: {" ".join(str(e).split())[:200] or type(e).__name__}',
+                layer=module_at(e), hint=lower) from e

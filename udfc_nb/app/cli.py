@@ -61,7 +61,8 @@ def _from_module(spec):
     except (Exception, SystemExit) as e:
         let_through(e)
         at = traceback.extract_tb(e.__traceback__)[-1]
-        raise CommandError(f'the network cannot be built: {type(e).__name__}: {e}\n  at {at.filename}:{at.lineno}', layer=spec,
+        raise CommandError(f'the network cannot be built: {type(e).__name__}: {e}\n  at {at.filename}:{at.lineno}',
+            layer=spec,
             hint='name a function that takes no arguments and returns the network, as package.module:function') from e
 
 # %% ../../nbs/app/88_cli.ipynb #59f70255
@@ -75,16 +76,19 @@ def _from_torchvision(
     if name not in (known := models.list_models()):
         near = difflib.get_close_matches(name, known, 3)
         raise CommandError('torchvision has no network of this name', layer=name,
-            hint=(f"did you mean {', '.join(near)}? Otherwise " if near else '')+'name your own as package.module:function')
+            hint=(f"did you mean {', '.join(near)}? Otherwise " if near
+            else '')+'name your own as package.module:function')
     kw = dict(weights='DEFAULT' if pretrained else None)
     if name in ('googlenet', 'inception_v3') and not pretrained: kw['init_weights'] = False
-    if name in models.list_models(models.detection) + models.list_models(models.segmentation) and not pretrained: kw['weights_backbone'] = None
+    if name in models.list_models(models.detection) + models.list_models(models.segmentation) and not pretrained:
+        kw['weights_backbone'] = None
     if num_classes is not None: kw['num_classes'] = num_classes
     try: return models.get_model(name, **kw)
     except Exception as e:
         let_through(e)
         raise CommandError(f'torchvision cannot build it: {e}', layer=name,
-            hint='--pretrained needs the internet; a checkpoint that you have goes into --weights' if pretrained else None) from e
+            hint='--pretrained needs the internet; a checkpoint that you have goes into --weights' if pretrained
+            else None) from e
 
 # %% ../../nbs/app/88_cli.ipynb #e0017301
 def _from_timm(
@@ -94,15 +98,20 @@ def _from_timm(
 ):
     "A timm network by name."
     try: import timm
-    except ImportError as e: raise CommandError(f'timm cannot be imported: {e}', layer=f'timm:{name}', hint='pip install timm') from e
+    except ImportError as e:
+        raise CommandError(f'timm cannot be imported: {e}', layer=f'timm:{name}', hint='pip install timm') from e
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3)
-        raise CommandError('timm has no network of this name', layer=f'timm:{name}', hint=f"did you mean {', '.join(near)}?" if near else 'timm.list_models() lists them')
-    try: return timm.create_model(name, pretrained=pretrained, **({} if num_classes is None else dict(num_classes=num_classes)))
+        raise CommandError('timm has no network of this name', layer=f'timm:{name}',
+            hint=f"did you mean {', '.join(near)}?" if near else 'timm.list_models() lists them')
+    try:
+        return timm.create_model(name, pretrained=pretrained,
+            **({} if num_classes is None else dict(num_classes=num_classes)))
     except Exception as e:
         let_through(e)
         raise CommandError(f'timm cannot build it: {str(e)[:300]}', layer=f'timm:{name}',
-            hint='--pretrained needs the internet; a checkpoint that you have goes into --weights' if pretrained else None) from e
+            hint='--pretrained needs the internet; a checkpoint that you have goes into --weights' if pretrained
+            else None) from e
 
 # %% ../../nbs/app/88_cli.ipynb #bef40ce7
 LIBRARIES = {'torchvision': _from_torchvision, 'timm': _from_timm}
@@ -123,9 +132,11 @@ def build_network(
     "The network that the command line names; `CommandError` where there is none."
     library, name = library_of(spec)
     if not library and (pretrained or num_classes is not None):
-        raise CommandError('--pretrained and --num-classes are for networks of torchvision and timm', layer=spec, hint='let the function do it')
+        raise CommandError('--pretrained and --num-classes are for networks of torchvision and timm', layer=spec,
+            hint='let the function do it')
     net = LIBRARIES[library](name, pretrained, num_classes) if library else _from_module(spec)
-    if not isinstance(net, nn.Module): raise CommandError(f'a {type(net).__name__} came back, not an nn.Module', layer=spec)
+    if not isinstance(net, nn.Module):
+        raise CommandError(f'a {type(net).__name__} came back, not an nn.Module', layer=spec)
     return net.eval()
 
 # %% ../../nbs/app/88_cli.ipynb #2dd414e8
@@ -157,7 +168,8 @@ def read_weights(
         found = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
         let_through(e)
-        what = 'it holds more than weights, and reading it could run code' if isinstance(e, pickle.UnpicklingError) else f'{type(e).__name__}: {e}'
+        what = ('it holds more than weights, and reading it could run code' if isinstance(e, pickle.UnpicklingError)
+            else f'{type(e).__name__}: {e}')
         raise FileError(f'{path} cannot be read: {what.splitlines()[0][:200]}',
             hint='give a .safetensors file, or a checkpoint made with torch.save(model.state_dict(), ...)') from e
     state = _tensors(found)
@@ -178,17 +190,22 @@ def load_weights_(
     "Put the weights of a file into a network; `FileError` where they do not fit."
     state, own = read_weights(path), net.state_dict()
     strange = [f'{k} is {what}' for k, t in state.items() if (what := _strange(t))]
-    if strange: raise FileError(f"{path}: {', '.join(strange[:3])}", hint='save dense tensors of real numbers, e.g. {k: v.to_dense().cpu() for k, v in state.items()}')
+    if strange:
+        raise FileError(f"{path}: {', '.join(strange[:3])}",
+            hint='save dense tensors of real numbers, e.g. {k: v.to_dense().cpu() for k, v in state.items()}')
     optional = {k for k in own if k.endswith('num_batches_tracked')}
     wrong = dict(missing=set(own) - set(state) - optional, unexpected=set(state) - set(own),
                  misshapen={k for k in state if k in own and state[k].shape != own[k].shape})
     if any(wrong.values()):
-        parts = [f"{len(v)} {k} ({', '.join(sorted(v)[:3])}{', ...' if len(v) > 3 else ''})" for k, v in wrong.items() if v]
-        raise FileError(f"{path} does not fit the network: {'; '.join(parts)}", hint='build the network that these weights were trained in')
+        parts = [f"{len(v)} {k} ({', '.join(sorted(v)[:3])}{', ...' if len(v) > 3 else ''})" for k, v in wrong.items()
+            if v]
+        raise FileError(f"{path} does not fit the network: {'; '.join(parts)}",
+            hint='build the network that these weights were trained in')
     try: net.load_state_dict(state, strict=False)
     except Exception as e:
         let_through(e)
-        raise FileError(f"{path} does not fit the network: {' '.join(str(e).split())[:300]}", hint='build the network that these weights were trained in') from e
+        raise FileError(f"{path} does not fit the network: {' '.join(str(e).split())[:300]}",
+            hint='build the network that these weights were trained in') from e
 
 # %% ../../nbs/app/88_cli.ipynb #71cdbec9
 def write_file(
@@ -208,14 +225,18 @@ def check_output(
     "Raise `CommandError` for a name that cannot be written or whose ending says nothing."
     if path is None: return
     path = Path(path)
-    if endings and path.suffix not in endings: raise CommandError(f'{path} ends in none of {", ".join(endings)}', layer=option, hint='the ending says how to write it')
+    if endings and path.suffix not in endings:
+        raise CommandError(f'{path} ends in none of {", ".join(endings)}', layer=option,
+            hint='the ending says how to write it')
     try:
         if path.is_dir(): raise CommandError(f'{path} is a folder', layer=option, hint='name a file in it')
-        if not path.parent.is_dir(): raise CommandError(f'the folder {path.parent} does not exist', layer=option, hint='make it first')
+        if not path.parent.is_dir():
+            raise CommandError(f'the folder {path.parent} does not exist', layer=option, hint='make it first')
         check_writable(path)
     except (OSError, ValueError) as e:
         if isinstance(e, CommandError): raise
-        raise CommandError(f"{path} cannot be written: {getattr(e, 'strerror', None) or str(e).splitlines()[0]}", layer=option, hint='choose another name or folder') from e
+        raise CommandError(f"{path} cannot be written: {getattr(e, 'strerror', None) or str(e).splitlines()[0]}",
+            layer=option, hint='choose another name or folder') from e
 
 # %% ../../nbs/app/88_cli.ipynb #c3b2ca5c
 _REPORTS = {'.csv': 'to_csv', '.json': 'to_json', '.md': 'to_markdown'}
@@ -250,7 +271,8 @@ def _whole_from(least, most):
     "What reads a whole number between these."
     def read(text):
         n = int(text) if text.isdecimal() and len(text) < 19 else -1
-        if not least <= n <= most: raise argparse.ArgumentTypeError(f'{text!r:.40} is no whole number from {least} to {most:,}')
+        if not least <= n <= most:
+            raise argparse.ArgumentTypeError(f'{text!r:.40} is no whole number from {least} to {most:,}')
         return n
     return read
 
@@ -269,19 +291,25 @@ def add_network_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
     "The arguments that say which network."
-    p.add_argument('network', metavar='NETWORK', help='a torchvision name such as resnet18, timm:NAME, or package.module:function, which builds the network')
+    p.add_argument('network', metavar='NETWORK',
+        help='a torchvision name such as resnet18, timm:NAME, or package.module:function, which builds the network')
     p.add_argument('--weights', metavar='FILE', help='checkpoint: .safetensors, or .pt/.pth with weights only')
     p.add_argument('--pretrained', action='store_true', help="download the library's trained weights")
-    p.add_argument('--num-classes', type=_positive, metavar='N', help='outputs of a network of torchvision or timm that was trained for other classes')
-    p.add_argument('--input-shape', type=shape, action='append', metavar='N,C,H,W', help='shape of the input, default 1,3,224,224; once for each input')
-    p.add_argument('--ignore', action='append', default=[], metavar='LAYER', help='a layer, or a module that holds layers, to leave as it is; may be repeated')
+    p.add_argument('--num-classes', type=_positive, metavar='N',
+        help='outputs of a network of torchvision or timm that was trained for other classes')
+    p.add_argument('--input-shape', type=shape, action='append', metavar='N,C,H,W',
+        help='shape of the input, default 1,3,224,224; once for each input')
+    p.add_argument('--ignore', action='append', default=[], metavar='LAYER',
+        help='a layer, or a module that holds layers, to leave as it is; may be repeated')
     p.add_argument('--device', default='cpu', help='where to compute: cpu (default), cuda, ...')
 
 # %% ../../nbs/app/88_cli.ipynb #b1c4a1f4
 def _device(name):
     "The device of that name, if it is there."
     try: return check_device(name)
-    except ArgumentError as e: raise CommandError(str(e).splitlines()[0].removeprefix('device: '), layer=f'--device {name}', hint='take cpu') from e
+    except ArgumentError as e:
+        raise CommandError(str(e).splitlines()[0].removeprefix('device: '), layer=f'--device {name}',
+            hint='take cpu') from e
 
 def read_network(
     args, # with what `add_network_arguments` declares
@@ -290,7 +318,9 @@ def read_network(
     device, net = _device(args.device), build_network(args.network, args.pretrained, args.num_classes)
     if args.weights: load_weights_(net, args.weights)
     try: inputs = tuple(torch.zeros(s, device=device) for s in args.input_shape or [(1, 3, 224, 224)])
-    except (RuntimeError, MemoryError) as e: raise CommandError(f'no such input can be made: {str(e).splitlines()[0]:.200}', layer='--input-shape', hint='take a smaller one') from e
+    except (RuntimeError, MemoryError) as e:
+        raise CommandError(f'no such input can be made: {str(e).splitlines()[0]:.200}', layer='--input-shape',
+            hint='take a smaller one') from e
     return net.to(device), inputs, device
 
 # %% ../../nbs/app/88_cli.ipynb #686ad5e0
@@ -302,7 +332,8 @@ def info_rows(
     "Every layer with its channels; raises what `find_sites` raises."
     graph, mods = find_sites(model, example_inputs, ignored_layers), dict(model.named_modules())
     readers = {s.name: list(dict.fromkeys(u.module for u in s.consumers)) for s in graph.sites}
-    return [dict(layer=n, kind=type(mods[n]).__name__, channels=mods[n].weight.shape[0], consumers=readers.get(n, []), reason=graph.reasons[n],
+    return [dict(layer=n, kind=type(mods[n]).__name__, channels=mods[n].weight.shape[0], consumers=readers.get(n, []),
+        reason=graph.reasons[n],
                  verdict=verdict(graph, n), **c) for n, c in count(model, example_inputs).items()]
 
 # %% ../../nbs/app/88_cli.ipynb #54f6278c
@@ -311,11 +342,14 @@ def info_text(
     params:int, # of the whole network
 )->str:
     "The rows and their totals for a terminal."
-    body = [[r['layer'], r['verdict'], _readers(r['consumers']), r['kind'], r['channels'], r['params'], r['macs']] for r in rows]
+    body = [[r['layer'], r['verdict'], _readers(r['consumers']), r['kind'], r['channels'], r['params'], r['macs']]
+        for r in rows]
     table = text_table(['layer', 'pruning', 'read by', 'kind', 'channels', 'parameters', 'MACs'], body, left=4)
-    sites, along = [r for r in rows if r['consumers']], [r for r in rows if r['reason'] == PRUNED and not r['consumers']]
+    sites, along = ([r for r in rows if r['consumers']],
+        [r for r in rows if r['reason'] == PRUNED and not r['consumers']])
     kept = Counter(r['reason'] for r in rows if r['reason'] != PRUNED)
-    return (f'{table}\n{len(rows)} layers: {len(sites)} of them sites, with {sum(r["channels"] for r in sites):,} channels that can be pruned; {len(along)} that go with a site; '
+    return (f'{table}\n{len(rows)} layers: {len(sites)} of them sites, with {sum(r["channels"] for r in sites):,} '
+        f'channels that can be pruned; {len(along)} that go with a site; '
             f'{sum(kept.values())} that keep their channels ({", ".join(f"{r} {n}" for r, n in kept.most_common())})\n'
             f'{params:,} parameters, {sum(r["macs"] for r in rows):,} MACs for one input')
 
@@ -333,7 +367,8 @@ def run_info(args):
     print(info_text(rows, params))
     curves = site_curves(net, inputs, ignored_layers=tuple(args.ignore)) if args.curves else None
     if args.curves: print(curves_text(curves))
-    return dict(layers=rows, params=params, macs=sum(r['macs'] for r in rows)) | (dict(curves=curves) if args.curves else {})
+    return dict(layers=rows, params=params, macs=sum(r['macs'] for r in rows)) | (dict(curves=curves) if args.curves
+        else {})
 
 def curves_text(
     curves:dict, # from `site_curves`
@@ -342,12 +377,15 @@ def curves_text(
     "What removal costs at the output, site by site, for a terminal."
     at = lambda c, q: f'{c[min(int(q*len(c)/CAP), len(c)-1)]:.3g}' # a curve ends at the cap
     body = [[n, *(at(c, q) for q in shares)] for n, c in curves.items()]
-    return '\ndamage at the outputs, unexplained over explained share, when a share of the channels goes\n'+text_table(['site', *(f'{q:.0%}' for q in shares)], body, left=1)
+    return ('\ndamage at the outputs, unexplained over explained share, when a share of the channels goes\n'
+        +text_table(['site', *(f'{q:.0%}' for q in shares)], body, left=1))
 
 def info_parser(commands):
     "Declare `udfc info`."
-    p = commands.add_parser('info', help='show which channels of a network can be pruned, and why others cannot; or what a packed file holds',
-        description='Show, before anything is done, the layers of a network, who reads their channels, and why some channels are kept. Given a .safetensors file in the place of NETWORK: what is inside it.')
+    p = commands.add_parser('info',
+        help='show which channels of a network can be pruned, and why others cannot; or what a packed file holds',
+        description='Show, before anything is done, the layers of a network, who reads their channels, and why some '
+        'channels are kept. Given a .safetensors file in the place of NETWORK: what is inside it.')
     add_network_arguments(p)
     p.add_argument('--curves', action='store_true', help='also print what removal costs at the outputs, site by site')
     p.set_defaults(run=run_info)
@@ -357,7 +395,8 @@ def _recipe(name):
     "A recipe by name, or from a JSON file that `Recipe.to_json` wrote."
     if not name.endswith('.json'): return get_recipe(name)
     try: text = Path(name).read_text()
-    except (OSError, ValueError) as e: raise FileError(f'{name} holds no recipe: {e}', hint='write one with Recipe.to_json') from e
+    except (OSError, ValueError) as e:
+        raise FileError(f'{name} holds no recipe: {e}', hint='write one with Recipe.to_json') from e
     return recipe_from_json(text)
 
 # %% ../../nbs/app/88_cli.ipynb #4d045ad0
@@ -365,21 +404,30 @@ def add_compression_arguments(
     p:argparse.ArgumentParser, # is changed
 ):
     "The arguments that say how to compress."
-    p.add_argument('--ratio', type=float, default=0., help='share of channels to remove at every site, from 0 to below 1 (default 0)')
-    p.add_argument('--bits', type=float, help='bit-width of all convolution and linear weights, 1 to 32 (default: as they are)')
-    p.add_argument('--activation-bits', type=int, help='width of what every convolution and linear layer reads, 2 to 16 (default: float)')
-    p.add_argument('--size-budget', type=float, metavar='BYTES', help='bytes that the packed file may have, in the place of --ratio and --bits')
+    p.add_argument('--ratio', type=float, default=0.,
+        help='share of channels to remove at every site, from 0 to below 1 (default 0)')
+    p.add_argument('--bits', type=float,
+        help='bit-width of all convolution and linear weights, 1 to 32 (default: as they are)')
+    p.add_argument('--activation-bits', type=int,
+        help='width of what every convolution and linear layer reads, 2 to 16 (default: float)')
+    p.add_argument('--size-budget', type=float, metavar='BYTES',
+        help='bytes that the packed file may have, in the place of --ratio and --bits')
     p.add_argument('--recipe', default='best', help=f"{', '.join(RECIPES)} or a .json file (default best)")
-    p.add_argument('--sites', choices=POLICIES, default='own', help="'own': channels that one layer makes; 'all': also those of layers that meet in a sum (default own)")
+    p.add_argument('--sites', choices=POLICIES, default='own',
+        help="'own': channels that one layer makes; 'all': also those of layers that meet in a sum (default own)")
     p.add_argument('--seed', type=_seed, default=0, metavar='N', help='of everything that is drawn (default 0)')
     p.add_argument('--no-verify', action='store_true', help='do not run the cut network beside the original')
-    p.add_argument('--layer-ratio', type=_assignment, action='append', default=[], metavar='LAYER=R', help='another ratio for one layer; may be repeated')
-    p.add_argument('--layer-bits', type=_assignment, action='append', default=[], metavar='LAYER=B', help='another bit-width for one layer; may be repeated')
+    p.add_argument('--layer-ratio', type=_assignment, action='append', default=[], metavar='LAYER=R',
+        help='another ratio for one layer; may be repeated')
+    p.add_argument('--layer-bits', type=_assignment, action='append', default=[], metavar='LAYER=B',
+        help='another bit-width for one layer; may be repeated')
 
 def compression_arguments(args):
     "They, as `compress` takes them."
-    return dict(pruning_ratio=args.ratio, weight_bits=_whole(args.bits), activation_bits=args.activation_bits, size_budget=args.size_budget, recipe=_recipe(args.recipe), ignored_layers=tuple(args.ignore),
-        layer_ratios=dict(args.layer_ratio), layer_bits={n: _whole(b) for n, b in args.layer_bits}, sites=args.sites, seed=args.seed, verify=not args.no_verify)
+    return dict(pruning_ratio=args.ratio, weight_bits=_whole(args.bits), activation_bits=args.activation_bits,
+        size_budget=args.size_budget, recipe=_recipe(args.recipe), ignored_layers=tuple(args.ignore),
+        layer_ratios=dict(args.layer_ratio), layer_bits={n: _whole(b) for n, b in args.layer_bits}, sites=args.sites,
+        seed=args.seed, verify=not args.no_verify)
 
 # %% ../../nbs/app/88_cli.ipynb #752e5c6f
 def run_compress(args):
@@ -387,24 +435,29 @@ def run_compress(args):
     check_output(args.output, ('.safetensors',), '--output'); check_output(args.report, tuple(_REPORTS), '--report')
     settings = compression_arguments(args)
     if not (args.weights or args.pretrained or is_own(args.network)):
-        print('note: neither --weights nor --pretrained is given, so the weights are random and only sizes mean something', file=sys.stderr)
+        print('note: neither --weights nor --pretrained is given, so the weights are random and only sizes mean '
+            'something', file=sys.stderr)
     net, inputs, device = read_network(args)
     out = compress(net, inputs, device=device, progress=sys.stderr.isatty() and not args.quiet, **settings)
     if args.output:
         try: out.save(args.output)
-        except OSError as e: raise FileError(f'{args.output} cannot be written: {e.strerror}', hint='choose another folder') from e
+        except OSError as e:
+            raise FileError(f'{args.output} cannot be written: {e.strerror}', hint='choose another folder') from e
     if args.report: write_report(out.report, args.report)
     if not args.quiet: print(out.report)
     for path in filter(None, (args.output, args.report)): print(f'written: {path} ({os.path.getsize(path):,} bytes)')
-    if args.output: print(f'read it with udfc_nb.load({args.output!r}, network), where network is the one that was compressed')
+    if args.output:
+        print(f'read it with udfc_nb.load({args.output!r}, network), where network is the one that was compressed')
     else: print('no --output was given: the compressed network is not kept')
-    return dict(output=args.output, bytes=os.path.getsize(args.output) if args.output else None, report=json.loads(out.report.to_json()))
+    return dict(output=args.output, bytes=os.path.getsize(args.output) if args.output else None,
+        report=json.loads(out.report.to_json()))
 
 # %% ../../nbs/app/88_cli.ipynb #535c2f7d
 def compress_parser(commands):
     "Declare `udfc compress`."
     p = commands.add_parser('compress', help='prune and quantize a network without data',
-        description='Remove channels and lower the bit-width of the weights, without data and without training, and write the smaller network.')
+        description='Remove channels and lower the bit-width of the weights, without data and without training, and '
+        'write the smaller network.')
     add_network_arguments(p)
     add_compression_arguments(p)
     p.add_argument('--output', metavar='FILE', help='the compressed weights, a .safetensors file')
@@ -420,9 +473,13 @@ def file_told(
     file = OneReading(path)
     _, _, meta = read_file(file)
     try: recipe = json.loads(meta.get('recipe') or '{}')
-    except (ValueError, RecursionError) as e: raise FileError(f'the recipe in it is no JSON: {str(e)[:100]}', layer=str(path), hint='write the file again') from e
-    if not isinstance(recipe, dict): raise FileError('the recipe in it is no table', layer=str(path), hint='write the file again')
-    return dict(tensors=file_rows(file), parts=itemise(file), recipe=recipe, format=meta['version'], written_by=meta.get('written_by'))
+    except (ValueError, RecursionError) as e:
+        raise FileError(f'the recipe in it is no JSON: {str(e)[:100]}', layer=str(path),
+            hint='write the file again') from e
+    if not isinstance(recipe, dict):
+        raise FileError('the recipe in it is no table', layer=str(path), hint='write the file again')
+    return dict(tensors=file_rows(file), parts=itemise(file), recipe=recipe, format=meta['version'],
+        written_by=meta.get('written_by'))
 
 def file_text(
     path, # a file that `udfc compress` wrote
@@ -431,9 +488,12 @@ def file_text(
     return _file_text(file_told(path))
 
 def _file_text(told):
-    body = [[printable(r['tensor'], ''), '×'.join(map(str, r['shape'])) or '-', r['bits'], r['stored'], r['bytes']] for r in told['tensors']]
-    name, by = (printable(s, '')[:200] if isinstance(s, str) else '?' for s in (told['recipe'].get('name', 'unknown'), told['written_by']))
-    return (text_table(['tensor', 'shape', 'bits', 'stored as', 'bytes'], body, left=2)+'\n'+', '.join(f'{k} {v:,}' for k, v in told['parts'].items() if k != 'file')
+    body = [[printable(r['tensor'], ''), '×'.join(map(str, r['shape'])) or '-', r['bits'], r['stored'], r['bytes']]
+        for r in told['tensors']]
+    name, by = (printable(s, '')[:200] if isinstance(s, str) else '?'
+        for s in (told['recipe'].get('name', 'unknown'), told['written_by']))
+    return (text_table(['tensor', 'shape', 'bits', 'stored as', 'bytes'], body, left=2)+'\n'+', '.join(f'{k} {v:,}'
+        for k, v in told['parts'].items() if k != 'file')
         +f"; together {told['parts']['file']:,} bytes\nrecipe {name}, format {told['format']}, written by udfc_nb {by}")
 
 # %% ../../nbs/app/88_cli.ipynb #94d89f30
@@ -442,7 +502,8 @@ def add_source_arguments(
 ):
     "The arguments that say where a compressed network comes from."
     add_network_arguments(p); add_compression_arguments(p)
-    p.add_argument('--compressed', metavar='FILE', help='a file that udfc compress wrote; without it the network is compressed now')
+    p.add_argument('--compressed', metavar='FILE',
+        help='a file that udfc compress wrote; without it the network is compressed now')
 
 def source_command(
     commands, # what `add_subparsers` gave
@@ -463,7 +524,9 @@ def first_answer(net, inputs):
         with torch.no_grad(): return net(*inputs)
     except Exception as e:
         let_through(e)
-        raise ExampleInputError(f"the network cannot run on inputs of shape {', '.join(str(tuple(i.shape)) for i in inputs)}: {type(e).__name__}: {str(e)[:300]}", layer='--input-shape', hint='give the shape that its forward takes') from e
+        raise ExampleInputError(f"the network cannot run on inputs of shape "
+            f"{', '.join(str(tuple(i.shape)) for i in inputs)}: {type(e).__name__}: {str(e)[:300]}",
+            layer='--input-shape', hint='give the shape that its forward takes') from e
 
 def compressed_network(
     args, # with what `add_source_arguments` declares
@@ -480,12 +543,15 @@ def compressed_network(
 def run_export(args):
     "Carry out `udfc export`."
     output = args.output if args.format is None or Path(args.output).suffix else f'{args.output}.{args.format}'
-    if args.format and Path(output).suffix != f'.{args.format}': raise CommandError(f'{output} does not end in .{args.format}', layer='--output', hint='leave --format away, or give both the same ending')
+    if args.format and Path(output).suffix != f'.{args.format}':
+        raise CommandError(f'{output} does not end in .{args.format}', layer='--output',
+            hint='leave --format away, or give both the same ending')
     check_output(output, tuple(FORMATS), '--output')
     _, inputs, out = compressed_network(args)
     kw = dict(reduce_range=args.reduce_range, integer_outputs=args.integer_outputs) if output.endswith('.onnx') else {}
     try: size = out.export(output, inputs, 'float' if args.float else 'quantized', **kw)
-    except OSError as e: raise FileError(f'{output} cannot be written: {e.strerror}', hint='choose another folder') from e
+    except OSError as e:
+        raise FileError(f'{output} cannot be written: {e.strerror}', hint='choose another folder') from e
     print(f'written: {output} ({size:,} bytes)')
     if not output.endswith('.onnx'): return dict(output=output, bytes=size)
     told = onnx_info(output)
@@ -495,12 +561,15 @@ def run_export(args):
 def export_parser(commands):
     "Declare `udfc export`."
     source_command(commands, run_export, 'export', 'write a compressed network as ONNX or as a torch.export program',
-        'Write a compressed network for use elsewhere: ONNX with integer weights (needs udfc_nb[onnx]), or a torch.export program, which needs neither the architecture nor this package.',
+        'Write a compressed network for use elsewhere: ONNX with integer weights (needs udfc_nb[onnx]), or a '
+        'torch.export program, which needs neither the architecture nor this package.',
         output=dict(required=True, metavar='FILE', help='ends in .onnx or .pt2'),
         format=dict(choices=[o.removeprefix('.') for o in FORMATS], help='if the ending of --output is to be added'),
         float=dict(action='store_true', help='rounded weights as floats'),
         reduce_range=dict(action='store_true', help='7 bits for weights of 8, for processors without VNNI (ONNX)'),
-        integer_outputs=dict(action='store_true', help='with activations of 8 bits, round what residual sums and means read as well: faster, but a rounding more than the network has (ONNX)'))
+        integer_outputs=dict(action='store_true',
+        help='with activations of 8 bits, round what residual sums and means read as well: faster, but a rounding '
+        'more than the network has (ONNX)'))
 
 # %% ../../nbs/app/88_cli.ipynb #e077a1af
 def run_bench(args):
@@ -508,16 +577,20 @@ def run_bench(args):
     check_output(args.output, ('.csv',), '--output')
     args.device = 'cpu'
     net, inputs, out = compressed_network(args)
-    if len(inputs) != 1: raise CommandError('only networks of one input are timed', layer='--input-shape', hint='give it once')
-    rows = bench({'uncompressed': net, 'compressed': out}, inputs[0], runtimes=args.runtime or ('eager',), batches=tuple(args.batch or (1,)), n_threads=args.threads, repeats=args.repeats)
+    if len(inputs) != 1:
+        raise CommandError('only networks of one input are timed', layer='--input-shape', hint='give it once')
+    rows = bench({'uncompressed': net, 'compressed': out}, inputs[0], runtimes=args.runtime or ('eager',),
+        batches=tuple(args.batch or (1,)), n_threads=args.threads, repeats=args.repeats)
     print(bench_table(rows))
     if args.output: write_file(args.output, bench_csv(rows))
     return dict(rows=rows)
 
 def bench_parser(commands):
     "Declare `udfc bench`."
-    source_command(commands, run_bench, 'bench', 'measure size and speed of a compressed network beside the uncompressed one',
-        'Measure bytes, multiply-accumulates, latency and throughput of a network and its compressed form, in turn, in the same process, on the CPU.',
+    source_command(commands, run_bench, 'bench',
+        'measure size and speed of a compressed network beside the uncompressed one',
+        'Measure bytes, multiply-accumulates, latency and throughput of a network and its compressed form, in turn, '
+        'in the same process, on the CPU.',
         runtime=dict(action='append', choices=list(RUNTIMES), help='may be repeated (default eager)'),
         batch=dict(type=_positive, action='append', metavar='N', help='batch size; may be repeated (default 1)'),
         threads=dict(type=_threads, default=1, metavar='N', help='threads (default 1)'),
@@ -526,7 +599,8 @@ def bench_parser(commands):
 
 # %% ../../nbs/app/88_cli.ipynb #ce059247
 def _preparation(args, shape):
-    "How images are prepared, and between what values they lie then: as a library's trained weights want it, or in the usual way."
+    """How images are prepared, and between what values they lie then: as a library's trained weights want it, or in
+    the usual way."""
     library, name = library_of(args.network)
     if args.pretrained and library == 'timm':
         import timm.data
@@ -543,50 +617,71 @@ def _preparation(args, shape):
 def run_eval(args):
     "Carry out `udfc eval`."
     net, inputs, device = read_network(args)
-    if len(inputs) != 1 or inputs[0].dim() != 4: raise CommandError('images have four axes', layer='--input-shape', hint='write it once, as 1,3,224,224')
+    if len(inputs) != 1 or inputs[0].dim() != 4:
+        raise CommandError('images have four axes', layer='--input-shape', hint='write it once, as 1,3,224,224')
     answer = first_answer(net, inputs)
-    if not isinstance(answer, torch.Tensor) or answer.dim() != 2: raise CommandError('the network does not give one row of scores for each image', layer=args.network, hint='only classifiers have a top-1')
+    if not isinstance(answer, torch.Tensor) or answer.dim() != 2:
+        raise CommandError('the network does not give one row of scores for each image', layer=args.network,
+            hint='only classifiers have a top-1')
     (transform, ends), classes = _preparation(args, inputs[0].shape), answer.shape[1]
     data = image_folder(args.imagenet, transform, classes, args.images)
-    small = load(args.compressed, net).to(device) if args.compressed else compress(net, inputs, device=device, input_range=ends, **compression_arguments(args)).model
+    small = (load(args.compressed, net).to(device) if args.compressed
+        else compress(net, inputs, device=device, input_range=ends, **compression_arguments(args)).model)
     rows = []
     for name, m in (('uncompressed', net), ('compressed', small)):
         (one, five), n = top_k(m, data, device=device, workers=args.workers, progress=sys.stderr.isatty())
         rows.append(dict(network=name, params=sum(p.numel() for p in m.parameters()), top_1=one, top_5=five))
     body = [[r['network'], f"{r['params']:,}", f"{r['top_1']:.2f}", f"{r['top_5']:.2f}"] for r in rows]
-    print(text_table(['network', 'parameters', 'top-1 %', 'top-5 %'], body, left=1)+f'\n{n:,} images of {args.imagenet}')
+    print(text_table(['network', 'parameters', 'top-1 %', 'top-5 %'], body,
+        left=1)+f'\n{n:,} images of {args.imagenet}')
     return dict(rows=rows, images=n)
 
 def eval_parser(commands):
     "Declare `udfc eval`."
     source_command(commands, run_eval, 'eval', 'count the errors of a network before and after, on a folder of images',
-        'Accuracy of a network and of its compressed form on DIR/val/CLASS/IMAGE, ImageNet\'s layout with one folder per class. The images are not used for compressing.',
-        imagenet=dict(required=True, metavar='DIR', help='folder with val/CLASS/IMAGE or CLASS/IMAGE in it'), images=dict(type=_positive, metavar='N', help='so many images, drawn at random with a fixed seed (default: all)'),
-        workers=dict(type=_whole_from(0, 1024), default=0, metavar='N', help='processes that read images (default 0: this one)'))
+        'Accuracy of a network and of its compressed form on DIR/val/CLASS/IMAGE, ImageNet\'s layout with one folder '
+        'per class. The images are not used for compressing.',
+        imagenet=dict(required=True, metavar='DIR', help='folder with val/CLASS/IMAGE or CLASS/IMAGE in it'),
+        images=dict(type=_positive, metavar='N',
+        help='so many images, drawn at random with a fixed seed (default: all)'),
+        workers=dict(type=_whole_from(0, 1024), default=0, metavar='N',
+        help='processes that read images (default 0: this one)'))
 
 # %% ../../nbs/app/88_cli.ipynb #24bdf98a
 def run_refine(args):
     "Carry out `udfc refine`."
-    check_output(args.output, ('.safetensors',), '--output'); check_output(args.report, tuple(_REPORTS), '--report'); check_output(args.checkpoint, (), '--checkpoint')
-    if args.checkpoint and os.path.exists(args.checkpoint) and not os.path.isfile(args.checkpoint): raise CommandError(f'{args.checkpoint} is no file', layer='--checkpoint', hint='choose another name')
+    check_output(args.output, ('.safetensors',), '--output')
+    check_output(args.report, tuple(_REPORTS), '--report'); check_output(args.checkpoint, (), '--checkpoint')
+    if args.checkpoint and os.path.exists(args.checkpoint) and not os.path.isfile(args.checkpoint):
+        raise CommandError(f'{args.checkpoint} is no file', layer='--checkpoint', hint='choose another name')
     net, inputs, out = compressed_network(args)
     try:
-        small = refine(out, net, args.method, args.steps, args.device, args.seed, progress=sys.stderr.isatty(), checkpoint=args.checkpoint)
+        small = refine(out, net, args.method, args.steps, args.device, args.seed, progress=sys.stderr.isatty(),
+            checkpoint=args.checkpoint)
         size = small.save(args.output)
-    except OSError as e: raise FileError(f'{e.filename or args.output} cannot be written: {e.strerror}', hint='choose another folder') from e
+    except OSError as e:
+        raise FileError(f'{e.filename or args.output} cannot be written: {e.strerror}',
+            hint='choose another folder') from e
     if args.report and small.report is not None: write_report(small.report, args.report)
     if small.report is not None:
         s = small.report.settings['refine']
-        print(f"{s['method']}, {len(small.curve)} steps, {s['seconds']:.0f} s: distance to the original on images made from it {s['distance_before']:.3g} → {s['distance_after']:.3g}", *(n for n in small.report.notes if 'refin' in n or 'images' in n), sep='\n')
+        print(f"{s['method']}, {len(small.curve)} steps, {s['seconds']:.0f} s: distance to the original on images "
+            f"made from it {s['distance_before']:.3g} → {s['distance_after']:.3g}",
+            *(n for n in small.report.notes if 'refin' in n or 'images' in n), sep='\n')
     print(f'written: {args.output} ({size:,} bytes)')
-    return dict(output=args.output, bytes=size, report=None if small.report is None else json.loads(small.report.to_json()))
+    return dict(output=args.output, bytes=size, report=None if small.report is None
+        else json.loads(small.report.to_json()))
 
 def refine_parser(commands):
     "Declare `udfc refine`."
     source_command(commands, run_refine, 'refine', 'train a compressed network on images made from the original',
-        'Train a compressed network on images made from the original, without data: short schedules of GDFQ, adversarial transfer or ZeroQ.',
-        output=dict(required=True, metavar='FILE', help='the refined weights, a .safetensors file'), report=dict(metavar='FILE', help='what was done, as .csv, .json or .md'),
-        method=dict(choices=list(METHODS), default='gdfq', help='gdfq, transfer and zeroq make images by training; streams needs none, and takes seconds (default gdfq)'), steps=dict(type=_count, metavar='N', help='steps in all (default 400)'),
+        'Train a compressed network on images made from the original, without data: short schedules of GDFQ, '
+        'adversarial transfer or ZeroQ.',
+        output=dict(required=True, metavar='FILE', help='the refined weights, a .safetensors file'),
+        report=dict(metavar='FILE', help='what was done, as .csv, .json or .md'),
+        method=dict(choices=list(METHODS), default='gdfq',
+        help='gdfq, transfer and zeroq make images by training; streams needs none, and takes seconds (default gdfq)'),
+        steps=dict(type=_count, metavar='N', help='steps in all (default 400)'),
         checkpoint=dict(metavar='FILE', help='written as it goes; if it is there, the run goes on from it'))
 
 # %% ../../nbs/app/88_cli.ipynb #e2656769
@@ -594,21 +689,27 @@ def run_demo(args):
     "Carry out `udfc demo`."
     start, folder = time.perf_counter(), Path(args.output)
     try: folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as e: raise FileError(f"the folder {folder} cannot be made: {getattr(e, 'strerror', None) or e}", hint='choose another with --output') from e
+    except (OSError, ValueError) as e:
+        raise FileError(f"the folder {folder} cannot be made: {getattr(e, 'strerror', None) or e}",
+            hint='choose another with --output') from e
     check_output(folder/'accuracy.png', ('.png',), '--output')
-    print('A residual network for handwritten digits, compressed without data; accuracy on 599 images held out from its training.', flush=True)
+    print('A residual network for handwritten digits, compressed without data; accuracy on 599 images held out from '
+        'its training.', flush=True)
     rows = demo_rows(progress=not args.quiet)
     print(demo_table(rows))
     write_file(folder/'accuracy.csv', demo_csv(rows))
     png = io.BytesIO(); demo_figure(rows).savefig(png); write_file(folder/'accuracy.png', png.getvalue())
-    print(f'{len(rows)} networks in {time.perf_counter() - start:.0f} s; table and figure: {folder/"accuracy.csv"}, {folder/"accuracy.png"}')
+    print(f'{len(rows)} networks in {time.perf_counter() - start:.0f} s; table and figure: {folder/"accuracy.csv"}, '
+        f'{folder/"accuracy.png"}')
     return dict(rows=rows, files=[str(folder/'accuracy.csv'), str(folder/'accuracy.png')])
 
 def demo_parser(commands):
     "Declare `udfc demo`."
     p = commands.add_parser('demo', help='compress a small trained network in several ways and show what it costs',
-        description='Compress the digits network that ships with the package at several ratios and bit-widths, and measure it. No download; under a minute.')
-    p.add_argument('--output', default='udfc_demo', metavar='FOLDER', help='where the table and the figure go (default udfc_demo)')
+        description='Compress the digits network that ships with the package at several ratios and bit-widths, and '
+        'measure it. No download; under a minute.')
+    p.add_argument('--output', default='udfc_demo', metavar='FOLDER',
+        help='where the table and the figure go (default udfc_demo)')
     p.add_argument('--quiet', action='store_true', help='no progress bar')
     p.set_defaults(run=run_demo)
 
@@ -619,33 +720,45 @@ def _png(figure):
 
 def run_explore(args):
     "Carry out `udfc explore`."
-    from udfc_nb.app.explore import BITS, RATIOS, explore_csv, explore_figure, explore_rows, explore_table, sensitivity_figure, sensitivity_rows # with matplotlib, which takes a second
+    # with matplotlib, which takes a second
+    from udfc_nb.app.explore import BITS, RATIOS, explore_csv, explore_figure, explore_rows, explore_table, sensitivity_figure, sensitivity_rows
     folder, recipe = Path(args.output), _recipe(args.recipe)
     try: folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as e: raise FileError(f"the folder {folder} cannot be made: {getattr(e, 'strerror', None) or e}", hint='choose another with --output') from e
+    except (OSError, ValueError) as e:
+        raise FileError(f"the folder {folder} cannot be made: {getattr(e, 'strerror', None) or e}",
+            hint='choose another with --output') from e
     check_output(folder/'explore.png', ('.png',), '--output')
     net, inputs, device = read_network(args)
     how = dict(recipe=recipe, ignored_layers=tuple(args.ignore), seed=args.seed, progress=not args.quiet)
-    written, rows = ['explore.csv', 'explore.png'], explore_rows(net, inputs, tuple(args.ratio or RATIOS), tuple(map(_whole, args.bits or BITS)), device=device, sites=args.sites, **how)
+    written, rows = (['explore.csv', 'explore.png'],
+        explore_rows(net, inputs, tuple(args.ratio or RATIOS), tuple(map(_whole, args.bits or BITS)), device=device,
+        sites=args.sites, **how))
     print(explore_table(rows)+'\n* worth having: no other one is as small and as good')
-    write_file(folder/'explore.csv', explore_csv(rows)); write_file(folder/'explore.png', _png(explore_figure(rows, args.network)))
+    write_file(folder/'explore.csv', explore_csv(rows))
+    write_file(folder/'explore.png', _png(explore_figure(rows, args.network)))
     if args.layers:
         layers = sensitivity_rows(net, inputs, **how); written += ['layers.csv', 'layers.png']
-        write_file(folder/'layers.csv', explore_csv(layers)); write_file(folder/'layers.png', _png(sensitivity_figure(layers)))
+        write_file(folder/'layers.csv', explore_csv(layers))
+        write_file(folder/'layers.png', _png(sensitivity_figure(layers)))
     print('written: '+', '.join(str(folder/w) for w in written))
 
 def explore_parser(commands):
     "Declare `udfc explore`."
     p = commands.add_parser('explore', help='try a dozen settings, and show which of them are worth having',
-        description='Compress a network at several ratios and bit-widths, weigh the files, and ask the judge; no images are needed. Writes a table and a picture.')
+        description='Compress a network at several ratios and bit-widths, weigh the files, and ask the judge; no '
+        'images are needed. Writes a table and a picture.')
     add_network_arguments(p)
-    p.add_argument('--ratio', type=float, action='append', metavar='R', help='share of channels to remove; may be repeated (default 0, 0.2, 0.4, 0.6)')
-    p.add_argument('--bits', type=float, action='append', metavar='B', help='width of the weights; may be repeated (default 8, 6, 4)')
-    p.add_argument('--recipe', default='best', help=f"{', '.join(RECIPES)} or a .json file (default best; fast takes about a tenth of the time)")
+    p.add_argument('--ratio', type=float, action='append', metavar='R',
+        help='share of channels to remove; may be repeated (default 0, 0.2, 0.4, 0.6)')
+    p.add_argument('--bits', type=float, action='append', metavar='B',
+        help='width of the weights; may be repeated (default 8, 6, 4)')
+    p.add_argument('--recipe', default='best',
+        help=f"{', '.join(RECIPES)} or a .json file (default best; fast takes about a tenth of the time)")
     p.add_argument('--sites', choices=POLICIES, default='own', help='as for compress')
     p.add_argument('--seed', type=_seed, default=0, metavar='N', help='of everything that is drawn (default 0)')
     p.add_argument('--layers', action='store_true', help='also cut and round every layer alone')
-    p.add_argument('--output', default='udfc_explore', metavar='FOLDER', help='where tables and pictures go (default udfc_explore)')
+    p.add_argument('--output', default='udfc_explore', metavar='FOLDER',
+        help='where tables and pictures go (default udfc_explore)')
     p.add_argument('--quiet', action='store_true', help='no progress bar')
     p.set_defaults(run=run_explore)
 
@@ -658,16 +771,23 @@ def run_workbench(args):
 def workbench_parser(commands):
     "Declare `udfc workbench`."
     p = commands.add_parser('workbench', help='compress by hand, in the browser',
-        description="Open a page in the browser: choose a network, compress it, compare, save. It is served to this machine only. Needs pip install 'udfc_nb[widgets]'.")
-    p.add_argument('--network', default='', metavar='NAME', help='a torchvision name, timm:NAME, or package.module:function (default: the digits network that ships with the package)')
-    p.add_argument('--port', type=_whole_from(0, 65535), default=0, metavar='N', help='of the page (default: any that is free)')
-    p.add_argument('--keep', default='udfc_workbench.json', metavar='FILE', help="where runs are kept, to go on from later (default udfc_workbench.json; '' keeps none)")
+        description="Open a page in the browser: choose a network, compress it, compare, save. It is served to this "
+        "machine only. Needs pip install 'udfc_nb[widgets]'.")
+    p.add_argument('--network', default='', metavar='NAME',
+        help='a torchvision name, timm:NAME, or package.module:function (default: the digits network that ships with '
+        'the package)')
+    p.add_argument('--port', type=_whole_from(0, 65535), default=0, metavar='N',
+        help='of the page (default: any that is free)')
+    p.add_argument('--keep', default='udfc_workbench.json', metavar='FILE',
+        help="where runs are kept, to go on from later (default udfc_workbench.json; '' keeps none)")
     p.add_argument('--no-browser', action='store_true', help='only print the address')
     p.set_defaults(run=run_workbench)
 
 def doctor_parser(commands):
     "Declare `udfc doctor`."
-    commands.add_parser('doctor', help='what is installed, and what is missing', description='Say what is installed and what is missing, and whether a compression works here.').set_defaults(run=lambda args: print(doctor_text()))
+    commands.add_parser('doctor', help='what is installed, and what is missing',
+        description='Say what is installed and what is missing, and whether a compression works here.').set_defaults(
+        run=lambda args: print(doctor_text()))
 
 def run_completion(args):
     "Carry out `udfc completion`."
@@ -676,13 +796,15 @@ def run_completion(args):
 
 def completion_parser(commands):
     "Declare `udfc completion`."
-    p = commands.add_parser('completion', help='a script that completes commands and options in a shell', formatter_class=argparse.RawDescriptionHelpFormatter,
+    p = commands.add_parser('completion', help='a script that completes commands and options in a shell',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description='Print a script for a shell:\n'+'\n'.join(f'  {how}' for how in SHELLS.values()))
     p.add_argument('shell', choices=list(SHELLS), help=', '.join(SHELLS))
     p.set_defaults(run=run_completion)
 
 # %% ../../nbs/app/88_cli.ipynb #540a64c1
-COMMANDS = demo_parser, compress_parser, info_parser, explore_parser, workbench_parser, export_parser, bench_parser, eval_parser, refine_parser, doctor_parser, completion_parser
+COMMANDS = (demo_parser, compress_parser, info_parser, explore_parser, workbench_parser, export_parser, bench_parser,
+    eval_parser, refine_parser, doctor_parser, completion_parser)
 
 class Parser(argparse.ArgumentParser):
     "Whose errors are told like all others."
@@ -690,12 +812,14 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser()->argparse.ArgumentParser:
     "The whole command line."
-    p = Parser(prog='udfc', description='Compress convolutional networks without data: prune channels, lower bit-widths, repair in closed form.')
+    p = (Parser(prog='udfc', description='Compress convolutional networks without data: prune channels, lower '
+        'bit-widths, repair in closed form.'))
     p.add_argument('--version', action='version', version=f'udfc {__version__}')
     commands = p.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for declare in COMMANDS: declare(commands)
     for q in (p, *commands.choices.values()):
-        for option, what in (('--debug', 'show the traceback of an error'), ('--json', 'the result, or the error, as JSON on the standard output')):
+        for option, what in (('--debug', 'show the traceback of an error'),
+                ('--json', 'the result, or the error, as JSON on the standard output')):
             q.add_argument(option, action='store_true', default=False if q is p else argparse.SUPPRESS, help=what)
     return p
 
@@ -705,25 +829,32 @@ _NAMES = FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError,
 def exit_code(
     e:BaseException, # that a command ended with
 )->int:
-    "2 for what the user did wrong, 1 for what failed (the machine, the network connection, this package), 130 for an interrupt."
+    """2 for what the user did wrong, 1 for what failed (the machine, the network connection, this package), 130 for
+    an interrupt."""
     if isinstance(e, KeyboardInterrupt): return 130
     if out_of_memory(e) or not isinstance(e, (UDFCError, OSError)): return 1
     system = e if isinstance(e, OSError) else e.__cause__
-    wrong = not isinstance(system, OSError) or isinstance(system, _NAMES) or system.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
+    wrong = (not isinstance(system, OSError) or isinstance(system, _NAMES)
+        or system.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL))
     return 2 if wrong else 1
 
 def error_told(
     e:BaseException,
 )->dict: # type, message, layer, hint
     "An error for programs; in a program's fault the message says where."
-    if isinstance(e, KeyboardInterrupt): return dict(type='KeyboardInterrupt', message='interrupted', layer=None, hint=None)
+    if isinstance(e, KeyboardInterrupt):
+        return dict(type='KeyboardInterrupt', message='interrupted', layer=None, hint=None)
     if isinstance(e, UDFCError):
         shape = isinstance(e, ExampleInputError) and e.layer not in ('images', 'seed')
-        return dict(type=type(e).__name__, message=e.message, layer=e.layer, hint='; '.join(filter(None, (e.hint, shape and 'on the command line: --input-shape, e.g. --input-shape 1,3,32,32'))) or None)
+        return dict(type=type(e).__name__, message=e.message, layer=e.layer,
+            hint='; '.join(filter(None, (e.hint, shape
+            and 'on the command line: --input-shape, e.g. --input-shape 1,3,32,32'))) or None)
     message = f'{type(e).__name__}: {next(iter(str(e).splitlines()), ""):.300}'
-    if out_of_memory(e) or isinstance(e, OSError): return dict(type=type(e).__name__, message=message, layer=None, hint=None)
+    if out_of_memory(e) or isinstance(e, OSError):
+        return dict(type=type(e).__name__, message=message, layer=None, hint=None)
     at = traceback.extract_tb(e.__traceback__)[-1]
-    return dict(type=type(e).__name__, message=f'{message} (at {at.filename}:{at.lineno})', layer=None, hint='a fault of udfc_nb, please report it with what --debug shows')
+    return dict(type=type(e).__name__, message=f'{message} (at {at.filename}:{at.lineno})', layer=None,
+        hint='a fault of udfc_nb, please report it with what --debug shows')
 
 def in_one_line(
     told:dict, # from `error_told`
@@ -752,7 +883,8 @@ def main(
     try:
         args = make_parser().parse_args(argv)
         name = f'udfc {args.command}'
-        with contextlib.redirect_stdout(io.StringIO()) if for_programs else contextlib.nullcontext(): result = args.run(args)
+        with contextlib.redirect_stdout(io.StringIO()) if for_programs else contextlib.nullcontext():
+            result = args.run(args)
         if for_programs: print(as_json(result))
         sys.stdout.flush()
         return 0

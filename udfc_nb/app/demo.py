@@ -51,10 +51,12 @@ def demo_row(
 )->dict: # one line of the table
     "Compress, measure, and say what came out."
     none = method == 'none'
-    out = compress(model, x[:1], pruning_ratio=ratio, weight_bits=None if bits == 32 else bits, recipe='prune' if none else method)
+    out = compress(model, x[:1], pruning_ratio=ratio, weight_bits=None if bits == 32 else bits, recipe='prune' if none
+        else method)
     t = out.report.totals
     return dict(method=method, ratio=ratio, bits=bits, accuracy_before=before, accuracy_after=accuracy(out.model, x, y),
-                parameters=t['params'], macs=t['macs'], nominal_bytes=round(t['nominal_bytes']), file_bytes=file_bytes(out))
+                parameters=t['params'], macs=t['macs'], nominal_bytes=round(t['nominal_bytes']),
+                file_bytes=file_bytes(out))
 
 # %% ../../nbs/app/83_demo.ipynb #88257507
 def demo_rows(
@@ -86,7 +88,8 @@ def text_table(
     return '\n'.join([line(cells[0]), '  '.join('-'*w for w in wide), *map(line, cells[1:])])
 
 # %% ../../nbs/app/83_demo.ipynb #7f12e1eb
-COLUMNS = ('method', 'ratio', 'bits', 'accuracy_before', 'accuracy_after', 'parameters', 'macs', 'nominal_bytes', 'file_bytes')
+COLUMNS = ('method', 'ratio', 'bits', 'accuracy_before', 'accuracy_after', 'parameters', 'macs', 'nominal_bytes',
+    'file_bytes')
 _HEAD = ['method', 'ratio', 'bits', 'before %', 'after %', 'parameters', 'MACs', 'nominal bytes', 'file bytes']
 
 def demo_table(
@@ -106,15 +109,18 @@ def demo_csv(
     return out.getvalue()
 
 # %% ../../nbs/app/83_demo.ipynb #0aab6927
-_MARKS = [('o', '#0072B2', '-'), ('s', '#D55E00', '--'), ('^', '#009E73', '-.'), ('D', '#CC79A7', ':'), ('v', '#444444', '-')]
+_MARKS = [('o', '#0072B2', '-'), ('s', '#D55E00', '--'), ('^', '#009E73', '-.'), ('D', '#CC79A7', ':'),
+    ('v', '#444444', '-')]
 
 def _panel(ax, rows, bits, style):
     "One bit-width: a line for each method, a point for each ratio."
     for m, (marker, color, line) in style.items():
-        points = sorted((r['file_bytes']/1000, r['accuracy_after'], r['ratio']) for r in rows if r['method'] in (m, 'none') and r['bits'] == bits)
+        points = sorted((r['file_bytes']/1000, r['accuracy_after'], r['ratio']) for r in rows
+            if r['method'] in (m, 'none') and r['bits'] == bits)
         ax.plot([p[0] for p in points], [p[1] for p in points], line, marker=marker, color=color, label=m, markersize=5)
     first = next(iter(style)) # its ratios are written; other methods' files differ by a few bytes only
-    for size, ratio in sorted({(r['file_bytes']/1000, r['ratio']) for r in rows if r['bits'] == bits and r['method'] in (first, 'none')}):
+    for size, ratio in sorted({(r['file_bytes']/1000, r['ratio']) for r in rows if r['bits'] == bits
+            and r['method'] in (first, 'none')}):
         ax.annotate(f'{ratio:g}', (size, 3), ha='center', fontsize=7, color='#444444')
     ax.set(title=f'{bits}-bit weights', xlabel='packed file in kB', ylim=(0, 103))
     ax.grid(alpha=.3)

@@ -20,7 +20,9 @@ def _open(path):
     from PIL import Image
     try:
         with Image.open(path) as im: return im.convert('L' if im.mode in ('1', 'L') else 'RGB')
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise ImageFolderError(f'not a readable image: {str(e)[:200]}', layer=str(path), hint='repair the file or take it out') from e
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        raise ImageFolderError(f'not a readable image: {str(e)[:200]}', layer=str(path),
+            hint='repair the file or take it out') from e
 
 def image_folder(
     path, # with `val/CLASS/IMAGE` or `CLASS/IMAGE` in it
@@ -33,15 +35,19 @@ def image_folder(
     from torchvision.datasets import ImageFolder
     root = Path(path)
     root = root/'val' if (root/'val').is_dir() else root
-    if not root.is_dir(): raise ImageFolderError('no such folder', layer=str(path), hint='name the folder that has val/CLASS/IMAGE in it')
+    if not root.is_dir():
+        raise ImageFolderError('no such folder', layer=str(path), hint='name the folder that has val/CLASS/IMAGE in it')
     try: data = ImageFolder(str(root), transform, loader=_open)
     except (FileNotFoundError, OSError) as e:
         raise ImageFolderError(f'no folders of classes with images: {str(e).splitlines()[0][:200]}', layer=str(root),
-            hint="sort the images into one folder per class; torchvision.datasets.ImageNet(root, 'val') does it from ImageNet's two archives") from e
+            hint="sort the images into one folder per class; torchvision.datasets.ImageNet(root, 'val') does it from "
+            "ImageNet's two archives") from e
     if classes is not None and len(data.classes) != classes:
-        raise ImageFolderError(f'{len(data.classes)} folders of classes, the network has {classes} outputs', layer=str(root), hint='folders are numbered in the order of their names, so all classes must be there')
+        raise ImageFolderError(f'{len(data.classes)} folders of classes, the network has {classes} outputs',
+            layer=str(root), hint='folders are numbered in the order of their names, so all classes must be there')
     if images is None or images >= len(data): return data
-    return torch.utils.data.Subset(data, torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:images].tolist())
+    return torch.utils.data.Subset(data,
+        torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:images].tolist())
 
 # %% ../../nbs/app/82_evaluate.ipynb #73fa2eb3
 def _first(y):
@@ -58,12 +64,14 @@ def top_k(
     workers:int=0, # processes that read images
     progress=False, # True for a bar
 )->tuple: # percent for each k, and the number of images
-    "How often the right class is among the k largest outputs. Raises `ImageFolderError` for no images and for a damaged one."
+    """How often the right class is among the k largest outputs. Raises `ImageFolderError` for no images and for a
+    damaged one."""
     if not len(data): raise ImageFolderError('no images', hint='name a folder with images')
     hits, n = torch.zeros(len(ks), dtype=torch.long), 0
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     with torch.no_grad(), eval_mode(model):
-        for x, y in tqdm(torch.utils.data.DataLoader(data, batch_size, num_workers=workers), disable=not progress, desc='evaluate', unit='batch'):
+        for x, y in tqdm(torch.utils.data.DataLoader(data, batch_size, num_workers=workers), disable=not progress,
+                desc='evaluate', unit='batch'):
             scores = _first(model(x.to(device, dtype))).flatten(1).cpu()
             order = scores.topk(min(max(ks), scores.shape[1])).indices == y[:, None]
             hits += torch.stack([order[:, :k].any(1).sum() for k in ks]); n += len(y)
@@ -76,7 +84,9 @@ def image_transform(
     size:int=224, # side of the square that the network takes
     mean:tuple=MEAN, std:tuple=STD,
 ):
-    "PIL image → (colours, size, size): short side to 8/7 of the size, the middle, normalised; as many colours as `mean` has."
+    """PIL image → (colours, size, size): short side to 8/7 of the size, the middle, normalised; as many colours as
+    `mean` has."""
     from torchvision.transforms import v2
     grey = [v2.Grayscale()] if len(mean) == 1 else [v2.RGB()]
-    return v2.Compose([*grey, v2.Resize(round(size*8/7)), v2.CenterCrop(size), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    return v2.Compose([*grey, v2.Resize(round(size*8/7)), v2.CenterCrop(size), v2.PILToTensor(),
+        v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])

@@ -139,7 +139,8 @@ def sensitivity_rows(
 def sensitivity_figure(
     rows:list, # of `sensitivity_rows`
 ): # a matplotlib Figure
-    "What one layer alone costs, when channels go or weights get narrower: one row for each layer, the darker the better."
+    """What one layer alone costs, when channels go or weights get narrower: one row for each layer, the darker the
+    better."""
     if not rows: return message_figure('no layer can be cut or rounded')
     layers, part = list(dict.fromkeys(r['layer'] for r in rows)), {k: [r for r in rows if r[k] is not None]
         for k in ('ratio', 'bits')}

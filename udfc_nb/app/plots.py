@@ -18,12 +18,17 @@ from ..errors import UnsupportedError
 from ..run.report import eval_mode
 
 # %% ../../nbs/app/80_plots.ipynb #2b0812e7
-LINES = [dict(color=c, linestyle=s, marker=m) for c, s, m in (('#000000', '-', 'o'), ('#d55e00', '--', 's'), ('#0072b2', '-.', '^'),
-    ('#e69f00', ':', 'D'), ('#009e73', '-', 'v'), ('#56b4e9', '--', 'P'))] # colour, dash and mark of the first, second, … line
+LINES = [dict(color=c, linestyle=s, marker=m)
+    for c, s, m in (('#000000', '-', 'o'), ('#d55e00', '--', 's'), ('#0072b2', '-.', '^'),
+    # colour, dash and mark of the first, second, … line
+    ('#e69f00', ':', 'D'), ('#009e73', '-', 'v'), ('#56b4e9', '--', 'P'))]
 MAP = 'cividis' # of values on a plane
-STYLE = {'figure.facecolor': 'white', 'figure.dpi': 96, 'font.size': 9, 'axes.titlesize': 9.5, 'legend.fontsize': 8, 'legend.frameon': False,
-    'axes.prop_cycle': cycler(color=[l['color'] for l in LINES])+cycler(linestyle=[l['linestyle'] for l in LINES]), 'lines.linewidth': 1.4, 'lines.markersize': 4.5,
-    'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'axes.axisbelow': True, 'grid.color': '0.9', 'grid.linewidth': .7, 'image.cmap': MAP,
+STYLE = {'figure.facecolor': 'white', 'figure.dpi': 96, 'font.size': 9, 'axes.titlesize': 9.5, 'legend.fontsize': 8,
+    'legend.frameon': False,
+    'axes.prop_cycle': cycler(color=[l['color'] for l in LINES])+cycler(linestyle=[l['linestyle'] for l in LINES]),
+    'lines.linewidth': 1.4, 'lines.markersize': 4.5,
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'axes.axisbelow': True,
+    'grid.color': '0.9', 'grid.linewidth': .7, 'image.cmap': MAP,
     'svg.hashsalt': 'udfc'} # so that the same figure is the same file
 
 # %% ../../nbs/app/80_plots.ipynb #4e5fcf0d
@@ -80,7 +85,9 @@ def picture(
     fig.patch.set_facecolor('none')
     for ax in fig.axes: ax.patch.set_facecolor('none')
     with matplotlib.rc_context({'svg.fonttype': 'none', 'font.family': 'sans-serif'}): drawn = svg(fig).decode()
-    for of, becomes in (('#000000', 'currentColor'), ('#ffffff', 'var(--jp-layout-color1, #ffffff)'), ('#e6e6e6', '#80808050'), ('#cccccc', '#80808060')): drawn = drawn.replace(of, becomes)
+    for of, becomes in (('#000000', 'currentColor'), ('#ffffff', 'var(--jp-layout-color1, #ffffff)'),
+            ('#e6e6e6', '#80808050'), ('#cccccc', '#80808060')):
+        drawn = drawn.replace(of, becomes)
     drawn = drawn[drawn.index('<svg'):].replace('<svg', '<svg fill="currentColor" aria-hidden="true"', 1)
     return f'<div class="udfc-picture" role="img" aria-label="{html.escape(description)}">{drawn}</div>'
 
@@ -103,7 +110,9 @@ def message_figure(
 # %% ../../nbs/app/80_plots.ipynb #65d74f90
 def _control(w, name, abbreviation, default):
     made = w.interactive.widget_from_abbrev(abbreviation, default)
-    if made is None: raise UnsupportedError(f'no control can be made of {abbreviation!r}', layer=name, hint='give (low, high), (low, high, step), a list of choices, True, False, or a widget')
+    if made is None:
+        raise UnsupportedError(f'no control can be made of {abbreviation!r}', layer=name,
+            hint='give (low, high), (low, high, step), a list of choices, True, False, or a widget')
     if not made.description: made.description = name.replace('_', ' ')
     made.style.description_width = 'initial'
     if isinstance(made, w.Checkbox): made.indent, made.layout.width = False, 'auto' # many of them stand in a row
@@ -115,9 +124,11 @@ def touch(
 ): # a VBox with `.controls`, a dict of widgets, and `.image`
     "A figure under the controls of its parameters. Raises `UnsupportedError` where there are no widgets."
     try: import ipywidgets as w
-    except ImportError as e: raise UnsupportedError(f'{e.name} is not installed', hint="pip install 'udfc_nb[widgets]'") from e
+    except ImportError as e:
+        raise UnsupportedError(f'{e.name} is not installed', hint="pip install 'udfc_nb[widgets]'") from e
     known = inspect.signature(figure_function).parameters
-    made = {n: _control(w, n, c, known[n].default if n in known else inspect.Parameter.empty) for n, c in controls.items()}
+    made = {n: _control(w, n, c, known[n].default if n in known else inspect.Parameter.empty)
+        for n, c in controls.items()}
     image = w.Image(format='svg+xml', layout=w.Layout(max_width='100%', object_fit='contain', align_self='flex-start'))
     def draw(change=None):
         try: fig = figure_function(**{n: c.value for n, c in made.items()})
@@ -148,13 +159,15 @@ def offset_figure(
 )->Figure:
     "The weights of one layer before and after, and every layer's offset."
     name, n_points = layer or next(iter(pairs)), 3000
-    (a, b), (fig, axs) = [t.detach().flatten().cpu() for t in pairs[name]], new_figure(2, 7.6, 2.9, width_ratios=(1, 1.2))
+    (a, b), (fig, axs) = ([t.detach().flatten().cpu() for t in pairs[name]],
+        new_figure(2, 7.6, 2.9, width_ratios=(1, 1.2)))
     some = torch.randperm(len(a), generator=torch.Generator().manual_seed(0))[:n_points]
     ends = [min(a.min(), b.min()).item(), max(a.max(), b.max()).item()] if len(a) else [0, 1]
     axs[0].plot(a[some], b[some], '.', color='#0072b2', ms=2, rasterized=True); axs[0].plot(ends, ends, 'k-', lw=.8)
     axs[0].set(xlabel='weight before', ylabel='weight after', title=name)
     share = [o if math.isfinite(o := offset(*p)) else 0. for p in pairs.values()] # what came from nothing has no share
-    axs[1].barh(range(len(pairs)), share, color='0.55'); axs[1].set_yticks(range(len(pairs)), list(pairs)); axs[1].invert_yaxis()
+    axs[1].barh(range(len(pairs)), share, color='0.55')
+    axs[1].set_yticks(range(len(pairs)), list(pairs)); axs[1].invert_yaxis()
     axs[1].set(xlabel='offset ‖W′ − W‖ / ‖W‖'); axs[1].grid(False, axis='y')
     return fig
 
@@ -201,16 +214,21 @@ def landscape_figure(
 )->Figure:
     "Loss landscapes side by side, with the same levels; the network is in the middle."
     fig, axs = new_figure(len(surfaces), 2.7*len(surfaces)+.7, 2.9, sharey=True)
-    axs, top = [axs] if len(surfaces) == 1 else axs, max(float(s[s.isfinite()].max()) if s.isfinite().any() else 1. for s in surfaces.values())
+    axs, top = ([axs] if len(surfaces) == 1 else axs,
+        max(float(s[s.isfinite()].max()) if s.isfinite().any() else 1. for s in surfaces.values()))
     low = max(min(float(s[s.isfinite()].min()) if s.isfinite().any() else 1. for s in surfaces.values()), 1e-3)
     levels = torch.logspace(math.log10(low), math.log10(max(top, 1.01*low)), 10).tolist()
     for ax, (title, s) in zip(axs, surfaces.items()):
         at, shown = torch.linspace(-extent, extent, len(s)), s.nan_to_num(top, top, low).clamp(low, max(top, 1.01*low))
         filled = ax.contourf(at, at, shown, levels=levels, norm=matplotlib.colors.LogNorm(), extend='both')
-        ax.contour(at, at, shown, levels=levels, colors='k', linewidths=.5); ax.plot(0, 0, '+', color='white', ms=9, mew=2)
-        ax.set(title=f'{title}\nloss in the middle {float(s[len(s)//2, len(s)//2]):.3f}', xlabel='β, in lengths of a filter', aspect='equal'); ax.grid(False)
+        ax.contour(at, at, shown, levels=levels, colors='k', linewidths=.5)
+        ax.plot(0, 0, '+', color='white', ms=9, mew=2)
+        ax.set(title=f'{title}\nloss in the middle {float(s[len(s)//2, len(s)//2]):.3f}',
+            xlabel='β, in lengths of a filter', aspect='equal')
+        ax.grid(False)
     axs[0].set_ylabel('α, in lengths of a filter')
-    fig.colorbar(filled, ax=axs, label='cross-entropy in nats', ticks=levels[::3], format=FuncFormatter(lambda v, _: f'{v:.3g}' if v >= 1 else f'{v:.2g}'))
+    fig.colorbar(filled, ax=axs, label='cross-entropy in nats', ticks=levels[::3],
+        format=FuncFormatter(lambda v, _: f'{v:.3g}' if v >= 1 else f'{v:.2g}'))
     return fig
 
 # %% ../../nbs/app/80_plots.ipynb #17f749ec
@@ -230,9 +248,12 @@ def map_figure(
     image = ax.imshow(grid.numpy(), aspect='auto', origin='lower'); ax.grid(False)
     for i, line in enumerate(grid.tolist()):
         for j, v in enumerate(line):
-            if math.isfinite(v): ax.text(j, i, f'{v:.3g}', ha='center', va='center', color='white' if image.norm(v) < .5 else 'black')
-    ax.set_xticks(range(len(ratios)), [f'{r:g}' for r in ratios]); ax.set_yticks(range(len(bits)), [f'{b:g}' for b in bits])
-    ax.set(xlabel='pruning ratio (share of channels)', ylabel='bits per weight', title=title); fig.colorbar(image, ax=ax, label=label)
+            if math.isfinite(v):
+                ax.text(j, i, f'{v:.3g}', ha='center', va='center', color='white' if image.norm(v) < .5 else 'black')
+    ax.set_xticks(range(len(ratios)), [f'{r:g}' for r in ratios])
+    ax.set_yticks(range(len(bits)), [f'{b:g}' for b in bits])
+    ax.set(xlabel='pruning ratio (share of channels)', ylabel='bits per weight', title=title)
+    fig.colorbar(image, ax=ax, label=label)
     return fig
 
 # %% ../../nbs/app/80_plots.ipynb #af9c5040
@@ -254,11 +275,15 @@ def residual_figure(
     a, b = layer_errors(predicted), layer_errors(measured)
     names = [k for k in a if k in b]
     fig, axs = new_figure(2, 7.6, 3.2, width_ratios=(1.7, 1))
-    for v, look, label in ((a, LINES[0], labels[0]), (b, LINES[1], labels[1])): axs[0].plot(range(len(names)), [v[k] for k in names], **look, label=label)
-    axs[0].set_xticks(range(len(names)), names, rotation=60, ha='right', fontsize=7); axs[0].set(ylabel=unit, ylim=(0, None)); axs[0].legend(loc='best')
+    for v, look, label in ((a, LINES[0], labels[0]), (b, LINES[1], labels[1])):
+        axs[0].plot(range(len(names)), [v[k] for k in names], **look, label=label)
+    axs[0].set_xticks(range(len(names)), names, rotation=60, ha='right', fontsize=7)
+    axs[0].set(ylabel=unit, ylim=(0, None)); axs[0].legend(loc='best')
     top = max([v[k] for v in (a, b) for k in names if math.isfinite(v[k])], default=1.)*1.05 or 1.
-    axs[1].plot([0, top], [0, top], 'k-', lw=.8); axs[1].plot([a[k] for k in names], [b[k] for k in names], 'o', color='#0072b2')
-    axs[1].set(xlabel=f'{labels[0]}: {unit}', ylabel=f'{labels[1]}: {unit}', xlim=(0, top), ylim=(0, top), aspect='equal')
+    axs[1].plot([0, top], [0, top], 'k-', lw=.8)
+    axs[1].plot([a[k] for k in names], [b[k] for k in names], 'o', color='#0072b2')
+    axs[1].set(xlabel=f'{labels[0]}: {unit}', ylabel=f'{labels[1]}: {unit}', xlim=(0, top), ylim=(0, top),
+        aspect='equal')
     return fig
 
 # %% ../../nbs/app/80_plots.ipynb #e53c0d6c
@@ -266,7 +291,8 @@ def size_axis(
     ax, # with a logarithmic x axis
 ):
     "Ticks of a logarithmic axis of sizes, written as numbers."
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7))); ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}')); ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}')); ax.xaxis.set_minor_locator(NullLocator())
 
 @styled
 def tradeoff_figure(

@@ -46,7 +46,8 @@ def digits_subject()->Subject:
     "The network that ships with the package, judged by the 599 digits held out from its training."
     x, y = digits('test')
     return Subject('digits', digits_net(), x[:2], lambda model: accuracy(model, x, y), '599 held-out digits',
-        code="import torch\nfrom udfc_nb.data.digits import digits_net\n\nmodel, example = digits_net(), torch.zeros(2, 1, 8, 8)")
+        code="import torch\nfrom udfc_nb.data.digits import digits_net\n\nmodel, example = digits_net(), "
+        "torch.zeros(2, 1, 8, 8)")
 
 # %% ../../nbs/app/85_runs.ipynb #ce64e6be
 def read_shape(
@@ -73,7 +74,8 @@ def open_network(
     pretrained:bool=False, # fetch the library's weights
     evaluate=None, # function(model) → percent
 )->Subject:
-    "A network by name; weights that are drawn are the same every time. Raises `CommandError`, `FileError`, `ExampleInputError`."
+    """A network by name; weights that are drawn are the same every time. Raises `CommandError`, `FileError`,
+    `ExampleInputError`."""
     from udfc_nb.app.cli import build_network, is_own, load_weights_
     if not name.strip():
         raise UnsupportedError('no network is named', layer='network',
@@ -84,8 +86,10 @@ def open_network(
         net = build_network(name, pretrained)
     if path and _packed(path): net = load(path, net)
     elif path: load_weights_(net, path)
-    note = '' if path or pretrained or is_own(name) else 'The weights are random: sizes are right, accuracies mean nothing.'
-    code = f'from udfc_nb.app.runs import open_network\n\nopened = open_network({name!r}, {path!r}, {shape!r}, pretrained={pretrained})\nmodel, example = opened.model, opened.example'
+    note = ('' if path or pretrained or is_own(name)
+        else 'The weights are random: sizes are right, accuracies mean nothing.')
+    code = (f'from udfc_nb.app.runs import open_network\n\nopened = open_network({name!r}, {path!r}, {shape!r}, '
+        f'pretrained={pretrained})\nmodel, example = opened.model, opened.example')
     return Subject(name, net, example, evaluate, 'images of your own' if evaluate else '', note, code, pretrained)
 
 # %% ../../nbs/app/85_runs.ipynb #992f1725
@@ -245,7 +249,8 @@ class Trial:
     def label(self):
         s, floats = self.settings, {*(b for b in self.settings['layer_bits'].values())} == {None}
         wide = lambda b: 'float' if b is None else f'{b:g} bit'
-        how = f"at most {megabytes(s['size_budget'])}{', channels only' if floats else ''}" if s.get('size_budget') else f"{s['pruning_ratio']:g}, {wide(s['weight_bits'])}"
+        how = (f"at most {megabytes(s['size_budget'])}{', channels only' if floats else ''}" if s.get('size_budget')
+            else f"{s['pruning_ratio']:g}, {wide(s['weight_bits'])}")
         between = f", {s['activation_bits']} bit between" if s.get('activation_bits') else ''
         own = ', layers of their own' if s['layer_ratios'] or s['layer_bits'] and not floats else ''
         return f"{self.report.recipe['name']}, {how}{between}{', by '+s['budget'] if s.get('budget') else ''}{own}"
@@ -331,8 +336,10 @@ def headline(
     t = trial.report.totals
     quality = f'accuracy <b>{trial.before:.1f} → {trial.after:.1f} %</b> ({html.escape(trial.images or "measured")})' if trial.after is not None else \
         f'explains <b>{trial.explained:.1f} %</b> of what the original says' if trial.explained is not None else 'no output could be compared'
-    return (f"<p><b>{html.escape(trial.label)}</b>: {quality}; file <b>{megabytes(trial.bytes)}</b>, {100*trial.bytes/full:.0f} % of {megabytes(full)}; "
-        f"parameters {100*t['params']/t['params_before']:.0f} %, multiplications {100*t['macs']/max(t['macs_before'], 1):.0f} % of before; compressed in {trial.seconds:.1f} s</p>")
+    return (f"<p><b>{html.escape(trial.label)}</b>: {quality}; file <b>{megabytes(trial.bytes)}</b>, "
+        f"{100*trial.bytes/full:.0f} % of {megabytes(full)}; "
+        f"parameters {100*t['params']/t['params_before']:.0f} %, multiplications "
+        f"{100*t['macs']/max(t['macs_before'], 1):.0f} % of before; compressed in {trial.seconds:.1f} s</p>")
 
 # %% ../../nbs/app/85_runs.ipynb #3b55cd09
 def _row(tag, cells, **more):
@@ -368,7 +375,8 @@ def code_of(
     more = '\nfrom udfc_nb.graph.sites import layer_names' if said.get('layer_bits') == floats else ''
     arguments = ''.join(f',\n    {k}={text(k, v)}' for k, v in said.items())
     where = subject.code or '# model, example: your network, and inputs that it takes'
-    return f'from udfc_nb import compress{more}\n{where}\n\nsmall = compress(model, example{arguments})\nprint(small.report)\nsmall.save({name!r})\n'
+    return (f'from udfc_nb import compress{more}\n{where}\n\nsmall = compress(model, '
+        f'example{arguments})\nprint(small.report)\nsmall.save({name!r})\n')
 
 # %% ../../nbs/app/85_runs.ipynb #c50eed7f
 LARGEST = 64e6 # bytes that a link may hold
@@ -381,7 +389,9 @@ def download_link(
     "A link that saves a file; for one that is too large, a word about it."
     data = data.encode() if isinstance(data, str) else data
     if len(data) > LARGEST: return f'{html.escape(what)}: {megabytes(len(data))} is too much for a link, so use Save'
-    return f'<a download="{html.escape(name)}" href="data:application/octet-stream;base64,{base64.b64encode(data).decode()}">{html.escape(what)}, {megabytes(len(data))}</a>'
+    return (f'<a download="{html.escape(name)}" '
+        f'href="data:application/octet-stream;base64,{base64.b64encode(data).decode()}">{html.escape(what)}, '
+        f'{megabytes(len(data))}</a>')
 
 # %% ../../nbs/app/85_runs.ipynb #54850463
 def fingerprint(
@@ -440,4 +450,5 @@ def message(
         more = f'<details><summary>where</summary><pre style="overflow-x: auto">{html.escape(trace)}</pre></details>'
     color, role = ('#009e73', 'status') if good else ('#777777', 'status') if isinstance(what,
         Cancelled) or not isinstance(what, Exception) else ('#d55e00', 'alert')
-    return f'<div role="{role}" style="border-left: 4px solid {color}; padding: .2em .7em; line-height: 1.5">{html.escape(text).replace(chr(10), "<br>")}{more}</div>'
+    return (f'<div role="{role}" style="border-left: 4px solid {color}; padding: .2em .7em; line-height: '
+        f'1.5">{html.escape(text).replace(chr(10), "<br>")}{more}</div>')

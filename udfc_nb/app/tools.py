@@ -51,9 +51,12 @@ def doctor_text()->str:
     table = text_table(['package', 'version', 'needed for'],
         [[p, version_of(p) or 'MISSING', PARTS[of]] for p, of in NEEDED.items()], left=3)
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    lines = [f'udfc_nb {__version__}, Python {platform.python_version()}, {platform.system()} on {platform.machine()}, {os.cpu_count()} processors, PyTorch uses {torch.get_num_threads()}',
+    lines = [f'udfc_nb {__version__}, Python {platform.python_version()}, {platform.system()} on '
+        f'{platform.machine()}, {os.cpu_count()} processors, PyTorch uses {torch.get_num_threads()}',
         f"devices: cpu{''.join(f', cuda:{i} ({n})' for i, n in enumerate(cuda))}", table,
-        *(f"missing for {PARTS[of]}: {', '.join(names)}; {ways.get(of, 'pip install udfc_nb' if of == 'everything' else f'''pip install 'udfc_nb[{of}]' ''').strip()}" for of, names in missing.items() if names),
+        *(f"missing for {PARTS[of]}: {', '.join(names)}; "
+        f"{ways.get(of, 'pip install udfc_nb' if of == 'everything' else f'''pip install 'udfc_nb[{of}]' ''').strip()}"
+        for of, names in missing.items() if names),
         works()]
     return '\n'.join(lines)
 
@@ -74,7 +77,8 @@ def _bash(parser, commands, words):
         follow = ''.join(f"      {o}) words='{' '.join(w)}';;\n" for o, w in options.items() if w is not None)
         first = ' '.join(w for a in p._actions if not a.option_strings
             for w in (map(str, a.choices) if a.choices else words.get(a.dest, [])))
-        lines.append(f"  {c}) case \"$prev\" in\n{follow}      {c}) words='{first} {' '.join(options)}';;\n      *) words='{' '.join(options)}';;\n    esac;;")
+        lines.append(f"  {c}) case \"$prev\" in\n{follow}      {c}) words='{first} {' '.join(options)}';;\n      *) "
+            f"words='{' '.join(options)}';;\n    esac;;")
     return f'''_{name}() {{
   local cur="${{COMP_WORDS[COMP_CWORD]}}" prev="${{COMP_WORDS[COMP_CWORD-1]}}" words=''
   case "${{COMP_WORDS[1]}}" in
@@ -142,7 +146,8 @@ def page_files(
     token:str, # that the address must hold
 )->dict: # name → text
     "What is served: a notebook with the workbench, and settings."
-    source = f'import os\nos.chdir({os.getcwd()!r})\nfrom udfc_nb.app.widgets import Workbench\nWorkbench(network={network!r}, keep={keep or None!r})'
+    source = (f'import os\nos.chdir({os.getcwd()!r})\nfrom udfc_nb.app.widgets import '
+        f'Workbench\nWorkbench(network={network!r}, keep={keep or None!r})')
     cell = dict(cell_type='code', execution_count=None, id='workbench', metadata={}, outputs=[], source=source)
     kernel = dict(kernelspec=dict(name='python3', display_name='Python 3', language='python'))
     settings = dict(Voila=dict(token=token, ip='127.0.0.1', open_browser=False))
@@ -155,7 +160,8 @@ def served(
     network:str='', port:int=0, keep:str='', # as in `page_files` and `free_port`
     seconds:float=120., # to wait for the server
 ):
-    "The address of a workbench, and the process that serves it, as long as the context lasts. Raises `UnsupportedError`."
+    """The address of a workbench, and the process that serves it, as long as the context lasts. Raises
+    `UnsupportedError`."""
     need('ipywidgets', 'voila', 'ipykernel')
     port, token = free_port(port), secrets.token_urlsafe(24)
     with tempfile.TemporaryDirectory(prefix='udfc_workbench_') as folder:

@@ -18,7 +18,8 @@ from ..graph.proof import find_sites
 from ..recipes.job import unwrap
 from .plots import picture
 from ..recipes.recipe import BUDGETS, RECIPES
-from .runs import (GOALS, IMAGES, Background, Subject, code_of, comparison_figure, digits_subject, download_link,
+from .runs import (GOALS, IMAGES, Background, Subject, code_of, comparison_figure, digits_subject,
+    download_link,
     fingerprint, float_bytes, folder_measure,
     headline, keep_trials, layer_rows, message, open_network, read_settings, read_trials, trials_table, try_settings)
 from .structure import structure_figure, structure_rows
@@ -48,18 +49,22 @@ def home(model):
 HELP = dict(
     network='The network to be made smaller. It is never changed itself.',
     name='resnet18 (torchvision), timm:mobilenetv3_small_100, or package.module:function, which builds your own.',
-    weights='Path of a .safetensors file, of a .pt file that holds weights only, or of a file that udfc compressed; empty: as the network is built.',
+    weights='Path of a .safetensors file, of a .pt file that holds weights only, or of a file that udfc compressed; '
+    'empty: as the network is built.',
     shape='Batch, channels, height, width; several inputs are separated by semicolons.',
     pretrained='Downloads the weights that torchvision or timm has for this network.',
     open='Builds the network and lists its layers.',
-    images=f'Folder with CLASS/IMAGE in it, to count accuracy on at most {IMAGES} of its images; empty: the judge is asked, without images.',
+    images=f'Folder with CLASS/IMAGE in it, to count accuracy on at most {IMAGES} of its images; empty: the judge is '
+    f'asked, without images.',
     goal='What you set: how much is removed and how narrow weights get, or how large the file may be.',
     ratio='Share of the channels to remove wherever channels can go: 0 removes none, 0.95 nearly all.',
     bits='Width of the weights, 1 to 32 bits; a fraction is an average over the layers; empty: floats.',
     size='Percent of what the network takes now. The file gets no larger than that.',
-    spread='How removal is spread over the layers: as the recipe has it, evenly, or so that most parameters or multiplications go.',
+    spread='How removal is spread over the layers: as the recipe has it, evenly, or so that most parameters or '
+    'multiplications go.',
     activation_bits='Width of the values that layers hand on, 2 to 16 bits; empty: floats.',
-    recipe='The method: best tries several and keeps what the judge finds least damaged; fast takes a tenth of the time; paper is the published one.',
+    recipe='The method: best tries several and keeps what the judge finds least damaged; fast takes a tenth of the '
+    'time; paper is the published one.',
     device='The processor, or a graphics card.',
     format='A packed file for udfc, or one for other programs.',
     path='Where to write it, on the computer that runs this page.')
@@ -124,7 +129,7 @@ PRESETS = {'half the size': ('Removes channels until the file has half the bytes
     'fastest': ('Removes half of the channels where most multiplications go, and computes in 8 bits.',
     dict(goal='share', ratio=.5, bits='8', activation_bits='8', spread='macs'))}
 
-PRESET_HELP = f"<div class='udfc-help'>{'<br>'.join(f'<b>{name}</b>: {help}' for name, (help, _) in PRESETS.items())}</div>"
+PRESET_HELP = (f"<div class='udfc-help'>{'<br>'.join(f'<b>{name}</b>: {help}' for name, (help, _) in PRESETS.items())}</div>")
 
 def preset_buttons(w)->dict: # name → button
     "A button for each preset."
@@ -162,7 +167,8 @@ def layer_fields(
         made.add_class('udfc-narrow') # whose label is there for those who listen
         return made
     fields = {r['layer']: (typed(r['layer'], 'ratio', r['prunable']), typed(r['layer'], 'bits')) for r in rows}
-    text = lambda r: f"<div style='line-height: 1.3'><b>{html.escape(r['layer'])}</b>, {r['channels']} channels<br><small>{html.escape(r['why'])}</small></div>"
+    text = (lambda r: f"<div style='line-height: 1.3'><b>{html.escape(r['layer'])}</b>, {r['channels']} "
+        f"channels<br><small>{html.escape(r['why'])}</small></div>")
     lines = [w.HBox([w.HTML(text(r), layout=wide), *fields[r['layer']]], layout=line) for r in rows]
     return fields, w.VBox(lines, layout=w.Layout(max_height='24em', overflow='auto', display='block'))
 
@@ -201,7 +207,8 @@ def helped(w, made):
 
 def arrange(
     w,
-    c:SimpleNamespace, # the widgets; gets `layers`, `result` and what stands in it, and `rows`: name → control with its help
+    # the widgets; gets `layers`, `result` and what stands in it, and `rows`: name → control with its help
+    c:SimpleNamespace,
 ): # the whole form
     "The layout."
     grid = lambda *names: w.GridBox([c.rows[n] for n in names],
@@ -225,11 +232,14 @@ def arrange(
 
 # %% ../../nbs/app/86_widgets.ipynb #394313ca
 class Workbench:
-    "A form that compresses a network. Raises `UnsupportedError` without ipywidgets, and `ExampleInputError`; later errors are shown in the form."
+    """A form that compresses a network. Raises `UnsupportedError` without ipywidgets, and `ExampleInputError`; later
+    errors are shown in the form."""
     def __init__(self,
         model=None, # a trained network, is not changed; None: the digits network, or another one chosen in the form
         example_inputs=None, # what its forward takes; needed with a model
-        evaluate=None, # function(model) → percent, called in a thread with a copy on the chosen device, also for networks that are opened in the form
+        # function(model) → percent, called in a thread with a copy on the chosen device, also for networks that are
+        # opened in the form
+        evaluate=None,
         network:str='', # name of a network to open, as it would be typed
         keep=None, # a file for the trials, to go on from later; None: they go with the form
     ):
@@ -238,7 +248,8 @@ class Workbench:
             raise ExampleInputError('`example_inputs` are needed with a model',
                 hint='pass a tensor of the shape that its forward takes')
         self.given = None if model is None else Subject(type(model).__name__, model, example_inputs, evaluate)
-        self.evaluate, self.keep, self.back, self.subject, self.trials, self.per_layer = evaluate, keep, Background(), None, [], {}
+        self.evaluate, self.keep, self.back, self.subject, self.trials, self.per_layer = (evaluate, keep, Background(),
+            None, [], {})
         self.counted = None # folder, network, and the network with its measure on that folder
         # how far the computation is: it is written in its thread, and read by the one that shows it
         self.now = (0, 1, '')
@@ -294,7 +305,8 @@ def tick(self:Workbench):
     done, total, what = self.now
     if not self.back.busy: self.c.bar.value = ''; return
     how = f'{what}, {done} of {total}' if total > 1 else what
-    self.c.bar.value = f"<progress max='{max(total, 1)}' value='{done}' aria-label='progress'></progress> {html.escape(how)}"
+    self.c.bar.value = (f"<progress max='{max(total, 1)}' value='{done}' aria-label='progress'></progress> "
+        f"{html.escape(how)}")
 
 @patch
 def work(self:Workbench, task, then):
@@ -339,7 +351,8 @@ def open(self:Workbench):
         self.now = (0, 1, 'opening')
         subject = find()
         graph = find_sites(unwrap(subject.model), subject.example)
-        return subject, layer_rows(graph), structure_rows(graph), read_trials(self.keep).get(fingerprint(subject.model), []) if self.keep else []
+        return (subject, layer_rows(graph), structure_rows(graph),
+            read_trials(self.keep).get(fingerprint(subject.model), []) if self.keep else [])
     def then(found):
         self.put(*found)
         if found[0].note: self.say(found[0].note)
@@ -363,7 +376,8 @@ def put(self:Workbench, subject, rows, structure, trials):
     self.per_layer, box = layer_fields(self.w, rows)
     for made in (f for pair in self.per_layer.values() for f in pair): made.observe(self.changed, 'value')
     able = sum(r['prunable'] for r in rows)
-    self.c.layers.children, self.c.fold.description = [box], f'Layers: {able} of {len(rows)} can lose channels; a ratio and bits for each' if subject else 'Layers'
+    self.c.layers.children, self.c.fold.description = ([box],
+        f'Layers: {able} of {len(rows)} can lose channels; a ratio and bits for each' if subject else 'Layers')
     self.show()
 
 @patch
@@ -372,7 +386,8 @@ def show(self:Workbench):
     c, last = self.c, self.trials[-1] if self.trials else None
     c.result.layout.display = '' if last else 'none'
     c.structure.value = '' if self.subject is None else f"<h3>{html.escape(self.subject.name)}, from input to output</h3>"+picture(structure_figure(self.structure, last and last.report),
-        f'The {len(self.per_layer)} layers of {self.subject.name}, who reads whom, and the share of the channels that is left; the report has the numbers')
+        f'The {len(self.per_layer)} layers of {self.subject.name}, who reads whom, and the share of the channels that '
+        f'is left; the report has the numbers')
     if not last: return
     full = float_bytes(self.subject.model)
     c.comparison.value = picture(comparison_figure(self.trials, full),
@@ -382,12 +397,15 @@ def show(self:Workbench):
     links = [download_link(last.data, 'small.safetensors', 'the packed file')] if last.data else []
     links += [download_link(code_of(self.subject, last.settings), 'again.py', 'Python that repeats it'),
         download_link(last.report.to_csv(), 'report.csv', 'the report')]
-    c.links.value = '<p>Download: '+'; '.join(links)+f"</p><details><summary>Show the Python</summary><pre>{html.escape(code_of(self.subject, last.settings))}</pre></details>"
+    c.links.value = ('<p>Download: '
+        +'; '.join(links)+f"</p><details><summary>Show the "
+        f"Python</summary><pre>{html.escape(code_of(self.subject, last.settings))}</pre></details>")
 
 # %% ../../nbs/app/86_widgets.ipynb #16f1e164
 @patch
 def settings(self:Workbench)->dict: # arguments of `compress`
-    "What the fields ask for. Raises `BitsError`, `RatioError`, `BudgetError`, and `UnsupportedError` where no network is open."
+    """What the fields ask for. Raises `BitsError`, `RatioError`, `BudgetError`, and `UnsupportedError` where no
+    network is open."""
     if self.subject is None:
         raise UnsupportedError('no network is open', layer='workbench', hint='name one and press Open')
     return read_settings(self.subject.model, {n: getattr(self.c, n).value for n in TYPED},
@@ -443,7 +461,8 @@ def reset(self:Workbench):
 @patch
 def save(self:Workbench):
     "Writes the last network to a file, in the chosen form."
-    out, path, ending = self.trials[-1].out if self.trials else None, Path(self.c.path.value.strip()), self.c.format.value
+    out, path, ending = (self.trials[-1].out if self.trials else None, Path(self.c.path.value.strip()),
+        self.c.format.value)
     self.now = (0, 1, 'writing')
     def task():
         if out is None:

@@ -102,7 +102,8 @@ def accuracy(
     batch_size:int=500, # images at a time
 )->float: # percent
     "Top-1 accuracy in percent, measured in eval mode; every module gets its mode back. `ValueError` for no images."
-    if not len(x) or len(x) != len(y): raise ValueError(f'{len(x)} inputs and {len(y)} labels: need as many of both, and one at least')
+    if not len(x) or len(x) != len(y):
+        raise ValueError(f'{len(x)} inputs and {len(y)} labels: need as many of both, and one at least')
     like = next((p for p in model.parameters() if p.is_floating_point()), x)
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
@@ -169,7 +170,8 @@ def save_digits_net(
     path:str|Path, # file to write
     **info, # what else is to be known about it, as far as JSON can say it
 ):
-    "Write weights and `info` as safetensors: first beside the file, then moved into its place, so that nobody meets half a file."
+    """Write weights and `info` as safetensors: first beside the file, then moved into its place, so that nobody
+    meets half a file."""
     path = Path(path); part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part, {'digits_net': json.dumps(info)})
@@ -178,7 +180,8 @@ def save_digits_net(
 
 # %% ../../nbs/data/07_digits.ipynb #cfbfaa67
 def _unreadable(path, e):
-    return FileError(f'{path} cannot be read: {str(e)[:300]}', hint='make it anew with `python -m udfc_nb.data.digits` (a minute or two)')
+    return FileError(f'{path} cannot be read: {str(e)[:300]}',
+        hint='make it anew with `python -m udfc_nb.data.digits` (a minute or two)')
 
 def checkpoint_info(
     path:str|Path=None, # a file that `save_digits_net` wrote; None: the one in the package
@@ -209,8 +212,10 @@ def main(
     args:list[str]=None, # command line; None takes the program's own
 ):
     "Train, measure once on the held-out images, and write the checkpoint: `python -m udfc_nb.data.digits`."
-    p = argparse.ArgumentParser(prog='python -m udfc_nb.data.digits', description='Train the network for the digits and write its checkpoint.')
-    p.add_argument('--out', type=Path, default=checkpoint_path(), help='file to write (default: the one in the package)')
+    p = argparse.ArgumentParser(prog='python -m udfc_nb.data.digits',
+        description='Train the network for the digits and write its checkpoint.')
+    p.add_argument('--out', type=Path, default=checkpoint_path(),
+        help='file to write (default: the one in the package)')
     p.add_argument('--epochs', type=int, default=60)
     p.add_argument('--seed', type=int, default=SEED)
     a = p.parse_args(args); start = time.time()

@@ -60,7 +60,8 @@ class PreReLUResNet(CifarResNet):
 
 # %% ../../nbs/data/08_networks.ipynb #c2d596de
 class PaddedBlock(Branch):
-    "relu(branch(x) + shortcut(x)); a shortcut that grows takes every second pixel and pads channels with zeros (option A)."
+    """relu(branch(x) + shortcut(x)); a shortcut that grows takes every second pixel and pads channels with zeros
+    (option A)."""
     def __init__(self, c_in, c_out, stride=1):
         super().__init__(c_in, c_out, stride)
         self.pad = (c_out - c_in)//2 # zero channels on either side; c_out//4, as c_out = 2·c_in
@@ -69,7 +70,8 @@ class PaddedBlock(Branch):
 
 # %% ../../nbs/data/08_networks.ipynb #762e4b0a
 class PaddedResNet(CifarResNet):
-    "`aka20` and `aka56`: the residual network of He et al. (2016) for CIFAR-10, with shortcuts that have no parameters."
+    """`aka20` and `aka56`: the residual network of He et al. (2016) for CIFAR-10, with shortcuts that have no
+    parameters."""
     block = PaddedBlock
     def forward(self, x):
         x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
@@ -146,28 +148,33 @@ def network_info(
     name:str, # nm56, aka20, aka56, kar14c100 or lenet
 )->NetworkInfo:
     "What is known about a shared network; `ValueError` for an unknown name."
-    if name not in NETWORKS: raise ValueError(f"{name!r} is not one of the shared networks; known are {', '.join(NETWORKS)}")
+    if name not in NETWORKS:
+        raise ValueError(f"{name!r} is not one of the shared networks; known are {', '.join(NETWORKS)}")
     return NETWORKS[name]
 
 # %% ../../nbs/data/08_networks.ipynb #ba06e1e5
 def _file(data_dir, name):
     folder = Path(data_dir) if data_dir else shared_data_dir()
     if folder is not None and (folder/name).is_file(): return folder/name
-    where = f'in {folder}' if folder else f"anywhere: no shared/data above {Path.cwd()}, UDFC_DATA is {os.environ.get('UDFC_DATA')!r}"
-    raise FileError(f'{name} was not found {where}', hint='set UDFC_DATA (or data_dir) to the folder that holds the .npz files and weights/')
+    where = (f'in {folder}' if folder
+        else f"anywhere: no shared/data above {Path.cwd()}, UDFC_DATA is {os.environ.get('UDFC_DATA')!r}")
+    raise FileError(f'{name} was not found {where}',
+        hint='set UDFC_DATA (or data_dir) to the folder that holds the .npz files and weights/')
 
 # %% ../../nbs/data/08_networks.ipynb #602e74f5
 def load_network(
     name:str, # nm56, aka20, aka56, kar14c100 or lenet
     data_dir:str|Path=None, # folder with weights/; None: `shared_data_dir()`
 )->tuple[nn.Module,DatasetInfo]: # the network in eval mode, and what it wants as input
-    "A shared network with its trained weights; `ValueError` for an unknown name, `FileError` for an absent or unfitting file."
+    """A shared network with its trained weights; `ValueError` for an unknown name, `FileError` for an absent or
+    unfitting file."""
     info = network_info(name)
     path, model = _file(data_dir, f'weights/{name}.safetensors'), info.build().eval()
     try: model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as e:
         let_through(e)
-        raise FileError(f'{path} does not hold the weights of {name}: {str(e)[:300]}', hint='take the file that shared/data/README.md describes') from e
+        raise FileError(f'{path} does not hold the weights of {name}: {str(e)[:300]}',
+            hint='take the file that shared/data/README.md describes') from e
     return model, info.data
 
 # %% ../../nbs/data/08_networks.ipynb #17758763

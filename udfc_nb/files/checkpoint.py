@@ -31,7 +31,8 @@ def _storable(t):
 
 def _refuse_odd(name, t):
     if not isinstance(t, torch.Tensor):
-        raise UnsupportedError(f'an extra state of type {type(t).__name__}', layer=name, hint='let get_extra_state return a tensor')
+        raise UnsupportedError(f'an extra state of type {type(t).__name__}', layer=name,
+            hint='let get_extra_state return a tensor')
     if is_lazy(t): raise UnsupportedError('a lazy module has no weights yet', layer=name, hint='run the network once')
     if not _storable(t):
         raise UnsupportedError(f'{t.dtype}, {t.layout} on {t.device} cannot be stored', layer=name,
@@ -47,7 +48,8 @@ def _check_numbers(tensors, mods):
     "Raises `NonFiniteError` at numbers with which no network computes: not finite, or a negative variance."
     for n, t in tensors.items():
         if not _finite(t):
-            raise NonFiniteError('not all numbers are finite', layer=n, hint='repair the checkpoint before compressing it')
+            raise NonFiniteError('not all numbers are finite', layer=n,
+                hint='repair the checkpoint before compressing it')
         owner, _, name = n.rpartition('.')
         if name == 'running_var' and not (t+getattr(mods.get(owner), 'eps', 0) >= 0).all():
             raise NonFiniteError('negative numbers in a variance', layer=n, hint='repair the checkpoint')
@@ -65,20 +67,23 @@ def _same(net, coded):
     held, names = named_tensors(net), {}
     for n in net.state_dict():
         if n in held: names.setdefault(id(held[n]), []).append(n)
-    return {n: first for ns in names.values() for first in (next((n for n in ns if n in coded), ns[0]),) for n in ns if n != first}
+    return {n: first for ns in names.values() for first in (next((n for n in ns if n in coded), ns[0]),) for n in ns
+        if n != first}
 
 # %% ../../nbs/files/63_checkpoint.ipynb #018f34c4
 def _check_current(name, q, weight):
     "Refuses codes that are no longer the weights."
     if not torch.equal(q.dequantize().to(weight.dtype).reshape(weight.shape), weight.detach().cpu()):
-        raise UnsupportedError('the weights have changed since they were rounded', layer=name, hint='save the state dict instead, or compress again')
+        raise UnsupportedError('the weights have changed since they were rounded', layer=name,
+            hint='save the state dict instead, or compress again')
 
 def _cast(name, t, dtype):
     "A float32 tensor as it is stored. Refuses numbers that `dtype` does not reach."
     if t.dtype != torch.float32: return t
     new = t.to(dtype)
     if not torch.equal(new.isfinite(), t.isfinite()):
-        raise UnsupportedError(f'{t.abs().max():.3g} is more than {dtype} holds', layer=name, hint='save with dtype=torch.float32')
+        raise UnsupportedError(f'{t.abs().max():.3g} is more than {dtype} holds', layer=name,
+            hint='save with dtype=torch.float32')
     return new
 
 def _inputs(net):
@@ -101,7 +106,8 @@ def _parts(q, entropy):
     zero = q.zero.float().reshape(-1).cpu()
     c |= dict(zero=[int(z) if z == int(z) else z for z in (zero if len(zero.unique()) > 1 else zero[:1]).tolist()])
     scale = q.scale.cpu().to(torch.promote_types(q.scale.dtype, torch.float32))
-    return packed, scale.clone(memory_format=torch.contiguous_format), {k: v for k, v in c.items() if k != 'deflated' or v}
+    return (packed, scale.clone(memory_format=torch.contiguous_format),
+        {k: v for k, v in c.items() if k != 'deflated' or v})
 
 def contents(
     out:Compressed,
@@ -110,7 +116,8 @@ def contents(
 )->tuple: # (tensors, header)
     "What a file of this network holds. Raises `UnsupportedError`, `NonFiniteError`."
     if dtype not in DTYPES:
-        raise UnsupportedError(f'a dtype of {dtype!r}', layer='dtype', hint=f"take one of {', '.join(map(str, DTYPES))}")
+        raise UnsupportedError(f'a dtype of {dtype!r}', layer='dtype',
+            hint=f"take one of {', '.join(map(str, DTYPES))}")
     state, unsaved, tensors, coded = out.model.state_dict(), _unsaved(out.model), {}, {}
     codes = {weight_of(n): q for n, q in out.codes.items() if q.bits <= MAX_BITS}
     same = _same(out.model, codes)
@@ -122,7 +129,8 @@ def contents(
     _check_numbers(rest, dict(out.model.named_modules()))
     tensors |= {n: to_stored(_cast(n, t.detach(), dtype)) for n, t in rest.items()}
     dtypes = {n: str(t.dtype).removeprefix('torch.') for n, t in rest.items() if t.dtype in FORMS}
-    header = dict(coded=coded, same=same, beside=sorted(unsaved), dtypes=dtypes, inputs=_inputs(out.model), example=_example(out))
+    header = dict(coded=coded, same=same, beside=sorted(unsaved), dtypes=dtypes, inputs=_inputs(out.model),
+        example=_example(out))
     return tensors, {k: v for k, v in header.items() if v}
 
 # %% ../../nbs/files/63_checkpoint.ipynb #e6c87a6e
@@ -135,7 +143,8 @@ def _by_itself():
 @_by_itself()
 def save(self:Compressed,
     path, # a .safetensors file; an existing one is replaced
-    dtype:torch.dtype=torch.float32, # of what is not rounded: float32 gives the outputs back bit for bit, float16 and bfloat16 are smaller
+    # of what is not rounded: float32 gives the outputs back bit for bit, float16 and bfloat16 are smaller
+    dtype:torch.dtype=torch.float32,
     entropy:bool=False, # deflate the codes: smaller, slower to read
 )->int: # bytes of the file
     "Writes the packed file. Raises `UnsupportedError`, `NonFiniteError`, `FileError`, OSError."
@@ -153,7 +162,8 @@ def save(self:Compressed,
 def _grid(tensors, n, c):
     "Scale and zero of a coded tensor, shaped to multiply it."
     scale = tensors[f'{n}.scale'].reshape([-1]+[1]*(len(c['shape'])-1))
-    return scale, torch.tensor(c['zero'], dtype=scale.dtype, device='cpu').reshape([-1]+[1]*(scale.dim()-1)).expand(scale.shape)
+    return (scale, torch.tensor(c['zero'], dtype=scale.dtype,
+        device='cpu').reshape([-1]+[1]*(scale.dim()-1)).expand(scale.shape))
 
 def _weights(path, tensors, n, c):
     "A coded tensor as floats, in the type of its scale."
@@ -186,21 +196,24 @@ def _check_ties(path, model, values):
     "Refuses two values for one tensor of the architecture."
     for n, first in _same(model, ()).items():
         if not torch.equal(values[n], values[first]):
-            _fail(path, f'{n} and {first} are one tensor in the architecture, and two in the file', 'pass the architecture that was compressed')
+            _fail(path, f'{n} and {first} are one tensor in the architecture, and two in the file',
+                'pass the architecture that was compressed')
 
 def _value(path, tensors, header, n, old):
     "A tensor of the state dict as it stands in the place of `old`; it lies in the file only where that is mapped."
     coded = n in header['coded']
     t = _weights(path, tensors, n, header['coded'][n]) if coded else tensors[n]
     last = old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous()
-    return t.to(old.dtype, copy=not (coded or path.mapped), memory_format=torch.channels_last if last else torch.contiguous_format)
+    return t.to(old.dtype, copy=not (coded or path.mapped), memory_format=torch.channels_last if last
+        else torch.contiguous_format)
 
 # %% ../../nbs/files/63_checkpoint.ipynb #f1771007
 @_by_itself()
 def load(
     path, # a file that `Compressed.save` wrote, or its `OneReading`
     model, # the original architecture: a network (not changed, its weights do not matter) or a function that builds it
-    mapped:bool=False, # map the file instead of reading it: floats stay in it, and it must not change while the network lives
+    # map the file instead of reading it: floats stay in it, and it must not change while the network lives
+    mapped:bool=False,
 )->nn.Module: # on the CPU, in eval mode
     "The compressed network of a file. Raises `FileError`, `UnsupportedError`."
     path = path if isinstance(path, OneReading) else OneReading(path, mapped)
@@ -251,7 +264,8 @@ def itemise(
     path = _once(path)
     tensors, header, _ = read_file(path)
     codes, scales, whole = coded_parts(header, 'codes'), coded_parts(header, 'scale'), len(path.data)
-    parts = dict(codes=_bytes(tensors, codes), scales=_bytes(tensors, scales), rest=_bytes(tensors, set(tensors)-codes-scales))
+    parts = dict(codes=_bytes(tensors, codes), scales=_bytes(tensors, scales),
+        rest=_bytes(tensors, set(tensors)-codes-scales))
     return parts | dict(description=whole-sum(parts.values()), file=whole)
 
 # %% ../../nbs/files/63_checkpoint.ipynb #6fbebf79
@@ -261,9 +275,11 @@ def file_rows(
     "What is inside a file, without the architecture. Raises `FileError`."
     tensors, header, _ = read_file(path)
     parts = coded_parts(header)
-    row = lambda n, shape, bits, stored, *names: dict(tensor=n, shape=list(shape), bits=bits, stored=stored, bytes=_bytes(tensors, names))
+    row = (lambda n, shape, bits, stored,
+        *names: dict(tensor=n, shape=list(shape), bits=bits, stored=stored, bytes=_bytes(tensors, names)))
     how = lambda c: 'deflated codes' if c['deflated'] else 'packed codes'
     rows = [row(n, c['shape'], c['bits'], how(c), f'{n}.codes', f'{n}.scale') for n, c in header['coded'].items()]
-    rows += [row(n, t.shape, 8*t.element_size(), str(t.dtype).removeprefix('torch.'), n) for n, t in tensors.items() if n not in parts]
+    rows += [row(n, t.shape, 8*t.element_size(), str(t.dtype).removeprefix('torch.'), n) for n, t in tensors.items()
+        if n not in parts]
     found = {r['tensor']: r for r in rows}
     return rows+[row(n, found[of]['shape'], found[of]['bits'], f'same as {of}') for n, of in header['same'].items()]

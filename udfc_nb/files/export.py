@@ -51,7 +51,8 @@ def to_integers(
     for bits in (b for b in (4, 8, 16) if b >= smallest):
         for shift in (zero, torch.full_like(zero, 2**(q.bits-1))): # all zeros at 0, or zeros of their own
             moved = codes-shift.reshape(one), zero-shift
-            if all(t.numel() == 0 or -2**(bits-1) <= t.min() and t.max() < 2**(bits-1) for t in moved): return Integers(moved[0], scale, moved[1], bits, q.bits)
+            if all(t.numel() == 0 or -2**(bits-1) <= t.min() and t.max() < 2**(bits-1) for t in moved):
+                return Integers(moved[0], scale, moved[1], bits, q.bits)
 
 # %% ../../nbs/files/64_export.ipynb #c31e3a89
 @torch.no_grad()
@@ -67,13 +68,16 @@ def fold_norms_(
         c, b = (t.float() for t in norm_affine(bn))
         i, one = codes.get(name), [-1]+[1]*(conv.weight.dim()-1)
         if i is not None:
-            turn = (lambda t: ~t) if i.zero.any() else (lambda t: -t) # codes change sign around their zeros: ~k = −1 − k stays in the container
+            # codes change sign around their zeros: ~k = −1 − k stays in the container
+            turn = (lambda t: ~t) if i.zero.any() else (lambda t: -t)
             i.scale, i.zero = i.scale*c.abs(), i.zero.expand(len(c))
-            i.codes, i.zero = torch.where((c < 0).reshape(one), turn(i.codes), i.codes), torch.where(c < 0, turn(i.zero), i.zero)
+            i.codes, i.zero = (torch.where((c < 0).reshape(one), turn(i.codes), i.codes),
+                torch.where(c < 0, turn(i.zero), i.zero))
             conv.weight = nn.Parameter(i.dequantize())
         else: conv.weight = nn.Parameter(conv.weight*c.reshape(one))
         conv.bias = nn.Parameter(b if conv.bias is None else c*conv.bias+b)
-        known[name] = (bn.bias.float() if bn.bias is not None else torch.zeros_like(c), bn.weight.abs().float() if bn.weight is not None else torch.ones_like(c))
+        known[name] = (bn.bias.float() if bn.bias is not None else torch.zeros_like(c), bn.weight.abs().float()
+            if bn.weight is not None else torch.ones_like(c))
         model.set_submodule(norm, nn.Identity())
     return known
 
@@ -83,7 +87,8 @@ OPSET = 21 # the first with 4-bit integers
 def _extra(*names):
     "The modules of the extra, or `UnsupportedError`."
     try: return [importlib.import_module(n) for n in names]
-    except ImportError as e: raise UnsupportedError(f'{e.name} is not installed', hint='pip install udfc_nb[onnx]') from e
+    except ImportError as e:
+        raise UnsupportedError(f'{e.name} is not installed', hint='pip install udfc_nb[onnx]') from e
 
 def _plain(model):
     "A float copy on the CPU whose layers read their inputs as they are, and the grids through which they were read."
@@ -100,8 +105,10 @@ def _float(a): return a.float() if isinstance(a, torch.Tensor) and a.is_floating
 def _batched(example_inputs, model):
     "Example inputs for `torch.export`, of batch two, and which axis may vary."
     args, kwargs = call_args(model, example_inputs)
-    if kwargs or not all(isinstance(a, torch.Tensor) and a.dim() for a in args): raise ExampleInputError('only tensors can be exported', hint='pass a tensor or a tuple of tensors')
-    args = tuple((a.float() if a.is_floating_point() else a).cpu()[:1].expand(2, *a.shape[1:]).contiguous() for a in args)
+    if kwargs or not all(isinstance(a, torch.Tensor) and a.dim() for a in args):
+        raise ExampleInputError('only tensors can be exported', hint='pass a tensor or a tuple of tensors')
+    args = tuple((a.float() if a.is_floating_point() else a).cpu()[:1].expand(2, *a.shape[1:]).contiguous()
+        for a in args)
     return args, tuple({0: torch.export.Dim('batch', min=1)} for _ in args)
 
 # %% ../../nbs/files/64_export.ipynb #d18724ed
@@ -116,10 +123,12 @@ def float_graph(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')
-            return torch.onnx.export(model, args, dynamo=True, opset_version=opset, dynamic_shapes=shapes, verbose=False).model_proto
+            return torch.onnx.export(model, args, dynamo=True, opset_version=opset, dynamic_shapes=shapes,
+                verbose=False).model_proto
     except Exception as e:
         let_through(e)
-        raise UnsupportedError(f'the network cannot be written as ONNX: {type(e).__name__}: {str(e)[:300]}', hint='its forward must be one that torch.export can record, with a batch of any size') from e
+        raise UnsupportedError(f'the network cannot be written as ONNX: {type(e).__name__}: {str(e)[:300]}',
+            hint='its forward must be one that torch.export can record, with a batch of any size') from e
 
 # %% ../../nbs/files/64_export.ipynb #0f43299b
 class Editor:
@@ -138,7 +147,8 @@ class Editor:
             self.inits[name] = self.graph.initializer[-1]
         return name
     def node(self, kind, inputs, output, **attributes):
-        self.graph.node.append(self.onnx.helper.make_node(kind, inputs, [output], name=f'{output}_{kind}', **attributes))
+        self.graph.node.append(self.onnx.helper.make_node(kind, inputs, [output], name=f'{output}_{kind}',
+            **attributes))
         self.made[output] = self.graph.node[-1]
         return output
     def drop(self, name):
@@ -161,12 +171,15 @@ def quantize(self:Editor,
     key = (tensor, scale, zero, bits, signed)
     if key in self.pairs: return self.pairs[key]
     name, kind = f'{tensor}_{len(self.pairs)}', _integer_type(8 if bits <= 8 else 16, signed)
-    s, o, x = self.constant(f'{name}_scale', np.array(scale, np.float32)), self.constant(f'{name}_zero', np.array(zero, kind)), tensor
+    s, o, x = (self.constant(f'{name}_scale', np.array(scale, np.float32)),
+        self.constant(f'{name}_zero', np.array(zero, kind)), tensor)
     if bits not in (8, 16):
         low = -2**(bits-1) if signed else 0
-        ends = [self.constant(f'{name}_{e}', np.array((v-zero)*scale, np.float32)) for e, v in (('low', low), ('high', low+2**bits-1))]
+        ends = [self.constant(f'{name}_{e}', np.array((v-zero)*scale, np.float32))
+            for e, v in (('low', low), ('high', low+2**bits-1))]
         x = self.node('Clip', [x, *ends], f'{name}_clipped')
-    self.pairs[key] = self.node('DequantizeLinear', [self.node('QuantizeLinear', [x, s, o], f'{name}_codes'), s, o], f'{name}_values')
+    self.pairs[key] = self.node('DequantizeLinear', [self.node('QuantizeLinear', [x, s, o], f'{name}_codes'), s, o],
+        f'{name}_values')
     return self.pairs[key]
 
 # %% ../../nbs/files/64_export.ipynb #99cfc432
@@ -177,10 +190,13 @@ def weights(self:Editor,
 )->bool: # were the codes put in?
     "Integer codes and a DequantizeLinear in the place of a float weight."
     key = f'{name}.weight'
-    if key not in self.inits or self.value(key).shape != tuple(i.codes.shape) or not np.array_equal(self.value(key), i.dequantize().numpy()): return False
+    if (key not in self.inits or self.value(key).shape != tuple(i.codes.shape)
+            or not np.array_equal(self.value(key), i.dequantize().numpy())):
+        return False
     kind = _integer_type(i.bits)
     scale, zero = (i.scale, i.zero) if len(i.scale) > 1 else (i.scale[0], i.zero[0])
-    parts = [self.constant(f'{key}_codes', i.codes.numpy().astype(kind)), self.constant(f'{key}_scale', scale.float().numpy()), self.constant(f'{key}_zero', zero.numpy().astype(kind))]
+    parts = [self.constant(f'{key}_codes', i.codes.numpy().astype(kind)),
+        self.constant(f'{key}_scale', scale.float().numpy()), self.constant(f'{key}_zero', zero.numpy().astype(kind))]
     floats = self.node('DequantizeLinear', parts, f'{key}_values', **(dict(axis=0) if len(i.scale) > 1 else {}))
     for n in self.readers(key): self.redirect(n, key, floats)
     self.drop(key)
@@ -218,9 +234,12 @@ def inputs(self:Editor,
         if i is None or len(n.input) < 3 or n.input[2] not in self.inits or grid.bits > 8 or i.bits > 8: continue
         if n.op_type == 'ConvTranspose' and len(i.scale) > 1: continue # a step for each input: its sums have no steps
         bias = f'{n.input[2]}_codes'
-        steps = torch.round(torch.from_numpy(self.value(n.input[2]).copy()).double()/(i.scale.double()*float(grid.scale)))
+        steps = torch.round(torch.from_numpy(self.value(n.input[2]).copy()).double()/(
+            i.scale.double()*float(grid.scale)))
         scale = i.scale.float()*torch.tensor(float(grid.scale), dtype=torch.float32)
-        old, n.input[2] = n.input[2], self.node('DequantizeLinear', [self.constant(bias, steps.numpy().astype(np.int32)), self.constant(f'{bias}_scale', scale.expand(len(steps)).numpy())], f'{bias}_values', axis=0)
+        old, n.input[2] = (n.input[2],
+            self.node('DequantizeLinear', [self.constant(bias, steps.numpy().astype(np.int32)),
+            self.constant(f'{bias}_scale', scale.expand(len(steps)).numpy())], f'{bias}_values', axis=0))
         self.drop(old)
 
 # %% ../../nbs/files/64_export.ipynb #80c58a7f
@@ -250,7 +269,8 @@ def outputs(self:Editor,
     "Grids for what leaves convolutions that read integers."
     eight = {k[0]: v for k, v in self.pairs.items() if k[3] == 8}
     ends = {o.name for o in self.graph.output}
-    for conv, (mean, std) in [(n, law[l]) for l in law for n in self.readers(f'{l}.weight_values') if n.input[0] in eight.values()]:
+    for conv, (mean, std) in [(n, law[l]) for l in law for n in self.readers(f'{l}.weight_values')
+            if n.input[0] in eight.values()]:
         t, readers = conv.output[0], self.readers(conv.output[0])
         relu = len(readers) == 1 and readers[0].op_type == 'Relu'
         if relu: t, readers = readers[0].output[0], self.readers(readers[0].output[0])
@@ -264,12 +284,14 @@ def halve(
     i:Integers, # is changed
 )->Integers:
     "Codes of at most 7 bits."
-    if i.codes.numel() and i.codes.abs().max() > 63 and i.bits == 8: i.codes, i.scale, i.zero = torch.round(i.codes/2).clamp(-63, 63).long(), i.scale*2, torch.round(i.zero/2).long()
+    if i.codes.numel() and i.codes.abs().max() > 63 and i.bits == 8:
+        i.codes, i.scale, i.zero = torch.round(i.codes/2).clamp(-63, 63).long(), i.scale*2, torch.round(i.zero/2).long()
     return i
 
 def _sorted(proto):
     "Nodes in an order in which each reads what was made before."
-    nodes, known = list(proto.graph.node), {'', *(i.name for i in proto.graph.initializer), *(i.name for i in proto.graph.input)}
+    nodes, known = (list(proto.graph.node),
+        {'', *(i.name for i in proto.graph.initializer), *(i.name for i in proto.graph.input)})
     del proto.graph.node[:]
     while nodes:
         ready = [n for n in nodes if set(n.input) <= known]
@@ -281,11 +303,14 @@ def _sorted(proto):
 def _describe(proto, model, ints, grids):
     "What the file says about itself."
     for n in proto.graph.node: del n.metadata_props[:] # where in which source file each node came from
-    for v in [*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer]: del v.metadata_props[:]
+    for v in [*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer]:
+        del v.metadata_props[:]
     shape = lambda v: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
-    layers = {n: dict(bits=ints[n].asked if n in ints else 32, container=ints[n].bits if n in ints else 32, input_bits=int(grids[n].bits) if n in grids else 32)
+    layers = {n: dict(bits=ints[n].asked if n in ints else 32, container=ints[n].bits if n in ints else 32,
+        input_bits=int(grids[n].bits) if n in grids else 32)
         for n, m in model.named_modules() if isinstance(m, LAYERS)}
-    told = dict(written_by='udfc_nb', opset=proto.opset_import[0].version, inputs={v.name: shape(v) for v in proto.graph.input},
+    told = dict(written_by='udfc_nb', opset=proto.opset_import[0].version,
+        inputs={v.name: shape(v) for v in proto.graph.input},
         outputs={v.name: shape(v) for v in proto.graph.output}, layers=layers)
     p = proto.metadata_props.add(); p.key, p.value = 'udfc_nb', json.dumps(told)
 
@@ -296,7 +321,9 @@ def onnx_graph(
     codes:dict=None, # layer name → `Quantized`; None leaves all weights float
     *,
     container:int=None, # bits of the smallest container; None: 4, or 8 where inputs are on grids as well
-    integer_outputs:bool=False, # the fast form: grids also for what residual sums and means read, where layers read 8-bit codes; rounds more than the network does
+    # the fast form: grids also for what residual sums and means read, where layers read 8-bit codes; rounds more than
+    # the network does
+    integer_outputs:bool=False,
     reduce_range:bool=False, # 7 bits for weights of 8: for processors without VNNI
 ): # `onnx.ModelProto`
     "A network as ONNX. Raises `UnsupportedError`, `ExampleInputError`."
@@ -309,7 +336,9 @@ def onnx_graph(
     with torch.no_grad():
         for n in set(ints) & set(grids):
             m = net.get_submodule(n)
-            if m.bias is not None and grids[n].bits <= 8 and by_output(m, ints[n].scale): make_room(ints[n], m.bias, float(grids[n].scale)); m.weight.copy_(ints[n].dequantize())
+            if m.bias is not None and grids[n].bits <= 8 and by_output(m, ints[n].scale):
+                make_room(ints[n], m.bias, float(grids[n].scale))
+                m.weight.copy_(ints[n].dequantize())
     proto = float_graph(net, example_inputs)
     edit = Editor(proto)
     ints = {n: i for n, i in ints.items() if edit.weights(n, i)}
@@ -371,9 +400,12 @@ def _hold_codes_(layer, q):
     dtype = layer.weight.dtype
     low = int(q.codes.min())
     codes = (q.codes-low).to(torch.uint8 if q.codes.max()-low < 256 else torch.int32)
-    if not torch.equal((q.scale*(codes.to(q.scale.dtype)-(q.zero-low))).to(dtype), layer.weight) or q.scale.dtype != dtype: return
+    if (not torch.equal((q.scale*(codes.to(q.scale.dtype)-(q.zero-low))).to(dtype), layer.weight)
+            or q.scale.dtype != dtype):
+        return
     del layer._parameters['weight']
-    for n, t in dict(codes=codes, scale=q.scale, zero=q.zero-low).items(): layer.register_buffer(n, t.clone(memory_format=torch.contiguous_format))
+    for n, t in dict(codes=codes, scale=q.scale, zero=q.zero-low).items():
+        layer.register_buffer(n, t.clone(memory_format=torch.contiguous_format))
     layer.__class__ = type(f'Coded{type(layer).__name__}', (_Coded, type(layer)), {})
 
 # %% ../../nbs/files/64_export.ipynb #60e75752
@@ -394,7 +426,8 @@ def export_program(
         with torch.no_grad(): program = torch.export.export(net, args, dynamic_shapes=shapes)
     except Exception as e:
         let_through(e)
-        raise UnsupportedError(f'torch.export cannot record the network: {type(e).__name__}: {str(e)[:300]}', hint='its forward must not depend on values') from e
+        raise UnsupportedError(f'torch.export cannot record the network: {type(e).__name__}: {str(e)[:300]}',
+            hint='its forward must not depend on values') from e
     buffer = io.BytesIO()
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); torch.export.save(program, buffer)
     write_atomic(path, buffer.getvalue())
@@ -409,13 +442,18 @@ def export(self:Compressed,
     **kw, # of `onnx_graph`
 )->int: # bytes
     "Writes the network for use elsewhere. Raises `FileError`, `UnsupportedError`, `ExampleInputError`, OSError."
-    return export_model(self.model, path, self.example if example_inputs is None else example_inputs, self.codes, form, **kw)
+    return export_model(self.model, path, self.example if example_inputs is None else example_inputs, self.codes, form,
+        **kw)
 
 FORMATS = {'.onnx': export_onnx, '.pt2': export_program}
 
 def export_model(model, path, example_inputs, codes=None, form='quantized', **kw):
     "By the ending of `path`."
-    if Path(path).suffix not in FORMATS: raise FileError(f'no format is known for the ending {Path(path).suffix!r}', layer=str(path), hint=f"end it in {' or '.join(FORMATS)}")
-    if form not in ('quantized', 'float'): raise UnsupportedError(f'form={form!r}', hint="choose 'quantized' or 'float'")
-    if example_inputs is None: raise ExampleInputError('`example_inputs` are needed', hint='pass a tensor of the shape that the forward takes')
+    if Path(path).suffix not in FORMATS:
+        raise FileError(f'no format is known for the ending {Path(path).suffix!r}', layer=str(path),
+            hint=f"end it in {' or '.join(FORMATS)}")
+    if form not in ('quantized', 'float'):
+        raise UnsupportedError(f'form={form!r}', hint="choose 'quantized' or 'float'")
+    if example_inputs is None:
+        raise ExampleInputError('`example_inputs` are needed', hint='pass a tensor of the shape that the forward takes')
     return FORMATS[Path(path).suffix](model, path, example_inputs, codes if form == 'quantized' else None, **kw)

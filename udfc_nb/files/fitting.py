@@ -31,7 +31,8 @@ def _shapes(tensors, header):
 def _fits(module, new, old):
     "May a tensor of shape `new` stand where the architecture has `old`? Channels may go, and nothing else."
     if new == old: return True
-    free = (0, 1) if isinstance(module, LAYERS) else range(len(old)) # a layer's rows and columns; any axis of what no layer holds
+    # a layer's rows and columns; any axis of what no layer holds
+    free = (0, 1) if isinstance(module, LAYERS) else range(len(old))
     return len(new) == len(old) and all(a == b or i in free and 1 <= a < b for i, (a, b) in enumerate(zip(new, old)))
 
 # %% ../../nbs/files/62_fitting.ipynb #287206d1
@@ -73,7 +74,8 @@ def _resize(m):
     elif isinstance(m, nn.RNNBase): m.input_size = m.weight_ih_l0.shape[1]
     elif isinstance(m, nn.GroupNorm) and m.weight is not None:
         m.num_groups, m.num_channels = len(m.weight)*m.num_groups//m.num_channels, len(m.weight)
-    elif isinstance(getattr(m, 'num_features', None), int) and (t := next((t for t in (m.running_mean, m.weight) if t is not None), None)) is not None:
+    elif (isinstance(getattr(m, 'num_features', None), int)
+            and (t := next((t for t in (m.running_mean, m.weight) if t is not None), None)) is not None):
         m.num_features = len(t)
     elif isinstance(m, nn.PReLU): m.num_parameters = len(m.weight)
 
@@ -86,8 +88,10 @@ def assembled(
     held, memo = named_tensors(model), {}
     for n, t in values.items():
         if n in held:
-            memo.setdefault(id(held[n]), nn.Parameter(t, held[n].requires_grad) if isinstance(held[n], nn.Parameter) else t)
-    for t in (t for m in model.modules() for t in (*m.parameters(False), *m.buffers(False), *tensors_of(attributes(m)))):
+            memo.setdefault(id(held[n]), nn.Parameter(t, held[n].requires_grad) if isinstance(held[n], nn.Parameter)
+                else t)
+    for t in (t for m in model.modules()
+            for t in (*m.parameters(False), *m.buffers(False), *tensors_of(attributes(m)))):
         if id(t) not in memo and (hollow or not t.is_leaf):
             memo[id(t)] = torch.empty_like(t.detach(), device='meta') if hollow else t.detach().clone()
     net = deepcopied(model, memo).eval()
@@ -102,7 +106,8 @@ def assembled(
     return net
 
 # %% ../../nbs/files/62_fitting.ipynb #69310245
-SIDES = (224, 32, 64, 28, 8, 16, 12, 24, 48, 96, 128, 192, 256, 299, 320, 384, 512, 1024, 16000) # pixels along an axis that are tried
+# pixels along an axis that are tried
+SIDES = (224, 32, 64, 28, 8, 16, 12, 24, 48, 96, 128, 192, 256, 299, 320, 384, 512, 1024, 16000)
 
 class _Convolutions(TorchFunctionMode):
     "Lengths that convolutions without memory do not compare."
@@ -134,7 +139,8 @@ def _trials(model, told):
     if told: yield tuple(map(blank, told[0])), {k: blank(v) for k, v in told[1].items()}
     m = next((m for m in model.modules() if isinstance(m, LAYERS)), None)
     if m is None: return
-    shapes = [(1, m.in_features)] if isinstance(m, nn.Linear) else [(1, m.in_channels, *[s]*(m.weight.dim()-2)) for s in SIDES]
+    shapes = ([(1, m.in_features)] if isinstance(m, nn.Linear)
+        else [(1, m.in_channels, *[s]*(m.weight.dim()-2)) for s in SIDES])
     for shape in shapes: yield (torch.empty(shape, dtype=m.weight.dtype, device='meta'),), {}
 
 # %% ../../nbs/files/62_fitting.ipynb #3342a87a
@@ -144,7 +150,8 @@ def _check_fit(path, model, values, told):
     whole = assembled(model, {}, hollow=True)
     dtypes = {t.dtype for t in named_tensors(model).values() if t.is_floating_point()}
     def fit(t):
-        return t.to(next(iter(dtypes))) if isinstance(t, torch.Tensor) and t.is_floating_point() and len(dtypes) == 1 else t
+        return (t.to(next(iter(dtypes))) if isinstance(t, torch.Tensor) and t.is_floating_point() and len(dtypes) == 1
+            else t)
     for args, named in _trials(model, told):
         args, named = (tree_map(fit, v) for v in (args, named))
         want = _answers(whole, args, named)

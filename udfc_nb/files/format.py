@@ -23,7 +23,8 @@ CHUNK = 1 << 17 # codes packed at a time
 def _pieces(codes, bits): return [pack(c, bits) for c in codes.reshape(-1).split(CHUNK)]
 
 def _deflate(data):
-    "With deflate's search for repetitions or without: codes have few, and looking for them mostly spoils the code lengths."
+    """With deflate's search for repetitions or without: codes have few, and looking for them mostly spoils the code
+    lengths."""
     coders = [zlib.compressobj(9, zlib.DEFLATED, 15, 9, s) for s in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)]
     return min((z.compress(data)+z.flush() for z in coders), key=len)
 
@@ -83,10 +84,12 @@ def decode(
 
 # %% ../../nbs/files/60_format.ipynb #53470493
 TYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16,
-    F8_E4M3=torch.float8_e4m3fn, F8_E5M2=torch.float8_e5m2, C64=torch.complex64, I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8,
+    F8_E4M3=torch.float8_e4m3fn, F8_E5M2=torch.float8_e5m2, C64=torch.complex64, I64=torch.int64, I32=torch.int32,
+    I16=torch.int16, I8=torch.int8,
     U64=torch.uint64, U32=torch.uint32, U16=torch.uint16, U8=torch.uint8, BOOL=torch.bool) # of safetensors
 _BYTES = [t for n in ('e4m3fnuz', 'e5m2fnuz', 'e8m0fnu') if (t := getattr(torch, f'float8_{n}', None))]
-FORMS = {torch.complex128: torch.float64, torch.complex32: torch.float16} | dict.fromkeys(_BYTES, torch.uint8) # type → that in whose form it is stored
+# type → that in whose form it is stored
+FORMS = {torch.complex128: torch.float64, torch.complex32: torch.float16} | dict.fromkeys(_BYTES, torch.uint8)
 NAMES = {str(t).removeprefix('torch.'): t for t in (*TYPES.values(), *FORMS)} # as the header has them
 
 def to_stored(
@@ -105,7 +108,8 @@ def from_stored(
     dtype = NAMES.get(name)
     if t.dtype != FORMS.get(dtype) or dtype.is_complex and t.shape[-1:] != (2,):
         raise FileError(f'{t.dtype} of shape {list(t.shape)} is no {str(name):.40}')
-    return torch.view_as_complex(t.clone()) if dtype.is_complex else t.view(dtype) # a clone begins at an address that suits the larger type
+    # a clone begins at an address that suits the larger type
+    return torch.view_as_complex(t.clone()) if dtype.is_complex else t.view(dtype)
 
 # %% ../../nbs/files/60_format.ipynb #980b2888
 def _fail(path, why, hint='the file is damaged, or not one that this package wrote'):
@@ -128,7 +132,8 @@ def _whole(v, low, high): return type(v) is int and low <= v <= high
 def _sizes(v, axes=64): return isinstance(v, list) and len(v) <= axes and all(_whole(s, 0, 2**48) for s in v)
 
 def _table(text, size):
-    "Tensors by name as (type, shape, first byte, end), and the texts. Raises ValueError unless they fill `size` bytes in a row."
+    """Tensors by name as (type, shape, first byte, end), and the texts. Raises ValueError unless they fill `size`
+    bytes in a row."""
     if text[:1] != b'{': raise ValueError('no table in front')
     table, end = _json(text.decode()), 0
     texts = table.pop('__metadata__', {})
@@ -136,7 +141,8 @@ def _table(text, size):
         raise ValueError('the metadata are no texts')
     ''.join([*table, *texts, *texts.values()]).encode() # half a character is none
     for name, t in table.items():
-        if not isinstance(t, dict) or set(t) != {'dtype', 'shape', 'data_offsets'} or not isinstance(t['dtype'], str) or t['dtype'] not in TYPES or not _sizes(t['shape']):
+        if (not isinstance(t, dict) or set(t) != {'dtype', 'shape', 'data_offsets'} or not isinstance(t['dtype'], str)
+                or t['dtype'] not in TYPES or not _sizes(t['shape'])):
             raise ValueError(f'the entry of {name!r:.80} is not valid')
         at, dtype = t['data_offsets'], TYPES[t['dtype']]
         if not (_sizes(at, 2) and len(at) == 2 and at[1]-at[0] == math.prod(t['shape'])*dtype.itemsize):
@@ -151,7 +157,8 @@ def _table(text, size):
 
 # %% ../../nbs/files/60_format.ipynb #53907ffe
 class OneReading:
-    "The bytes of a safetensors file, from one opening; wherever a path is asked for it may stand, so that all answers are about one file. Raises `FileError`."
+    """The bytes of a safetensors file, from one opening; wherever a path is asked for it may stand, so that all
+    answers are about one file. Raises `FileError`."""
     def __init__(self,
         path, # a file
         mapped:bool=False, # map it privately instead of reading it: the file must not change while its tensors are used
@@ -208,7 +215,8 @@ def checksum(
 
 def _raw(t):
     "The bytes of a tensor; of one number, whatever stride it has, a copy."
-    return (t.contiguous() if t.numel() > 1 else t.clone(memory_format=torch.contiguous_format)).reshape(-1).view(torch.uint8)
+    return (t.contiguous() if t.numel() > 1
+        else t.clone(memory_format=torch.contiguous_format)).reshape(-1).view(torch.uint8)
 
 def signed(
     tensors:dict, # name → tensor of a type in `TYPES`
@@ -217,7 +225,8 @@ def signed(
     "A file as bytes, with its checksum: the same for the same contents."
     kinds, key, none = {t: k for k, t in TYPES.items()}, b'"sha256":"', '0'*64
     table, body, at = dict(__metadata__=texts | dict(sha256=none)), [], 0
-    for n, t in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])): # each begins at a multiple of its size
+    # each begins at a multiple of its size
+    for n, t in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
         body.append(_raw(t).numpy())
         table[n] = dict(dtype=kinds[t.dtype], shape=list(t.shape), data_offsets=[at, at := at+len(body[-1])])
     text = json.dumps(table, separators=(',', ':')).encode()
@@ -242,9 +251,12 @@ _KEYS = {'coded': dict, 'same': dict, 'beside': list, 'dtypes': dict, 'inputs': 
 
 def _good_code(c, packed, scale):
     "Is it what `encode` writes? Raises `FileError` where lengths do not fit."
-    if not (isinstance(c, dict) and set(c) == {'bits', 'shape', 'low', 'deflated', 'zero'} and _whole(c['bits'], 1, MAX_BITS)
-        and _whole(c['low'], -2**16, 2**16) and _sizes(c['shape'], 8) and type(c['deflated']) is bool and c['bits'] <= 8+8*(not c['deflated'])
-        and isinstance(c['zero'], list) and all(type(z) in (int, float) and math.isfinite(z) for z in c['zero'])): return False
+    if not (isinstance(c, dict) and set(c) == {'bits', 'shape', 'low', 'deflated', 'zero'}
+            and _whole(c['bits'], 1, MAX_BITS)
+        and _whole(c['low'], -2**16, 2**16) and _sizes(c['shape'], 8) and type(c['deflated']) is bool
+        and c['bits'] <= 8+8*(not c['deflated'])
+        and isinstance(c['zero'], list) and all(type(z) in (int, float) and math.isfinite(z) for z in c['zero'])):
+        return False
     rows = c['shape'][0] if c['shape'] else 1
     if packed.dtype != torch.uint8 or packed.dim() != 1 or scale.dtype not in _FLOATS or scale.numel() not in (1, rows):
         return False
@@ -253,7 +265,8 @@ def _good_code(c, packed, scale):
 
 def _good_grid(g):
     "Is it a grid for a layer's input?"
-    if not isinstance(g, dict) or set(g) != {'scale', 'zero_point', 'bits', 'signed'} or type(g['signed']) is not bool or not _whole(g['bits'], 2, 16):
+    if (not isinstance(g, dict) or set(g) != {'scale', 'zero_point', 'bits', 'signed'} or type(g['signed']) is not bool
+            or not _whole(g['bits'], 2, 16)):
         return False
     low = -2**(g['bits']-1) if g['signed'] else 0
     return type(g['scale']) is float and 0 < g['scale'] < math.inf and _whole(g['zero_point'], low, low+2**g['bits']-1)
@@ -348,7 +361,8 @@ def read_file(
     version = texts.get('version')
     if texts.get('format') != 'udfc_nb': _fail(path, 'not a file of this package')
     if version not in ('1', str(VERSION)):
-        _fail(path, f'format version {version!r:.40}, this package reads 1 to {VERSION}', 'update udfc_nb, or write the file again')
+        _fail(path, f'format version {version!r:.40}, this package reads 1 to {VERSION}',
+            'update udfc_nb, or write the file again')
     try:
         told = texts.get('sha256', '')
         if told != (_checksum(tensors, texts) if version == '1' else checksum(file.data, told)):

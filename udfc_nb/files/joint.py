@@ -32,13 +32,17 @@ def whole_file(job, bits, reads):
     "Bytes of the file when nothing goes and every layer is rounded to nearest."
     net, codes = copy.deepcopy(job.net), {}
     for n, m in net.named_modules():
-        if bits.get(n) is not None: codes[n] = q = GRIDS[job.recipe.grid](m.weight.detach(), bits[n], job.recipe.per_channel); m.weight.data = q.dequantize()
+        if bits.get(n) is not None:
+            codes[n] = q = GRIDS[job.recipe.grid](m.weight.detach(), bits[n], job.recipe.per_channel)
+            m.weight.data = q.dequantize()
         if reads.get(n) is not None: quantize_input_(m, grid_of(-1/3, 1/3, reads[n]))
-    return file_bytes(Compressed(net, Report([], {}, asdict(job.recipe), __version__, {}, []), codes, example=job.source.example if job.source else None))
+    return file_bytes(Compressed(net, Report([], {}, asdict(job.recipe), __version__, {}, []), codes,
+        example=job.source.example if job.source else None))
 
 class FileSize(Sizes):
     "Bytes of the packed file as a function of the channels that go and of the layers' bits."
-    def __init__(self, job, bits, less={}, reads={}): # bits and channels less to begin with, and the widths of what layers read
+    # bits and channels less to begin with, and the widths of what layers read
+    def __init__(self, job, bits, less={}, reads={}):
         super().__init__(job)
         self.bits, self.less, self.state, self.owned = bits, less, job.net.state_dict(), {}
         for n in self.state: self.owned.setdefault(n if n in self.uses else n.rpartition('.')[0], []).append(n)
@@ -48,7 +52,8 @@ class FileSize(Sizes):
     def part(self, owner, less, bits):
         "Bytes of one module's tensors."
         less, b, total = self.less | less, bits.get(owner, self.bits.get(owner)), 0
-        gone = [(u.index, less.get(s, 0)*u.index.size/size) for u, s, size in self.uses.get(owner, ()) if u.role != 'in']
+        gone = [(u.index, less.get(s, 0)*u.index.size/size) for u, s, size in self.uses.get(owner, ())
+            if u.role != 'in']
         def cut(n): # the share of the axis that its channels index
             return sum(k/next((a for a in self.state[n].shape if a > index.max()), 1) for index, k in gone if k)
         for n in self.owned[owner]:
@@ -56,7 +61,8 @@ class FileSize(Sizes):
             left = t.numel()*rows*(self.share(owner, 'in', less) if owner in self.per and t.dim() > 1 else 1.)
             coded = n == f'{owner}.weight' and b is not None and b <= MAX_BITS
             one = 4+ZERO*(coded and self.job.recipe.grid == 'dense' and b <= FITTED) # of each scale, with its zero
-            total += math.ceil(left*b/8-1e-6)+one*(round(rows*len(t)) if self.job.recipe.per_channel else 1) if coded else round(left)*t.element_size()
+            total += (math.ceil(left*b/8-1e-6)+one*(round(rows*len(t)) if self.job.recipe.per_channel else 1) if coded
+                else round(left)*t.element_size())
         return total
     def __call__(self, less, bits): return self.text+sum(self.part(o, less, bits) for o in self.owned)
 
@@ -74,13 +80,16 @@ def allot_both(
 )->tuple: # (site → channels less, layer → bits)
     "The cheapest moves per byte until the file fits. Raises `BudgetError`."
     less, bits = dict.fromkeys(sites, 0), dict.fromkeys(layers, max(WIDTHS))
-    cost = {('site', s): moves_of(c) for s, c in sites.items()} | {('layer', l): moves_of(e[::-1]) for l, e in layers.items()}
+    cost = {('site', s): moves_of(c) for s, c in sites.items()} | {('layer', l): moves_of(e[::-1])
+        for l, e in layers.items()}
     done, now = dict.fromkeys(cost, 0), size(less, bits)
     def step(move, by): # (channels less, bits) after one move more, or one less
         kind, name = move
-        return (less | {name: less[name]+by*steps[name]}, bits) if kind == 'site' else (less, bits | {name: bits[name]-by})
+        return ((less | {name: less[name]+by*steps[name]}, bits) if kind == 'site'
+            else (less, bits | {name: bits[name]-by}))
     def saves(move, by=1):
-        return sum(size.part(o, less, bits)-size.part(o, *step(move, by)) for o in (size.near[move[1]] if move[0] == 'site' else move[1:]))
+        return sum(size.part(o, less, bits)-size.part(o, *step(move, by))
+            for o in (size.near[move[1]] if move[0] == 'site' else move[1:]))
     def price(move): return cost[move][done[move]]/max(saves(move), 1e-9)
     def back(move): # what taking the last one back is worth, per byte; 0 if there is no room
         room = -saves(move, -1) if done[move] else math.inf
@@ -91,8 +100,12 @@ def allot_both(
         if (p := price(move)) > (heap[0][0] if heap else math.inf)*(1+1e-9): heapq.heappush(heap, (p, move)); continue
         now, (less, bits), done[move] = now-saves(move), step(move, 1), done[move]+1
         if done[move] < len(cost[move]): heapq.heappush(heap, (price(move), move))
-    if now > target: raise BudgetError(f'the file comes down to {now:,.0f} bytes and no further, {target:,.0f} are asked for', layer='size_budget', hint=f'a budget leaves every site at least {1-CAP:.0%} of its channels and every layer {min(WIDTHS)} bits')
-    while cost and back(best := max(cost, key=back)) > 0: now, (less, bits), done[best] = now-saves(best, -1), step(best, -1), done[best]-1
+    if now > target:
+        raise BudgetError(f'the file comes down to {now:,.0f} bytes and no further, {target:,.0f} are asked for',
+            layer='size_budget', hint=f'a budget leaves every site at least {1-CAP:.0%} of its channels and every '
+            f'layer {min(WIDTHS)} bits')
+    while cost and back(best := max(cost, key=back)) > 0:
+        now, (less, bits), done[best] = now-saves(best, -1), step(best, -1), done[best]-1
     return less, bits
 
 # %% ../../nbs/files/66_joint.ipynb #b67f2441
@@ -114,5 +127,7 @@ def fit(self:Job,
     less, widths = allot_both(self.site_costs(sites), self.bit_costs(free), size, target, steps)
     for n, k in less.items():
         self.kept.pop(n, None)
-        if k: self.kept[n] = self.take(self.sites[n], len(self.sites[n].units)-k//step_of(self.sites[n])*self.sites[n].groups)
+        if k:
+            self.kept[n] = self.take(self.sites[n],
+                len(self.sites[n].units)-k//step_of(self.sites[n])*self.sites[n].groups)
     return bits | widths

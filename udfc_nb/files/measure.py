@@ -27,8 +27,10 @@ def processor()->dict: # name, cores, vnni
     try: text = Path('/proc/cpuinfo').read_text()
     except OSError: text = ''
     found = lambda key: next((o.split(':', 1)[1].strip() for o in text.splitlines() if o.startswith(key)), '')
-    flags, cores = found('flags').split(), len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return dict(name=found('model name') or platform.processor() or platform.machine(), cores=cores, vnni=any('vnni' in f for f in flags))
+    flags, cores = (found('flags').split(), len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity')
+        else os.cpu_count())
+    return dict(name=found('model name') or platform.processor() or platform.machine(), cores=cores,
+        vnni=any('vnni' in f for f in flags))
 
 # %% ../../nbs/files/65_measure.ipynb #a4d0b067
 @contextmanager
@@ -43,7 +45,8 @@ def threads(
 
 def _bytes(case):
     "The bytes of a network's file: packed where it was rounded, else a plain safetensors file."
-    if not isinstance(case, Compressed): return len(to_bytes({n: t.detach().cpu().contiguous().clone() for n, t in case.state_dict().items()}))
+    if not isinstance(case, Compressed):
+        return len(to_bytes({n: t.detach().cpu().contiguous().clone() for n, t in case.state_dict().items()}))
     with tempfile.TemporaryDirectory() as d: return case.save(Path(d)/'a.safetensors')
 
 def _net(case): return case.model if isinstance(case, Compressed) else case
@@ -72,7 +75,8 @@ def session(
     ort, onnx = _extra('onnxruntime', 'onnx')
     o = ort.SessionOptions()
     o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = n, 1, 3
-    if not any(n.op_type == 'QuantizeLinear' for n in onnx.load(path).graph.node): o.add_session_config_entry('session.disable_quant_qdq', '1')
+    if not any(n.op_type == 'QuantizeLinear' for n in onnx.load(path).graph.node):
+        o.add_session_config_entry('session.disable_quant_qdq', '1')
     return ort.InferenceSession(str(path), o, providers=['CPUExecutionProvider'])
 
 def _onnx(case, example, n, codes=None, **kw):
@@ -87,19 +91,23 @@ def onnx_float(case, example, n):
     return _onnx(case, example, n)
 
 def rounded(case): return bool(getattr(case, 'codes', None))
-def on_grids(case): return rounded(case) and any(getattr(m, 'input_quantizer', None) is not None for m in case.model.modules())
+def on_grids(case):
+    return rounded(case) and any(getattr(m, 'input_quantizer', None) is not None for m in case.model.modules())
 
 def onnx_quantized(case, example, n):
-    "onnxruntime, rounded weights as integers; where inputs are on 8-bit grids too, integer arithmetic as faithful as the exporter can."
+    """onnxruntime, rounded weights as integers; where inputs are on 8-bit grids too, integer arithmetic as faithful
+    as the exporter can."""
     if not rounded(case): raise UnsupportedError('nothing is rounded', hint='compress with weight_bits')
     return _onnx(case, example, n, case.codes)
 
 def onnx_int8(case, example, n):
     "The fast form: residual sums in 8 bits as well."
-    if not on_grids(case): raise UnsupportedError('no layer reads integers', hint='compress with weight_bits and activation_bits')
+    if not on_grids(case):
+        raise UnsupportedError('no layer reads integers', hint='compress with weight_bits and activation_bits')
     return _onnx(case, example, n, case.codes, integer_outputs=True)
 
-RUNTIMES = {'eager': eager, 'compile': compiled, 'onnxruntime': onnx_float, 'onnxruntime-quantized': onnx_quantized, 'onnxruntime-int8': onnx_int8}
+RUNTIMES = {'eager': eager, 'compile': compiled, 'onnxruntime': onnx_float, 'onnxruntime-quantized': onnx_quantized,
+    'onnxruntime-int8': onnx_int8}
 NEEDS = {onnx_quantized: rounded, onnx_int8: on_grids} # what a runtime has nothing to show without
 
 # %% ../../nbs/files/65_measure.ipynb #ea6124fe
@@ -149,17 +157,20 @@ def _numbers(case, example):
     net = _net(case)
     params, codes = sum(p.numel() for p in net.parameters()), getattr(case, 'codes', {})
     bits = 32*params+sum((q.bits-32)*q.codes.numel() for q in codes.values())
-    return dict(params=params, macs=sum(c['macs'] for c in count(net, example).values()), effective_bits=bits/max(params, 1))
+    return dict(params=params, macs=sum(c['macs'] for c in count(net, example).values()),
+        effective_bits=bits/max(params, 1))
 
 def _batch(example_inputs, size):
     args, kwargs = call_args(None, example_inputs) if not isinstance(example_inputs, dict) else ((), example_inputs)
-    if kwargs or len(args) != 1: raise ExampleInputError('only networks of one input tensor are timed', hint='pass a tensor')
+    if kwargs or len(args) != 1:
+        raise ExampleInputError('only networks of one input tensor are timed', hint='pass a tensor')
     x = args[0].detach().cpu().float()[:1]
     return x, torch.randn(size, *x.shape[1:], generator=torch.Generator().manual_seed(0))
 
 def _right(run, images, labels, size=100):
     "Top-1 in percent."
-    return 100*sum((run(x).argmax(1) == y).sum().item() for x, y in zip(images.split(size), labels.split(size)))/len(labels)
+    return 100*sum((run(x).argmax(1) == y).sum().item()
+        for x, y in zip(images.split(size), labels.split(size)))/len(labels)
 
 # %% ../../nbs/files/65_measure.ipynb #781a0f24
 def bench(
@@ -173,23 +184,27 @@ def bench(
     warmup:int=3, # calls that are not counted
     images=None, labels=None, # for accuracy in every runtime
 )->list: # of rows
-    "Size, work and speed of networks side by side. Raises `UnsupportedError`, `ExampleInputError`; a runtime that fails becomes a note in its row."
+    """Size, work and speed of networks side by side. Raises `UnsupportedError`, `ExampleInputError`; a runtime that
+    fails becomes a note in its row."""
     unknown = set(runtimes)-set(RUNTIMES)
-    if unknown: raise UnsupportedError(f'unknown runtime {sorted(unknown)[0]!r}', hint=f"choose from {', '.join(RUNTIMES)}")
+    if unknown:
+        raise UnsupportedError(f'unknown runtime {sorted(unknown)[0]!r}', hint=f"choose from {', '.join(RUNTIMES)}")
     rows, x, cpu = [], _batch(example_inputs, 1)[0], processor()
     with threads(n_threads):
         for runtime in runtimes:
             for name, case in cases.items(): rows += _prepared(name, case, runtime, x, n_threads, images, labels)
         for size in batches:
             y = _batch(example_inputs, size)[1]
-            seconds = time_in_turn({i: (lambda r=r: r['run'](y)) for i, r in enumerate(rows) if r['run']}, repeats, warmup)
+            seconds = time_in_turn({i: (lambda r=r: r['run'](y)) for i, r in enumerate(rows) if r['run']}, repeats,
+                warmup)
             for i, s in seconds.items(): rows[i]['times'][size] = quartiles(s)
     return _table(rows, next(iter(cases)), dict(batches=batches, threads=n_threads, cpu=cpu['name'], vnni=cpu['vnni']))
 
 # %% ../../nbs/files/65_measure.ipynb #ced5f6c8
 def _prepared(name, case, runtime, x, n_threads, images, labels):
     "A row without its times; none where a runtime has nothing to show for a network."
-    row = dict(network=name, runtime=runtime, run=None, bytes=None, note='', accuracy=None, times={}) | _numbers(case, x)
+    row = dict(network=name, runtime=runtime, run=None, bytes=None, note='', accuracy=None, times={}) | _numbers(case,
+        x)
     if not NEEDS.get(RUNTIMES[runtime], lambda case: True)(case): return []
     try:
         row['run'], row['bytes'] = RUNTIMES[runtime](case, x, n_threads)
@@ -207,8 +222,11 @@ def _table(rows, first, told):
         for r in rows:
             least, low, mid, high = r['times'].get(size, (math.nan,)*4)
             against = base.get(r['runtime'].split('-')[0], math.nan)
-            out.append({k: r[k] for k in ('network', 'runtime', 'params', 'macs', 'effective_bits', 'bytes', 'accuracy')} | dict(batch=size, latency_ms=1e3*mid, least_ms=1e3*least, low_ms=1e3*low, high_ms=1e3*high,
-                throughput=size/mid, speedup=against/mid, threads=told['threads'], cpu=told['cpu'], vnni=told['vnni'], note=r['note']))
+            out.append({k: r[k] for k in ('network', 'runtime', 'params', 'macs', 'effective_bits', 'bytes',
+                'accuracy')} | dict(batch=size, latency_ms=1e3*mid, least_ms=1e3*least, low_ms=1e3*low,
+                high_ms=1e3*high,
+                throughput=size/mid, speedup=against/mid, threads=told['threads'], cpu=told['cpu'], vnni=told['vnni'],
+                note=r['note']))
     return out
 
 # %% ../../nbs/files/65_measure.ipynb #00e7e8db
@@ -217,13 +235,18 @@ def bench_table(
 )->str:
     "The rows for a terminal, under the processor's name."
     from udfc_nb.app.demo import text_table
-    fmt = lambda r: [r['network'], r['runtime'], r['batch'], '-' if r['bytes'] is None else r['bytes'], f"{r['effective_bits']:.2f}", f"{r['macs']/1e6:.1f}",
-        *((f"{r['latency_ms']:.2f}", f"{r['least_ms']:.2f}", f"{r['low_ms']:.2f}–{r['high_ms']:.2f}", f"{r['throughput']:.0f}", f"{r['speedup']:.2f}") if r['latency_ms'] == r['latency_ms'] else ('-', '-', '-', '-', r['note'][:40])),
+    fmt = lambda r: [r['network'], r['runtime'], r['batch'], '-' if r['bytes'] is None else r['bytes'],
+        f"{r['effective_bits']:.2f}", f"{r['macs']/1e6:.1f}",
+        *((f"{r['latency_ms']:.2f}", f"{r['least_ms']:.2f}", f"{r['low_ms']:.2f}–{r['high_ms']:.2f}",
+        f"{r['throughput']:.0f}", f"{r['speedup']:.2f}") if r['latency_ms'] == r['latency_ms']
+        else ('-', '-', '-', '-', r['note'][:40])),
         *([f"{r['accuracy']:.2f}"] if r['accuracy'] is not None else [])]
-    head = ['network', 'runtime', 'batch', 'bytes', 'bits', 'million MACs', 'median ms', 'least', 'quartiles', 'images/s', 'speed-up']+(['top-1 %'] if rows and rows[0]['accuracy'] is not None else [])
+    head = (['network', 'runtime', 'batch', 'bytes', 'bits', 'million MACs', 'median ms', 'least', 'quartiles',
+        'images/s', 'speed-up']+(['top-1 %'] if rows and rows[0]['accuracy'] is not None else []))
     body = [o+['']*(len(head)-len(o)) for o in map(fmt, rows)]
     cpu = rows[0] if rows else dict(cpu='', vnni=False, threads=0)
-    return f"{cpu['cpu']}, {'with' if cpu['vnni'] else 'without'} VNNI, {cpu['threads']} thread(s)\n{text_table(head, body, left=2)}"
+    return (f"{cpu['cpu']}, {'with' if cpu['vnni'] else 'without'} VNNI, {cpu['threads']} "
+        f"thread(s)\n{text_table(head, body, left=2)}")
 
 def bench_csv(
     rows:list, # from `bench`

@@ -68,7 +68,8 @@ def write_atomic(
     path, # where to; links are followed
     data:bytes, # or anything that has bytes
 ):
-    "Writes a plain file whole or not at all; an existing one keeps its permissions. Raises `FileError` for what is no file, OSError as the system reports it."
+    """Writes a plain file whole or not at all; an existing one keeps its permissions. Raises `FileError` for what is
+    no file, OSError as the system reports it."""
     path, old = _target(path)
     _clear(path)
     temporary = _temporary(path)

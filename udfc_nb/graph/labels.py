@@ -114,7 +114,8 @@ class Shadow:
     ):
         self.width = max(t.element_size(), 1) # bytes of an element
         self.size = t.untyped_storage().nbytes()//self.width
-        self.planes, self.seen = {}, {} # plane → (core, geometry), or a label per element; (plane, geometry) → what was read
+        # plane → (core, geometry), or a label per element; (plane, geometry) → what was read
+        self.planes, self.seen = {}, {}
 
 @patch
 def read(self:Shadow,

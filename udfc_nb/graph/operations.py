@@ -36,7 +36,8 @@ class Operation:
     "One record per operation: how labels pass it, what it is called, and how ranges pass it."
     labels:Callable # (recorder, call) → planes of the output: {plane: labels}
     kind:str = 'other' # what the readers of a record know it as
-    bounds:Callable = None # (node, bounds of what it reads, the operation as a function) → (low, high); None: nothing is known
+    # (node, bounds of what it reads, the operation as a function) → (low, high); None: nothing is known
+    bounds:Callable = None
 
 # %% ../../nbs/graph/11_operations.ipynb #e085d23d
 def axes_of(call, name='dim', default=None):
@@ -79,12 +80,14 @@ def spatial(rec, call):
 
 # %% ../../nbs/graph/11_operations.ipynb #91a68942
 def broadcast(rec, a, b, kind):
-    "Two operands of which both have labels: what stands together is tied; what is spread over the other's channels must stay."
+    """Two operands of which both have labels: what stands together is tied; what is spread over the other's channels
+    must stay."""
     (la, sa), (lb, sb) = a, b
     if any(sb[d] == 1 < sa[d] for d in varying(la)): rec.freeze(lb, f'{CROSSED}'); return la
     if any(sa[d] == 1 < sb[d] for d in varying(lb)): rec.freeze(la, f'{CROSSED}'); return lb
     rec.tie(la, lb, kind)
-    return torch.broadcast_tensors(la, lb)[0] if len(varying(la)) >= len(varying(lb)) else torch.broadcast_tensors(lb, la)[0]
+    return (torch.broadcast_tensors(la, lb)[0] if len(varying(la)) >= len(varying(lb))
+        else torch.broadcast_tensors(lb, la)[0])
 
 def meet_parameter(rec, labels, planes, shape):
     "An activation and a parameter: entries along the axis of the channels live with them."
@@ -99,8 +102,11 @@ def pointwise(rec, call):
     "Element by element, with broadcasting."
     rank = call.outs[0].dim()
     axis, shape = call.argument('axis'), lambda t: (1,)*(rank-t.dim())+tuple(t.shape)
-    def column(t): return t if axis is None or t.dim() != 1 else t.reshape([-1 if d == axis % rank else 1 for d in range(rank)]) # steps of fake quantization stand along an axis
-    ops = [({k: lift(column(p), rank) for k, p in planes.items()}, shape(column(t)), t) for planes, t in zip(call.planes, call.tensors) if t.dim() <= rank]
+    # steps of fake quantization stand along an axis
+    def column(t):
+        return t if axis is None or t.dim() != 1 else t.reshape([-1 if d == axis % rank else 1 for d in range(rank)])
+    ops = [({k: lift(column(p), rank) for k, p in planes.items()}, shape(column(t)), t)
+        for planes, t in zip(call.planes, call.tensors) if t.dim() <= rank]
     acts = [(p[ACT], s) for p, s, _ in ops if ACT in p]
     fixed = [(p, s) for p, s, _ in ops if p and ACT not in p]
     plain = [s for p, s, t in ops if not p and math.prod(s) > 1 and not rec.is_made(t)]
@@ -176,7 +182,8 @@ def _transposed(rec, call, read, pick, w, groups):
     return rec.makes(call, pick(1), w.size(1), 1)
 
 # %% ../../nbs/graph/11_operations.ipynb #921e279f
-PRODUCTS = {'mm': (0, 1, None), 'bmm': (0, 1, None), 'mv': (0, 1, None), 'addmm': (1, 2, 0), 'baddbmm': (1, 2, 0), 'addmv': (1, 2, 0)}
+PRODUCTS = {'mm': (0, 1, None), 'bmm': (0, 1, None), 'mv': (0, 1, None), 'addmm': (1, 2, 0), 'baddbmm': (1, 2, 0),
+    'addmv': (1, 2, 0)}
 
 def product(rec, call):
     "A product of matrices: with a parameter it is a linear layer; two activations meet in it channel by channel."
@@ -269,7 +276,8 @@ def group_norm(rec, call):
 def weight_norm(rec, call):
     "v·g/‖v‖: the norm is taken over all axes but one, whose entries alone can leave."
     axis = call.argument('dim', 0)
-    keep = [{k: p for k, p in planes.items() if set(varying(p)) <= {axis % call.tensors[0].dim()}} for planes in call.planes]
+    keep = [{k: p for k, p in planes.items() if set(varying(p)) <= {axis % call.tensors[0].dim()}}
+        for planes in call.planes]
     for planes, kept in zip(call.planes, keep):
         for k, p in planes.items():
             if k not in kept: rec.freeze(p, OWN)
@@ -323,7 +331,8 @@ def padded(rec, call):
     return moved(rec, call)
 
 def placed(rec, call):
-    "Elements are taken by their numbers, or shifted: channels that are must stay, since the numbers do not change with them."
+    """Elements are taken by their numbers, or shifted: channels that are must stay, since the numbers do not change
+    with them."""
     before = call.planes[0].get(ACT)
     if before is None: return moved(rec, call)
     out = moved(rec, call).get(ACT, always())
@@ -433,10 +442,12 @@ OPERATIONS = { # name without namespace and underscore (of others than torch's o
         aminmax''', reduced, 'statistic'),
     **_entries('''avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool1d max_pool2d mkldnn_max_pool2d
         adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
-        fractional_max_pool2d fractional_max_pool3d mkldnn_adaptive_avg_pool2d max_unpool2d max_unpool3d''', spatial, 'spatial', _with_zero),
+        fractional_max_pool2d fractional_max_pool3d mkldnn_adaptive_avg_pool2d max_unpool2d max_unpool3d''', spatial,
+        'spatial', _with_zero),
     **_entries('''upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
         upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
-        reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d''', spatial, 'spatial', _with_zero),
+        reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d''',
+        spatial, 'spatial', _with_zero),
     **_entries('grid_sampler_2d grid_sampler_3d _grid_sampler_2d_cpu_fallback cudnn_grid_sampler', sampled, 'other'),
     **_entries('constant_pad_nd', padded, 'pad', _with_zero),
     **_entries('cat', concatenated, 'cat', _union),
@@ -450,12 +461,15 @@ OPERATIONS = { # name without namespace and underscore (of others than torch's o
         unflatten''', same, 'reshape', _first),
     **_entries('permute transpose t movedim', same, 'permute', _first),
     **_entries('slice select narrow diagonal unfold as_strided', same, 'slice', _first),
-    **_entries('split split_with_sizes unbind chunk unsafe_split unsafe_chunk unsafe_split_with_sizes getitem', same, 'split', _first),
-    **_entries('copy', copied), **_entries('embedding', embedding), **_entries('glu', glu), **_entries('_weight_norm_interface', weight_norm, 'weight'),
+    **_entries('split split_with_sizes unbind chunk unsafe_split unsafe_chunk unsafe_split_with_sizes getitem', same,
+    'split', _first),
+    **_entries('copy', copied), **_entries('embedding', embedding), **_entries('glu', glu),
+    **_entries('_weight_norm_interface', weight_norm, 'weight'),
     **_entries('''_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
         _scaled_dot_product_attention_math _scaled_dot_product_cudnn_attention _fused_sdp_choice''', crossed),
     **_entries('_local_scalar_dense item equal is_nonzero', by_value),
-    **_entries('empty_like full_like rand_like randn_like zeros_like ones_like new_empty new_zeros new_ones new_full new_empty_strided', nothing),
+    **_entries('empty_like full_like rand_like randn_like zeros_like ones_like new_empty new_zeros new_ones new_full '
+    'new_empty_strided', nothing),
     **_entries('''hardswish celu _prelu_kernel prelu hardtanh relu6 leaky_relu threshold rrelu_with_noise bernoulli masked_fill where clamp
         log_sigmoid_forward softplus hardshrink softshrink elu add sub mul div rsub pow nan_to_num isnan isinf lerp addcmul addcdiv
         fake_quantize_per_tensor_affine_cachemask _fake_quantize_per_tensor_affine_cachemask_tensor_qparams

@@ -32,19 +32,22 @@ READERS = {**{k: (0,) for k, o in OPERATIONS.items() if o.labels is convolution}
     **{k: v[:2] for k, v in PRODUCTS.items()}}
 
 class Masked(Recorder):
-    "A record of the original in which every reader sees the removed channels as zeros; it keeps what the others must be."
+    """A record of the original in which every reader sees the removed channels as zeros; it keeps what the others
+    must be."""
     def __init__(self,
         *args,
         removed:np.ndarray, # of bool, one for each label
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.removed, self.values = torch.from_numpy(removed), [] # per operation: its node, and values or number of each output
+        # per operation: its node, and values or number of each output
+        self.removed, self.values = torch.from_numpy(removed), []
     def execute(self, call):
         args = list(call.args)
         for i in READERS.get(call.name, ()):
             labels = call.planes_of(args[i]).get(ACT)
-            if labels is not None and (gone := self.removed[labels]).any(): args[i] = args[i].masked_fill(gone.to(args[i].device), 0)
+            if labels is not None and (gone := self.removed[labels]).any():
+                args[i] = args[i].masked_fill(gone.to(args[i].device), 0)
         return perform(call.func, tuple(args), call.kwargs, self.ran, self.wide)
     def tie(self, a, b, kind='with'): pass # all that is said of the structure is known
     def freeze(self, labels, why): pass
@@ -124,7 +127,8 @@ class Follow(TorchDispatchMode):
         if self.at >= len(self.masked.values): raise Differs('one operation more', BRANCHED)
         node, expected = self.masked.values[self.at]
         if self.name != node.op: raise Differs(f'{self.name} instead of {node.op}', BRANCHED)
-        made = is_random(func) or self.name.startswith(('empty', 'new_empty')) # the same numbers, not others of the same kind
+        # the same numbers, not others of the same kind
+        made = is_random(func) or self.name.startswith(('empty', 'new_empty'))
         for k, (a, b) in enumerate(zip(expected, outs)): self.compare(a, b, made, k)
         self.masked.values[self.at] = node, None
         self.at += 1
@@ -182,12 +186,16 @@ def resized(
 # %% ../../nbs/graph/16_proof.ipynb #0921e9fe
 def _cropped(example): return resized(example, lambda n: min(n, SMALL))
 
-def _as(tree, dtype): return tree_map(lambda t: t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t, tree)
+def _as(tree, dtype):
+    return tree_map(lambda t: t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t, tree)
 
 def _noises(example):
-    "Noise at a second size and batch, smaller or else larger, at a second size, with a second batch, and like the example."
-    g, less, more = lambda: torch.Generator().manual_seed(0), lambda n: n-32 if n >= 64 else n+8, lambda n: n+32 if n >= 32 else n+8
-    for kw in (dict(size=less, batch=1), dict(size=more, batch=1), dict(size=more), dict(batch=1), {}): yield resized(example, generator=g(), **kw)
+    """Noise at a second size and batch, smaller or else larger, at a second size, with a second batch, and like the
+    example."""
+    g, less, more = (lambda: torch.Generator().manual_seed(0), lambda n: n-32 if n >= 64 else n+8, lambda n: n+32
+        if n >= 32 else n+8)
+    for kw in (dict(size=less, batch=1), dict(size=more, batch=1), dict(size=more), dict(batch=1), {}):
+        yield resized(example, generator=g(), **kw)
 
 # %% ../../nbs/graph/16_proof.ipynb #89298800
 def deepcopied(
@@ -203,14 +211,16 @@ def deepcopied(
     return out
 
 def _rebound(f, memo, depth=3):
-    "A function that closes over modules, has them as defaults or reaches them by a global name, and now means their copies."
+    """A function that closes over modules, has them as defaults or reaches them by a global name, and now means
+    their copies."""
     cells, defaults = [c.cell_contents for c in f.__closure__ or ()], f.__defaults__ or ()
     named = {k: f.__globals__[k] for k in f.__code__.co_names if isinstance(f.__globals__.get(k), nn.Module)}
     swap = lambda held: [_swapped(h, memo, depth) for h in held]
     new = swap(cells), swap(defaults), swap(named.values())
     if all(a is b for old, now in zip((cells, defaults, named.values()), new) for a, b in zip(old, now)): return f
     space = {**f.__globals__, **dict(zip(named, new[2]))} if named else f.__globals__
-    g = types.FunctionType(f.__code__, space, f.__name__, tuple(new[1]) or None, tuple(map(types.CellType, new[0])) or None)
+    g = types.FunctionType(f.__code__, space, f.__name__, tuple(new[1]) or None, tuple(map(types.CellType, new[0]))
+        or None)
     g.__kwdefaults__ = f.__kwdefaults__
     return g
 
@@ -218,7 +228,8 @@ def _swapped(held, memo, depth=3):
     "A module's copy, or a function or list that means copies; anything else as it is."
     if isinstance(held, nn.Module): return memo.get(id(held), held)
     if isinstance(held, types.FunctionType) and depth: return _rebound(held, memo, depth-1)
-    if type(held) in (list, tuple) and any(isinstance(h, nn.Module) for h in held): return type(held)(memo.get(id(h), h) for h in held)
+    if type(held) in (list, tuple) and any(isinstance(h, nn.Module) for h in held):
+        return type(held)(memo.get(id(h), h) for h in held)
     return held
 
 # %% ../../nbs/graph/16_proof.ipynb #d4d4df48
@@ -226,8 +237,10 @@ def twin(
     net:nn.Module, # is not changed
     dtype:torch.dtype=None, # of its floating tensors; None: as they are
 )->nn.Module:
-    "Another network of the same parameters, shared where they are of that type, and of equal other tensors: a run may write into those."
-    def new(t): return t.detach().to(dtype, copy=True) if dtype is not None and t.is_floating_point() else t.detach().clone()
+    """Another network of the same parameters, shared where they are of that type, and of equal other tensors: a run
+    may write into those."""
+    def new(t):
+        return t.detach().to(dtype, copy=True) if dtype is not None and t.is_floating_point() else t.detach().clone()
     memo = {id(p): p if dtype is None else nn.Parameter(new(p), p.requires_grad) for p in net.parameters()}
     for m in net.modules():
         for t in (*m.buffers(False), *tensors_of(attributes(m))): memo.setdefault(id(t), new(t))
@@ -237,8 +250,10 @@ def twin(
     return out
 
 # %% ../../nbs/graph/16_proof.ipynb #095c69c4
-WIDE = 2**24 # parameters up to which a proof begins in double precision; beyond, only where single precision leaves a doubt
-NOISE = {True: 1e-7, False: 1e-4} # what may differ, in units of an operation's largest value, in double and in single precision (seen: 4e-6)
+# parameters up to which a proof begins in double precision; beyond, only where single precision leaves a doubt
+WIDE = 2**24
+# what may differ, in units of an operation's largest value, in double and in single precision (seen: 4e-6)
+NOISE = {True: 1e-7, False: 1e-4}
 
 class Prover:
     "The network, in double precision where that fits, and the inputs on which a cut is tried."
@@ -271,7 +286,8 @@ def _masked(self:Prover, i, rec, removed):
     for e in alternatives:
         try: masked = record(twin(self.net), e, train, Masked, removed=removed, wide=self.wide)
         except UDFCError as failed: error = failed; continue
-        if first and len(alternatives) > 1 and e is alternatives[0] and [n.op for n in masked.nodes] != self.ops: continue
+        if first and len(alternatives) > 1 and e is alternatives[0] and [n.op for n in masked.nodes] != self.ops:
+            continue
         self.inputs[i] = [e], train
         if first: self.settled = True; self.inputs += [(_noises(e), False)]+[([e], True)]*self.train
         return masked
@@ -303,7 +319,8 @@ def differs(self:Prover,
         try:
             with quiet(net, train), follow: out = net(*args, **kwargs)
             if follow.at < len(masked.values): raise Differs('operations less', BRANCHED)
-            if [t.shape for t in tensors_of(out)] != [t.shape for t in tensors_of(masked.result)]: raise Differs('outputs of other shapes')
+            if [t.shape for t in tensors_of(out)] != [t.shape for t in tensors_of(masked.result)]:
+                raise Differs('outputs of other shapes')
         except Exception as e: # what the cut network cannot do is an answer
             let_through(e)
             error = e
@@ -312,7 +329,8 @@ def differs(self:Prover,
             return self.differs(rec, removed, proof, inputs)
         if error is not None:
             at = min(follow.at, len(masked.values)-1)
-            return Failure(i, at, getattr(error, 'output', None), masked, _reason(error, masked.values[at][0], follow.name))
+            return Failure(i, at, getattr(error, 'output', None), masked,
+                _reason(error, masked.values[at][0], follow.name))
         worst, i = max(worst, follow.worst), i+1
     if inputs < len(self.inputs): return
     proof.difference = worst
@@ -323,7 +341,8 @@ def suspects(
     graph:Graph,
     failure:Failure,
 )->list: # of arrays of labels, the likeliest first
-    "Channels that may have to stay: of a part that is taken by a number; of what the operation reads; all that meets there."
+    """Channels that may have to stay: of a part that is taken by a number; of what the operation reads; all that
+    meets there."""
     of, values = graph.classes.of, failure.masked.values
     free = np.zeros(of.max()+1, bool)
     for s in graph.sites: free[s.classes] = True
@@ -332,10 +351,12 @@ def suspects(
         return labels[free[of[labels]]]
     node = values[failure.at][0]
     part = next((n for n in node.users if n.op == 'part' and n.args[1] == failure.output), node)
-    own = not type(graph.record.net.get_submodule(node.module)).__module__.startswith('torch.') # a line of the network's own code
+    # a line of the network's own code
+    own = not type(graph.record.net.get_submodule(node.module)).__module__.startswith('torch.')
     alike = [n for n, _ in values if n.line == node.line and n.op == node.op] if own else [node]
     taken = failure.output is not None and node.kind in ('slice', 'split')
-    found = [those([part] if taken else []), those(s for n in alike for s in n.sources), those(m for n in alike for m in (n, *n.inputs))]
+    found = [those([part] if taken else []), those(s for n in alike for s in n.sources),
+        those(m for n in alike for m in (n, *n.inputs))]
     if not any(map(len, found)): # the nearest before it
         before = (those((n, *n.inputs)) for n, _ in values[failure.at::-1])
         found.append(next(filter(len, before), []))
@@ -355,13 +376,15 @@ def choose(
     ratio:float=.3, # of the units of each site, rounded up
     seed:int=0,
 )->dict: # site name → (K, P)
-    "Channels at random, at least one unit of every site; of sites of one size not equally many, so that no count is another's."
+    """Channels at random, at least one unit of every site; of sites of one size not equally many, so that no count
+    is another's."""
     rng, kept, sizes = np.random.default_rng(seed), {}, Counter()
     for s in sites:
         n = len(s.units)//s.groups
         go = n-max(1, math.floor(n*(1-ratio)+1e-9))+(0, -1, 1, -2, 2)[sizes[n] % 5]
         go, sizes[n] = min(max(go, 1), n-1), sizes[n]+1
-        gone = np.concatenate([s.units[q*n+rng.permutation(n)[:go]].ravel() for q in range(s.groups)]) if go else np.zeros(0, int)
+        gone = (np.concatenate([s.units[q*n+rng.permutation(n)[:go]].ravel() for q in range(s.groups)]) if go
+            else np.zeros(0, int))
         mask = np.zeros(s.size, bool); mask[gone] = True
         if len(gone): kept[s.name] = torch.from_numpy(np.flatnonzero(~mask)), torch.from_numpy(np.flatnonzero(mask))
     return kept
@@ -395,7 +418,8 @@ def prove(
     chance = lambda graph: choose(graph.sites)
     if not (select or chance)(graph): graph.proof = proof; return graph
     graph.prover = judge = prover()
-    for choice, inputs in [(chance, 1), (select, 10**9)] if select else [(chance, 10**9)]: # first: does a count hang on another one?
+    # first: does a count hang on another one?
+    for choice, inputs in [(chance, 1), (select, 10**9)] if select else [(chance, 10**9)]:
         def attempt(held):
             graph = rebuild(held) if held else start
             kept = choice(graph)
@@ -443,7 +467,8 @@ def copied(
         try: net = deepcopied(model, memo)
         except Exception as e:
             let_through(e)
-            raise UnsupportedError(f'the network cannot be copied: {type(e).__name__}: {str(e)[:200]}', layer=_uncopied(model),
+            raise UnsupportedError(f'the network cannot be copied: {type(e).__name__}: {str(e)[:200]}',
+                layer=_uncopied(model),
                 hint='set this attribute to None before, or give its class a `__deepcopy__`') from e
     stored = ((n, t.untyped_storage()) for n, t in tensors if t.layout == torch.strided)
     ORIGINS[net] = {s._cdata: (n, StorageWeakRef(s)) for n, s in stored}
@@ -467,7 +492,8 @@ def sites_of(
     more_examples:tuple=(),
 )->tuple: # Graph, function (held) → Graph, function () → `Prover`
     "Sites that the records leave, without a proof; and what a proof needs."
-    if policy not in POLICIES: raise UnsupportedError(f'sites={policy!r}', layer='sites', hint=f'choose from {", ".join(POLICIES)}')
+    if policy not in POLICIES:
+        raise UnsupportedError(f'sites={policy!r}', layer='sites', hint=f'choose from {", ".join(POLICIES)}')
     ignored = check_names(net, ignored, 'ignored_layers')
     records = [record(twin(net), example, foreign=ORIGINS.get(net)) for example in (example_inputs, *more_examples)]
     train = _auxiliary(net, example_inputs, records)
@@ -495,6 +521,7 @@ def find_sites(
     verify:bool=True, # cut, run beside the original, and leave whole what differs
     more_examples:tuple=(), # further inputs that take other branches; what is seen there adds up
 )->Graph:
-    "Every place where channels can be removed, and why not elsewhere. Raises `ExampleInputError`, `LayerNameError`, `UnsupportedError`."
+    """Every place where channels can be removed, and why not elsewhere. Raises `ExampleInputError`,
+    `LayerNameError`, `UnsupportedError`."""
     graph, *proof = sites_of(copied(model), example_inputs, ignored_layers, sites, more_examples)
     return prove(graph, *proof) if verify else graph

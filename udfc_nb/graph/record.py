@@ -30,13 +30,16 @@ from .operations import ACT, CROSSED, FIXED, OPERATIONS, OUTPUT, OWN, RETYPED, U
 class Node:
     "One operation that ran, or a tensor that was there before: an input, a parameter, a constant."
     name:str # number and operation
-    op:str # name in `OPERATIONS`; 'input', 'parameter', 'constant', 'output', 'part' (of a tuple), 'written' (changed through a view)
+    # name in `OPERATIONS`; 'input', 'parameter', 'constant', 'output', 'part' (of a tuple), 'written' (changed through
+    # a view)
+    op:str
     kind:str = 'other' # of its `Operation`
     func:object = None # what torch calls
     args:tuple = () # nodes instead of tensors
     kwargs:dict = field(default_factory=dict)
     shape:tuple = () # of the output
-    target:str = '' # name of the parameter; of layers and norms: of the module that holds the weights; else of the module that ran it
+    # name of the parameter; of layers and norms: of the module that holds the weights; else of the module that ran it
+    target:str = ''
     module:str = '' # innermost module that was running
     number:int = 0 # in the order of the run
     line:tuple = None # (file, line) of the network's own code
@@ -59,7 +62,8 @@ class Node:
 def _noted(tree, refs):
     "Arguments with nodes instead of tensors."
     if isinstance(tree, torch.Tensor): return refs.get(id(tree), tree)
-    if isinstance(tree, (list, tuple)): return type(tree)([_noted(a, refs) for a in tree]) if type(tree) in (list, tuple) else tree
+    if isinstance(tree, (list, tuple)):
+        return type(tree)([_noted(a, refs) for a in tree]) if type(tree) in (list, tuple) else tree
     return {k: _noted(a, refs) for k, a in tree.items()} if isinstance(tree, dict) else tree
 
 def _tensors(tree):
@@ -215,7 +219,8 @@ def call_args(
     if isinstance(example_inputs, dict):
         named = set(example_inputs) <= set(inspect.signature(model.forward).parameters)
         return ((), dict(example_inputs)) if named else ((example_inputs,), {})
-    raise ExampleInputError(f'`example_inputs` is a {type(example_inputs).__name__}', hint='pass a tensor, a tuple or a dict of tensors')
+    raise ExampleInputError(f'`example_inputs` is a {type(example_inputs).__name__}',
+        hint='pass a tensor, a tuple or a dict of tensors')
 
 def tensors_of(
     tree, # whatever a network returns: tensors, tuples, dicts, dataclasses, objects with tensors
@@ -226,7 +231,9 @@ def tensors_of(
         if isinstance(o, torch.Tensor): found.append(o); return
         if id(o) in seen or isinstance(o, (str, bytes, int, float, nn.Module)) or o is None: return
         seen.add(id(o))
-        for v in o.values() if isinstance(o, dict) else o if isinstance(o, (list, tuple, set)) else vars(o).values() if hasattr(o, '__dict__') else (): walk(v)
+        for v in o.values() if isinstance(o, dict) else o if isinstance(o,
+                (list, tuple, set)) else vars(o).values() if hasattr(o, '__dict__') else ():
+            walk(v)
     walk(tree)
     return found
 
@@ -245,14 +252,16 @@ def check_names(
     for name in (n for n in names if n not in known):
         near = difflib.get_close_matches(str(name), known, 3)
         raise LayerNameError(f'`{what}` names a module that the network does not have', layer=str(name),
-            hint=f'did you mean {", ".join(near if isinstance(name, str) else map(repr, near))}?' if near else 'see dict(model.named_modules())')
+            hint=f'did you mean {", ".join(near if isinstance(name, str) else map(repr, near))}?' if near
+            else 'see dict(model.named_modules())')
     return names
 
 def fresh(
     example, # tensors in tuples and dicts
 ):
     "The same with tensors of its own: a forward may write into what it is given."
-    with torch.inference_mode(False): return tree_map(lambda t: t.detach().clone() if isinstance(t, torch.Tensor) else t, example)
+    with torch.inference_mode(False):
+        return tree_map(lambda t: t.detach().clone() if isinstance(t, torch.Tensor) else t, example)
 
 def attributes(
     m:nn.Module,
@@ -265,7 +274,8 @@ PLAIN = {int, float, bool, str, type(None)}
 
 # %% ../../nbs/graph/12_record.ipynb #252c826b
 class Recorder(TorchDispatchMode):
-    "Sees every operation of a run, and gives every element of every tensor the label of the channel with which it lives and dies."
+    """Sees every operation of a run, and gives every element of every tensor the label of the channel with which it
+    lives and dies."""
     def __init__(self,
         net:nn.Module, # a private copy: hooks are set on its modules while the run lasts
         wide:bool=False, # in double precision, whatever type the network asks for
@@ -273,12 +283,14 @@ class Recorder(TorchDispatchMode):
     ):
         super().__init__()
         self.net, self.wide, self.foreign, self.nodes, self.stack = net, wide, foreign or {}, [], []
-        self.edges, self.frozen, self.balanced = [], [], [] # (2, m) pairs, kind, node; atoms, reason, node; (groups, n) atoms, strict
+        # (2, m) pairs, kind, node; atoms, reason, node; (groups, n) atoms, strict
+        self.edges, self.frozen, self.balanced = [], [], []
         self.layers, self.numbers = {}, [] # weight → Layer; (module, attribute, atoms)
         self.shadows, self.alive, self.fresh = {}, {}, set() # by storage; those that the run itself made of nothing
         self.names, self.atoms, self.parameters, self.n = {}, {}, {}, 1 # storage → names; name → first atom per axis
         self.origin, self.writes, self.read, self.ran = {}, {}, set(), 0
-        self.held, self.unseen = {_key(t) for m in net.modules() for t in tensors_of(attributes(m)) if t.layout == torch.strided}, None
+        self.held, self.unseen = ({_key(t) for m in net.modules() for t in tensors_of(attributes(m))
+            if t.layout == torch.strided}, None)
         tensors = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
         self.every, self.aliases = torch.arange(1+sum(map(sum, (t.shape for _, t in tensors))), device='cpu'), {}
         self.matrices = Counter() # of each module
@@ -361,7 +373,8 @@ def is_made(self:Recorder, t): return _key(t) in self.fresh
 # %% ../../nbs/graph/12_record.ipynb #994ba4d5
 @patch
 def tie(self:Recorder, a, b, kind='with'):
-    "These live and die together. Kinds: 'read' (columns), 'with' (parameters), 'gate' (a product), 'sum' (of two activations)."
+    """These live and die together. Kinds: 'read' (columns), 'with' (parameters), 'gate' (a product), 'sum' (of two
+    activations)."""
     self.edges.append((pairs(a, b), kind, self.node))
 
 @patch
@@ -430,7 +443,8 @@ def reads(self:Recorder, call, read, columns, groups):
         if read is not None: self.freeze(read, OWN)
         return
     layer = self.layer(call)
-    layer.calls.append(call.node); layer.reads.append(read.numpy()); layer.columns, layer.groups = columns.numpy(), groups
+    layer.calls.append(call.node)
+    layer.reads.append(read.numpy()); layer.columns, layer.groups = columns.numpy(), groups
     layer.transposed = call.name in ('convolution', '_convolution') and bool(call.args[6])
     self.tie(read.reshape(columns.shape), columns, 'read')
     if groups > 1: self.balance(columns)
@@ -481,16 +495,19 @@ def node_of(self:Recorder, t):
     made, count = self.origin.setdefault(c, {}), self.writes.get(c, ())
     held = made.get(at)
     if held is not None and held[1] == len(count): return held[0]
-    if held is not None or count or c in self.shadows and c not in self.names and made: # read through a view that did not write it
+    # read through a view that did not write it
+    if held is not None or count or c in self.shadows and c not in self.names and made:
         old = [held[0]] if held is not None else [next(iter(made.values()))[0]] if made else []
         node = self._new('written', inputs=[*old, *count[held[1] if held else 0:]], shape=tuple(t.shape))
         node.live = any(n.live for n in node.inputs)
     elif c in self.names: node = self._parameter(t, c)
     elif c in self.foreign and not self.foreign[c][1].expired():
-        raise UnsupportedError('is read by a forward that belongs to another copy of the network', layer=self.foreign[c][0],
+        raise UnsupportedError('is read by a forward that belongs to another copy of the network',
+            layer=self.foreign[c][0],
             hint='let the forward read its own `self`: a method of the class, or types.MethodType(function, model)')
     else:
-        node = self._new('constant', kind='constant', value=t.detach(), live=ACT in self.planes(t), shape=tuple(t.shape))
+        node = self._new('constant', kind='constant', value=t.detach(), live=ACT in self.planes(t),
+            shape=tuple(t.shape))
         if t.dim() and c not in self.held: self.unseen = self.unseen or self.node
     made[at] = (node, len(count))
     return node
@@ -499,7 +516,8 @@ def node_of(self:Recorder, t):
 def _parameter(self:Recorder, t, c):
     name = self.names[c][0]
     whole = self.parameters[name]
-    if geometry(t) == geometry(whole): return self._new('parameter', kind='parameter', target=name, live=False, shape=tuple(t.shape))
+    if geometry(t) == geometry(whole):
+        return self._new('parameter', kind='parameter', target=name, live=False, shape=tuple(t.shape))
     node = self._new('parameter', kind='parameter', target=name, live=False, shape=tuple(t.shape), value=geometry(t))
     return node
 
@@ -585,7 +603,8 @@ def _view(self:Recorder, call, parts):
     for o, labels in found: self.settle(labels)
     if parts and len(found) == len(call.outs) > 1:
         labels = [p.reshape(-1) for _, p in found if len(varying(p)) == 1]
-        if len(labels) == len(found) and len({len(p) for p in labels}) == 1: self.balance(torch.stack(labels).numpy(), False)
+        if len(labels) == len(found) and len({len(p) for p in labels}) == 1:
+            self.balance(torch.stack(labels).numpy(), False)
 
 @patch
 def _tokens(self:Recorder, call):
@@ -605,7 +624,8 @@ def _outputs(self:Recorder, node, outs, parts):
                 tokens=node.tokens, shape=tuple(o.shape))
             node.users.append(made)
         self.note(made, o)
-        if o.layout == torch.strided and o.numel() and (labels := self.planes(o).get(ACT)) is not None and len(axes := varying(labels)) == 1:
+        if (o.layout == torch.strided and o.numel() and (labels := self.planes(o).get(ACT)) is not None
+                and len(axes := varying(labels)) == 1):
             made.axis, made.channels = axes[0], labels.reshape(-1).numpy()
 
 # %% ../../nbs/graph/12_record.ipynb #2aed9be9
@@ -619,7 +639,8 @@ def quiet(net, train=False):
     "The network in eval mode (or in training mode, dropout and norms apart), whatever the caller has switched on."
     modes = [(m, m.training) for m in net.modules()]
     for m in net.modules():
-        m.training = train and not any(k in type(m).__name__ for k in ('Drop', 'StochasticDepth')) and not hasattr(m, 'running_mean')
+        m.training = (train and not any(k in type(m).__name__ for k in ('Drop', 'StochasticDepth'))
+            and not hasattr(m, 'running_mean'))
     try:
         with contextlib.ExitStack() as off: # a function mode keeps attention from its fast path, which is one operation
             for mode in (*as_it_starts(*_made_by(net)), BaseTorchFunctionMode()): off.enter_context(mode)
@@ -633,7 +654,8 @@ def failed_at(
 )->UDFCError:
     "The error, with the layer at which it happened."
     if isinstance(e, UDFCError) or out_of_memory(e): return e
-    return ExampleInputError(f'the network cannot run on `example_inputs`: {type(e).__name__}: {str(e)[:300]}', layer=recorder.fell,
+    return ExampleInputError(f'the network cannot run on `example_inputs`: {type(e).__name__}: {str(e)[:300]}',
+        layer=recorder.fell,
         hint='pass inputs of the shape that the forward takes, e.g. torch.randn(1, 3, 224, 224)')
 
 # %% ../../nbs/graph/12_record.ipynb #6c59665c
@@ -647,10 +669,13 @@ def whole_norms(
         if s is None or s.kind != 'scale' or s.users != [t] or s.module != t.module: continue
         if any(all(i.live for i in n.inputs) for n in (s, t)): continue
         m = rec.net.get_submodule(t.module)
-        if not all(isinstance(getattr(m, k, None), torch.Tensor) for k in ('weight', 'bias', 'running_mean', 'running_var')): continue
+        if not all(isinstance(getattr(m, k, None), torch.Tensor)
+                for k in ('weight', 'bias', 'running_mean', 'running_var')):
+            continue
         c, b = (evaluate(next(i for i in n.inputs if not i.live), get).flatten() for n in (s, t))
         slope = m.weight/(m.running_var+getattr(m, 'eps', math.nan)).sqrt()
-        if slope.shape == c.shape == b.shape and torch.allclose(c, slope) and torch.allclose(b, m.bias-m.running_mean*c, atol=1e-5):
+        if (slope.shape == c.shape == b.shape and torch.allclose(c, slope)
+                and torch.allclose(b, m.bias-m.running_mean*c, atol=1e-5)):
             s.kind, t.kind, t.target = 'same', 'norm', t.module
 
 # %% ../../nbs/graph/12_record.ipynb #b8bacb55

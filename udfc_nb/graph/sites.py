@@ -78,7 +78,8 @@ class Classes:
         self.n = records[0].n
         edges = [e for r in records for e in r.edges]
         of = lambda *kinds: [e for e, kind, _ in edges if kind in kinds]
-        self.of = components(self.n, of('read', 'with', 'gate') if policy == 'own' else of('read', 'with', 'gate', 'sum'))
+        self.of = components(self.n, of('read', 'with', 'gate') if policy == 'own'
+            else of('read', 'with', 'gate', 'sum'))
         self.reason = {} # class → (number of the operation, reason)
         for labels, why in held: self.hold(labels, why, -1 if why == IGNORED else PROOF)
         for r in records:
@@ -87,7 +88,9 @@ class Classes:
         zero = self.of[0]
         for e, kind, node in edges:
             at = (self.of[e] == zero).any(0) & (e == 0).any(0) & (kind != 'read')
-            if at.any(): self.hold(e[:, at].ravel(), TIED if kind == 'sum' else f'{FIXED}: {node.op} at {node.place}', node.number)
+            if at.any():
+                self.hold(e[:, at].ravel(), TIED if kind == 'sum' else f'{FIXED}: {node.op} at {node.place}',
+                    node.number)
         self.reason.setdefault(zero, (0, INPUT))
 
 @patch
@@ -98,7 +101,8 @@ def hold(self:Classes, labels, why, number):
 def _own(self:Classes, records, edges, alone):
     "Channels that meet others in a sum stay; so do those of layers that are called more than once."
     for e, kind, node in edges:
-        if kind == 'sum' and (apart := self.of[e[0]] != self.of[e[1]]).any(): self.hold(e[:, apart].ravel(), TIED, node.number)
+        if kind == 'sum' and (apart := self.of[e[0]] != self.of[e[1]]).any():
+            self.hold(e[:, apart].ravel(), TIED, node.number)
     single, makers = components(self.n, alone), defaultdict(set)
     for r in records:
         for name, layer in r.layers.items():
@@ -133,7 +137,8 @@ class Graph:
         return {name: l for r in reversed(self.records) for l in r.layers.values() for name in {l.name, *held(r, l)}}
     @property
     def order(self): # as the run calls them
-        return list(dict.fromkeys(n.target for r in self.records for n in r.nodes if n.kind in ('layer', 'depthwise') and n.target in self.layers))
+        return list(dict.fromkeys(n.target for r in self.records for n in r.nodes if n.kind in ('layer', 'depthwise')
+            and n.target in self.layers))
 
 @patch
 def site(self:Graph, name): return next((s for s in self.sites if s.name == name), None)
@@ -157,7 +162,8 @@ def _units(classes):
     return by_class[np.argsort(first)]
 
 def _cells(units, balanced):
-    "The cell of each unit in which equally many must stay: (cells in order, units sorted by cell); None if that cannot be."
+    """The cell of each unit in which equally many must stay: (cells in order, units sorted by cell); None if that
+    cannot be."""
     key = np.zeros((len(units), 0), int)
     for rows in balanced: # (groups, n) of units
         counts = np.stack([np.bincount(r, minlength=len(units)) for r in rows])
@@ -178,9 +184,11 @@ def _site(name, layer, classes, balanced, partial):
     units = _units(of[rows])
     if units is None: return GROUPED
     mine = of[rows][units[:, 0]]
-    if len(mine) < 2: return next(iter({classes.reason.get(c, (0, ''))[1] for c in of})) or (FIXED if len(of) > 1 else SINGLE)
+    if len(mine) < 2:
+        return next(iter({classes.reason.get(c, (0, ''))[1] for c in of})) or (FIXED if len(of) > 1 else SINGLE)
     at = {c: i for i, c in enumerate(mine)}
-    touching = [np.array([[at.get(c, -1) for c in r] for r in classes.of[b]]) for b in balanced if np.isin(classes.of[b], mine).any()]
+    touching = [np.array([[at.get(c, -1) for c in r] for r in classes.of[b]]) for b in balanced
+        if np.isin(classes.of[b], mine).any()]
     if any((b < 0).any() for b in touching): return GROUPED
     cells = _cells(units, touching)
     if cells is None: return GROUPED
@@ -201,7 +209,8 @@ def _use(site, name, role, atoms, classes, node=None):
     coarse = bool((counts % k).any())
     k = 1 if coarse else k
     least = counts.min()//k # as many for each: what stands here more often is coarse
-    index = np.concatenate([e.reshape(k, -1)[:, :least] for e in np.split(entries, ends[:-1])]) if len(set(counts)) > 1 else entries.reshape(-1, least)
+    index = (np.concatenate([e.reshape(k, -1)[:, :least] for e in np.split(entries, ends[:-1])])
+        if len(set(counts)) > 1 else entries.reshape(-1, least))
     channels = site.units[units, :k].ravel()
     order = np.argsort(channels, kind='stable')
     return Use(name, role, channels[order], index[order], node, coarse or len(set(counts)) > 1)
@@ -214,12 +223,14 @@ def _uses(graph):
     def sites_at(atoms):
         found, first = np.unique(owner[graph.classes.of[atoms]], return_index=True)
         return [graph.sites[i] for i in found[np.argsort(first)] if i >= 0]
-    owners = {p.target.rpartition('.')[0] for n in record.nodes if n.kind == 'norm' for p in n.inputs if p.op == 'parameter'}
+    owners = {p.target.rpartition('.')[0] for n in record.nodes if n.kind == 'norm' for p in n.inputs
+        if p.op == 'parameter'}
     seen, weights = set(), {l.weight: l for l in layers.values()}
     for l in layers.values():
         for role, atoms in (('depthwise' if l.depthwise else 'out', l.rows), ('in', l.columns)):
             if atoms is None or l.depthwise and role == 'in': continue
-            for s in sites_at(atoms.ravel()): s.uses.append(_use(s, l.name, role, atoms.ravel(), graph.classes, l.calls[0]))
+            for s in sites_at(atoms.ravel()):
+                s.uses.append(_use(s, l.name, role, atoms.ravel(), graph.classes, l.calls[0]))
     for name, t in record.parameters.items():
         holder = name.rpartition('.')[0]
         if name in weights or holder in layers and name == f'{holder}.bias': continue
@@ -243,7 +254,9 @@ def _reasons(model, graph, ignored):
         if l is not None and l.rows is None and graph.channels[name] == 1: out[name] = ONE
         elif l is None or l.rows is None: out[name] = _unseen(graph, name)
         elif made & set(graph.classes.of[l.rows]): out[name] = PRUNED
-        else: out[name] = graph.failed.get(name) or min((reason[c] for c in graph.classes.of[l.rows] if c in reason), default=(0, KIND))[1]
+        else:
+            out[name] = (graph.failed.get(name)
+                or min((reason[c] for c in graph.classes.of[l.rows] if c in reason), default=(0, KIND))[1])
     return {n: IGNORED if is_under(n, ignored) else r for n, r in out.items()}
 
 def _unseen(graph, name):
@@ -285,7 +298,8 @@ def graph_of(
 )->Graph:
     "The sites that records leave."
     classes = Classes(records, policy, [*held, *_ignored(model, records, ignored)])
-    graph = Graph(records, [], {}, classes, {n: _channels(m) for n, m in model.named_modules() if isinstance(m, LAYERS)}, policy, list(held))
+    graph = Graph(records, [], {}, classes,
+        {n: _channels(m) for n, m in model.named_modules() if isinstance(m, LAYERS)}, policy, list(held))
     graph.failed, layers = {}, graph.layers
     whole = [c for c, (number, _) in classes.reason.items() if number == PROOF]
     balanced = [b for r in records for b, strict in r.balanced if strict or not np.isin(classes.of[b], whole).any()]
@@ -293,7 +307,8 @@ def graph_of(
     for l in layers.values():
         if l.columns is not None: read[classes.of[l.columns.ravel()]] = True
     unseen = next((r.unseen for r in records if r.unseen), None)
-    unread = f'{UNUSED} that was seen: {unseen.op} at {unseen.place} reads a tensor that no operation made' if unseen else UNUSED
+    unread = (f'{UNUSED} that was seen: {unseen.op} at {unseen.place} reads a tensor that no operation made' if unseen
+        else UNUSED)
     for c in np.flatnonzero(~read): classes.reason.setdefault(c, (len(records[0].nodes), unread))
     taken = set()
     for name in graph.order:
@@ -315,13 +330,15 @@ def verdict(
     why = graph.reasons[name]
     if why != PRUNED: return f'kept: {why}'
     if graph.site(name): return 'prunable'
-    return 'goes with '+', '.join(s.name for s in graph.sites if any(u.module == name for u in s.uses if u.role in ('out', 'depthwise')))
+    return ('goes with '+', '.join(s.name for s in graph.sites
+        if any(u.module == name for u in s.uses if u.role in ('out', 'depthwise'))))
 
 def _lines(g):
     "One row per layer: its channels, where they go, and what keeps them."
     for name in g.reasons:
         s = g.site(name)
-        yield name, str(g.channels[name]), ', '.join(dict.fromkeys(u.module for u in s.consumers)) if s else '', verdict(g, name)
+        yield (name, str(g.channels[name]), ', '.join(dict.fromkeys(u.module for u in s.consumers)) if s else '',
+            verdict(g, name))
 
 # %% ../../nbs/graph/13_sites.ipynb #5a8bb58a
 @patch
@@ -333,4 +350,5 @@ def __str__(self:Graph):
 @patch
 def _repr_html_(self:Graph):
     row = lambda r, tag: '<tr>'+''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in r)+'</tr>'
-    return '<table>'+row(('layer', 'channels', 'read by', ''), 'th')+''.join(row(r, 'td') for r in _lines(self))+'</table>'
+    return ('<table>'+row(('layer', 'channels', 'read by', ''), 'th')+''.join(row(r, 'td')
+        for r in _lines(self))+'</table>')

@@ -20,7 +20,8 @@ def is_norm(
     m:nn.Module,
 )->bool:
     "Does the module hold running statistics, and the ε that goes with them?"
-    return hasattr(m, 'eps') and all(isinstance(getattr(m, k, None), torch.Tensor) for k in ('running_mean', 'running_var'))
+    return (hasattr(m, 'eps') and all(isinstance(getattr(m, k, None), torch.Tensor)
+        for k in ('running_mean', 'running_var')))
 
 def norm_name(
     node:Node, # of kind 'norm'
@@ -94,7 +95,8 @@ def _step(graph, site, node, source, sources, at):
     if kind in PASSED or kind == 'reshape' and len(node.channels) == len(source.channels): return ()
     if kind in SPATIAL or kind == 'reshape': return Step('spatial', node)
     if kind == 'norm' and norm_name(node) is not None: return Step('norm', node, norm_name(node), at)
-    if kind == 'depthwise': return Step('depthwise', node, node.target, at) if len(node.channels) == len(source.channels) else None
+    if kind == 'depthwise':
+        return Step('depthwise', node, node.target, at) if len(node.channels) == len(source.channels) else None
     if kind == 'act': return Step('act', node)
     if kind in ('slopes', 'scale', 'shift'):
         fixed = next(n for n in node.inputs if not n.live)

@@ -79,8 +79,10 @@ def remember(net, record, removed, name):
     for module, attribute, atoms in record.numbers:
         if module == name and hasattr(m, attribute): setattr(m, attribute, int((~removed[atoms]).sum()))
     held = {**m._buffers, **m._parameters} # of weights that a hook computes the attribute is that of the last run
-    w = next((t for k in ('weight', 'weight_orig', 'weight_v', 'running_mean') if isinstance(t := held.get(k), torch.Tensor)), getattr(m, 'weight', None))
-    if isinstance(m, nn.RNNBase): m._flat_weights, m.input_size = [getattr(m, k) for k in m._flat_weights_names], m.weight_ih_l0.shape[1]
+    w = next((t for k in ('weight', 'weight_orig', 'weight_v', 'running_mean')
+        if isinstance(t := held.get(k), torch.Tensor)), getattr(m, 'weight', None))
+    if isinstance(m, nn.RNNBase):
+        m._flat_weights, m.input_size = [getattr(m, k) for k in m._flat_weights_names], m.weight_ih_l0.shape[1]
     if w is None: return
     if isinstance(m, nn.modules.conv._ConvNd):
         out, inn = (w.shape[1]*m.groups, w.shape[0]) if m.transposed else (w.shape[0], w.shape[1]*m.groups)
@@ -96,8 +98,10 @@ def axis_of(
     layer, # one of its `Layer`s
     labels:np.ndarray, # its rows or columns
 )->int:
-    "Along which axis of a layer's weight they stand: convolutions, linear layers and products have them in different places."
-    return next(d for d, (first, n) in enumerate(zip(record.atoms[layer.weight], record.parameters[layer.weight].shape)) if first <= labels.flat[0] < first+n)
+    """Along which axis of a layer's weight they stand: convolutions, linear layers and products have them in
+    different places."""
+    return next(d for d, (first, n) in enumerate(zip(record.atoms[layer.weight],
+        record.parameters[layer.weight].shape)) if first <= labels.flat[0] < first+n)
 
 def cut_inputs(net, record, removed, layer):
     "Slices a layer to the inputs that stay."
@@ -123,7 +127,9 @@ def cut_rest(net, record, removed, done=()):
     names = [n for n in record.parameters if n not in skip]
     for name in names:
         for d in range(record.parameters[name].dim()): cut_axis(net, record, removed, name, d)
-    for owner in dict.fromkeys([n.rpartition('.')[0] for n in names]+[l.name for l in record.layers.values()]): remember(net, record, removed, owner) # when all parts of a computed weight fit together
+    # when all parts of a computed weight fit together
+    for owner in dict.fromkeys([n.rpartition('.')[0] for n in names]+[l.name for l in record.layers.values()]):
+        remember(net, record, removed, owner)
 
 def cut(
     net:nn.Module, # is changed
@@ -175,7 +181,8 @@ def _parts(layer, use):
     index, channels = (torch.as_tensor(a, device=w.device) for a in (use.index, use.channels))
     if g == 1: return [(w, index, channels)]
     n = w.shape[1]
-    return [(part, index[mine]-q*n, channels[mine]) for q, part in enumerate(w.chunk(g)) if (mine := index[:, 0]//n == q).any()]
+    return [(part, index[mine]-q*n, channels[mine]) for q, part in enumerate(w.chunk(g))
+        if (mine := index[:, 0]//n == q).any()]
 
 # %% ../../nbs/graph/15_surgery.ipynb #97afc7ad
 @torch.no_grad()

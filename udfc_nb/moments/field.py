@@ -238,7 +238,8 @@ def rescale(
     var:torch.Tensor, # (C,)
     sign:torch.Tensor=None, # (C,), of the factor; None: positive
 )->Field:
-    "The field with another mean and variance per channel; correlations stay. A channel that does not vary stays constant."
+    """The field with another mean and variance per channel; correlations stay. A channel that does not vary stays
+    constant."""
     g = (var/f.var.clamp_min(1e-20)).sqrt()
     g = torch.where(f.var > 1e-20, g, torch.zeros_like(g))
     return scaled(f, g if sign is None else g*sign, mean)
@@ -254,7 +255,8 @@ def conv_field(
     "The field after a convolution."
     w = w.to(f.cov.dtype)
     size, lags = geo.out_size(f.size), f.cov.shape[:2]
-    wide = [n+2*d*(k-1) if n < s else n for n, s, k, d in zip(lags, f.size, geo.kernel, geo.dilation)] # no wrap-around where far lags were dropped
+    # no wrap-around where far lags were dropped
+    wide = [n+2*d*(k-1) if n < s else n for n, s, k, d in zip(lags, f.size, geo.kernel, geo.dilation)]
     conv = lambda s, both: decimate(shrink(convolve_lags(shrink(s, *wide), w, geo, both), *lags), geo, size)
     pointwise = w.shape[-2:] == (1, 1)
     cov, cross = conv(f.cov, True), {r: conv(x, False) for r, x in f.cross.items()}

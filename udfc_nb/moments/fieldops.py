@@ -26,7 +26,8 @@ def activate_field(
     cov = by_half(lambda s: series((s*(inv[:, None]*inv)).clamp_(-1, 1), h), f.cov)
     cov[0, 0].diagonal().copy_(var)
     gain = h[0]*inv
-    return Field(mean, cov, f.size, {r: c*gain for r, c in f.cross.items()}, {r: a*gain[:, None] for r, a in f.local.items()})
+    return Field(mean, cov, f.size, {r: c*gain for r, c in f.cross.items()},
+        {r: a*gain[:, None] for r, a in f.local.items()})
 
 # %% ../../nbs/moments/22_fieldops.ipynb #577cb3ae
 def mutual(a:Field, b:Field, root=None): # (N, M, C_a, C_b), or None if there is no tie
@@ -70,7 +71,8 @@ def pad_channels(f:Field, before:int, after:int)->Field:
     "Zero channels on either side."
     pad = torch.nn.functional.pad
     return Field(pad(f.mean, (before, after)), pad(f.cov, (before, after, before, after)), f.size,
-                 {r: pad(c, (before, after)) for r, c in f.cross.items()}, {r: pad(a, (0, 0, before, after)) for r, a in f.local.items()})
+                 {r: pad(c, (before, after)) for r, c in f.cross.items()},
+                 {r: pad(a, (0, 0, before, after)) for r, a in f.local.items()})
 
 def slice_channels(f:Field, index)->Field:
     "Some of the channels (a slice or indices)."
@@ -82,7 +84,8 @@ def subsample(f:Field, stride:tuple)->Field:
     "x[:, :, ::s, ::t]."
     geo = Geometry((1, 1), stride)
     size = geo.out_size(f.size)
-    return Field(f.mean, symmetric(decimate(f.cov, geo, size)), size, {r: decimate(c, geo, size) for r, c in f.cross.items()}, f.local)
+    return Field(f.mean, symmetric(decimate(f.cov, geo, size)), size,
+        {r: decimate(c, geo, size) for r, c in f.cross.items()}, f.local)
 
 # %% ../../nbs/moments/22_fieldops.ipynb #a47cda20
 def average_pool(f:Field, geo:Geometry)->Field:

@@ -29,7 +29,9 @@ def coloured_noise(
     axes = tuple(range(2, 2+len(size)))
     f = [torch.fft.fftfreq(k).reshape([-1 if a == d else 1 for a in range(len(size))]) for d, k in enumerate(size)]
     amplitude = (sum(g.square() for g in f).sqrt()+1/max(size))**-power
-    def noise(c): return _standard(torch.fft.ifftn(torch.fft.fftn(torch.randn(n, c, *size, generator=gen), dim=axes)*amplitude, dim=axes).real)
+    def noise(c):
+        return _standard(torch.fft.ifftn(torch.fft.fftn(torch.randn(n, c, *size, generator=gen), dim=axes)*amplitude,
+            dim=axes).real)
     return _standard(noise(channels)+noise(1))
 
 # %% ../../nbs/moments/25_images.ipynb #60034ae2
@@ -48,7 +50,8 @@ def dead_leaves(
 )->torch.Tensor: # (n, channels, *size), each channel of mean 0 and variance 1 over the batch
     "Shapes that hide one another."
     dim, s, ones = len(size), max(size), (1,)*len(size)
-    grid = torch.stack(torch.meshgrid(*(torch.arange(k, dtype=torch.float32) for k in size), indexing='ij'))[None] # (1, dim, *size)
+    # (1, dim, *size)
+    grid = torch.stack(torch.meshgrid(*(torch.arange(k, dtype=torch.float32) for k in size), indexing='ij'))[None]
     base, spread = torch.randn(n, channels, *ones, generator=gen), .1+.5*torch.rand(n, 1, *ones, generator=gen)
     x, small, big = base.expand(n, channels, *size).clone(), (max(s/40, .5))**-2, (s/2)**-2
     for _ in range(SHAPES):
@@ -74,7 +77,8 @@ def tones(
     size:tuple, # its length
     gen:torch.Generator=None, # on the CPU
 )->torch.Tensor: # (n, channels, *size), each channel of mean 0 and variance 1 over the batch
-    "Periods between `SHORTEST` samples and a quarter of the signal, with partials that fall off at any rate, and some noise."
+    """Periods between `SHORTEST` samples and a quarter of the signal, with partials that fall off at any rate, and
+    some noise."""
     (s,), u = size, lambda *shape: torch.rand(n, *shape, generator=gen)
     long = max(s/4, SHORTEST)
     period, fall, x = SHORTEST*(long/SHORTEST)**u(1, 1), 2*u(channels, 1), torch.zeros(n, channels, s)
@@ -114,12 +118,15 @@ def inputs_like(
     def one(t):
         if not isinstance(t, torch.Tensor) or not t.dim(): return t
         signal = signals and t.dim() == 2
-        if not t.is_floating_point() or t.dim() < 3 and not signal or not all(t.shape): return _drawn(t, n, gen).to(t.device, t.dtype)
+        if not t.is_floating_point() or t.dim() < 3 and not signal or not all(t.shape):
+            return _drawn(t, n, gen).to(t.device, t.dtype)
         channels, axes = (1, t.shape[1:]) if signal else (t.shape[1], t.shape[2:])
         x = KINDS[kind](n, channels, tuple(k if size is None or signal else size(k) for k in axes), gen)
         if input_range is not None:
             low, high = input_range
             x = ((low+high)/2+x*(high-low)/4).clamp(low, high)
         return (x[:, 0] if signal else x).to(t.device, t.dtype)
-    if not any(isinstance(t, torch.Tensor) and t.dim() for t in tree_leaves(example)): raise ExampleInputError('there is no batch in it', hint='pass a tensor, a tuple or a dict of tensors with a batch axis')
+    if not any(isinstance(t, torch.Tensor) and t.dim() for t in tree_leaves(example)):
+        raise ExampleInputError('there is no batch in it',
+            hint='pass a tensor, a tuple or a dict of tensors with a batch axis')
     return tree_map(one, example)

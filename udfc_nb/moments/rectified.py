@@ -93,8 +93,10 @@ def activation_moments(
     std:torch.Tensor, # (C,)
     terms:int=TERMS, # rows of h
 )->tuple: # mean (C,), variance (C,), h (terms, C) with Cov = Σ_n h_n(i) h_n(j) ρⁿ
-    "Moments of act(x), x Gaussian; the last row of h is what the series lacks of the variance. `ValueError` for an unknown name."
-    if isinstance(act, str) and act not in CLOSED: raise ValueError(f"{act!r} has no closed form here; known are {', '.join(CLOSED)}, or pass a function")
+    """Moments of act(x), x Gaussian; the last row of h is what the series lacks of the variance. `ValueError` for an
+    unknown name."""
+    if isinstance(act, str) and act not in CLOSED:
+        raise ValueError(f"{act!r} has no closed form here; known are {', '.join(CLOSED)}, or pass a function")
     args = mean.double(), std.double(), terms
     m, q, h = CLOSED[act](*args) if isinstance(act, str) else quadrature_moments(act, *args)
     var = (q-m*m).clamp_min(0)

@@ -33,7 +33,8 @@ def group_moments(
 
 # %% ../../nbs/moments/24_refit.ipynb #4713dad8
 UNKNOWN = .5 # correlation of two taps of which nothing is known: halfway between independent (0) and equal (1)
-MAX_PATCH = 6000 # patch entries up to which joint moments are held (300 MB); beyond, the taps of a kernel are refitted apart
+# patch entries up to which joint moments are held (300 MB); beyond, the taps of a kernel are refitted apart
+MAX_PATCH = 6000
 
 class Patch:
     "The moments of what a layer reads, group by group: p (g, n), G (g, n, n)."
@@ -45,7 +46,8 @@ class Patch:
         kappa:float=None, # correlation of the values under two taps, where they are apart; None: unknown
     ):
         self.p, self.G, self.taps, self.joint = p, G, taps, joint
-        self.channels, self.kappa = p.shape[1]//(taps if joint else 1), None if joint else UNKNOWN if kappa is None else kappa
+        self.channels, self.kappa = (p.shape[1]//(taps if joint else 1), None if joint else UNKNOWN if kappa is None
+            else kappa)
     @property
     def groups(self): return len(self.p)
     @property
@@ -134,10 +136,12 @@ def factor(
     for more in (*(m*d for m in (0, .01, .1, 1)), 2*C.abs().sum(-1)):
         L, info = torch.linalg.cholesky_ex(C+torch.diag_embed(add+more))
         if not info.any(): return L, add+more
-    raise NonFiniteError('the moments of what a layer reads are not finite', hint='check weights and running statistics')
+    raise NonFiniteError('the moments of what a layer reads are not finite',
+        hint='check weights and running statistics')
 
 # %% ../../nbs/moments/24_refit.ipynb #0e30115d
-RIDGE = .2 # in units of each entry's own variance; accuracy is flat from .03 to 1 on the network it was chosen on (nm56)
+# in units of each entry's own variance; accuracy is flat from .03 to 1 on the network it was chosen on (nm56)
+RIDGE = .2
 
 def refit(
     W:torch.Tensor, # (g, o, n) filters over all entries

@@ -21,7 +21,8 @@ from .refit import MAX_PATCH, Patch
 
 # %% ../../nbs/moments/26_streams.ipynb #a4782dfd
 class Anchors:
-    "What the original's norms and layers saw of a stream: per (name, number of the call) mean and variance of each channel."
+    """What the original's norms and layers saw of a stream: per (name, number of the call) mean and variance of each
+    channel."""
     def __init__(self): self.norms, self.outputs = {}, {}
 
 def moments_of(
@@ -30,13 +31,18 @@ def moments_of(
 )->tuple: # mean (C,), biased variance (C,), float64
     "Mean and variance per channel over everything else."
     y = x.movedim(axis, 1).flatten(2) if x.dim() > 2 else x[:, :, None]
-    def sums(y): return y.mean(2).double().mean(0), (torch.linalg.vector_norm(y, dim=2).double().square()/y.shape[2]).mean(0)
+    def sums(y):
+        return y.mean(2).double().mean(0), (torch.linalg.vector_norm(y, dim=2).double().square()/y.shape[2]).mean(0)
     m, square = sums(y)
-    if y.dtype != torch.float64 and (odd := ~((square > 1e-30) & (square < 1e30))).any(): m[odd], square[odd] = sums(y[:, odd].double()) # what single precision cannot square
+    # what single precision cannot square
+    if y.dtype != torch.float64 and (odd := ~((square > 1e-30) & (square < 1e30))).any():
+        m[odd], square[odd] = sums(y[:, odd].double())
     return m, (square-m*m).clamp(min=0)
 
 # %% ../../nbs/moments/26_streams.ipynb #23e06aea
-DEAD = 1e-6 # a channel whose variance in the stream is below this share of its mean square and of the others' variance says nothing; single precision knows it to 2e-7
+# a channel whose variance in the stream is below this share of its mean square and of the others' variance says
+# nothing; single precision knows it to 2e-7
+DEAD = 1e-6
 
 def anchor(
     seen:tuple, # mean and variance in the stream, (C,)
@@ -59,23 +65,30 @@ class Stream(TorchDispatchMode):
         written=(), # names of modules that write their norm out
         count=None, # function (layer's weight, operation, arguments): called with what a layer reads
         outputs=(), # weights of layers of whose outputs mean and variance are wanted
-        reestimate:str=None, # 'keep': norms take the statistics of what they read here; 'pass': as if, for this run only
-        repair=None, # function (weight, factor, shift): called where a layer's outputs have other statistics than the original's
+        # 'keep': norms take the statistics of what they read here; 'pass': as if, for this run only
+        reestimate:str=None,
+        # function (weight, factor, shift): called where a layer's outputs have other statistics than the original's
+        repair=None,
     ):
         super().__init__()
-        self.net, self.kinds, self.first, self.anchors, self.kept = twin(net), kinds, anchors is None, anchors or Anchors(), kept or (lambda name: None) # what a forward writes goes with the twin
-        self.written, self.count, self.outputs, self.reestimate, self.repair = written, count, set(outputs), reestimate, repair
+        # what a forward writes goes with the twin
+        self.net, self.kinds, self.first, self.anchors, self.kept = (twin(net), kinds, anchors is None, anchors
+            or Anchors(), kept or (lambda name: None))
+        self.written, self.count, self.outputs, self.reestimate, self.repair = (written, count, set(outputs),
+            reestimate, repair)
         self.names, self.home, self.calls = {}, dict(net.named_buffers()), Counter()
         for n, t in [*self.net.named_parameters(), *self.net.named_buffers()]:
             if t.layout == torch.strided and t.numel(): self.names.setdefault(_place(t), n)
-    def name_of(self, t): return self.names.get(_place(t)) if isinstance(t, torch.Tensor) and t.layout == torch.strided else None
+    def name_of(self, t):
+        return self.names.get(_place(t)) if isinstance(t, torch.Tensor) and t.layout == torch.strided else None
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, operation_of(func)[0]
         if name in OPERATIONS and OPERATIONS[name].kind == 'norm':
             given = {a.name: v for a, v in zip(func._schema.arguments, args)} | kwargs
             mean = self.name_of(args[3])
             if mean is not None and not given.get('training'):
-                return func(self.normed(args[0], mean, args[3], args[4], given.get('eps', given.get('epsilon'))), *args[1:], **kwargs)
+                return func(self.normed(args[0], mean, args[3], args[4], given.get('eps', given.get('epsilon'))),
+                    *args[1:], **kwargs)
         at = WEIGHTS.get(name)
         weight = self.name_of(args[at]) if at is not None else None
         if weight is None: return func(*args, **kwargs)
@@ -93,7 +106,8 @@ def normed(self:Stream, x, name, mean, var, eps):
     key = name, self.calls[name]
     self.calls[name] += 1
     kinds = x.unflatten(0, (self.kinds if len(x) % self.kinds == 0 else 1, -1))
-    if self.first: self.anchors.norms[key] = [torch.stack(t) for t in zip(*(anchor(moments_of(k), (mean, var)) for k in kinds))]
+    if self.first:
+        self.anchors.norms[key] = [torch.stack(t) for t in zip(*(anchor(moments_of(k), (mean, var)) for k in kinds))]
     if key not in self.anchors.norms: return x
     a, b = self.anchors.norms[key]
     if (kept := self.kept(name)) is not None: a, b = (t[:, kept.to(t.device)] for t in (a, b))
@@ -137,13 +151,15 @@ def run(self:Stream,
     args, kwargs = call_args(self.net, fresh(example))
     def before(name):
         m = self.net.get_submodule(name)
-        return lambda _, args: (self.normed(args[0], f'{name}.running_mean', m.running_mean, m.running_var, m.eps), *args[1:])
+        return (lambda _, args: (self.normed(args[0], f'{name}.running_mean', m.running_mean, m.running_var, m.eps),
+            *args[1:]))
     hooks = [self.net.get_submodule(n).register_forward_pre_hook(before(n)) for n in self.written]
     try:
         with quiet(self.net), self: return self.net(*args, **kwargs)
     except Exception as e:
         let_through(e)
-        raise ExampleInputError(f'the network cannot run on inputs like `example_inputs`: {type(e).__name__}: {str(e)[:200]}', hint='pass inputs of the shape that the forward takes') from e
+        raise ExampleInputError(f'the network cannot run on inputs like `example_inputs`: {type(e).__name__}: '
+            f'{str(e)[:200]}', hint='pass inputs of the shape that the forward takes') from e
     finally:
         for h in hooks: h.remove()
 
@@ -161,7 +177,8 @@ def some_patches(
     size, dims = x.shape[2:], range(x.dim()-2)
     steps = [math.prod(size[d+1:]) for d in dims] # of one pixel, in the flat image
     places = [(n-(k-1)*g-1)//s+1 for n, k, s, g in zip(size, kernel, stride, dilation)]
-    flat = lambda counts, by: sum(i*b for i, b in zip(torch.meshgrid(*map(torch.arange, counts), indexing='ij'), by)).flatten()
+    flat = (lambda counts, by: sum(i*b
+        for i, b in zip(torch.meshgrid(*map(torch.arange, counts), indexing='ij'), by)).flatten())
     taps, at = flat(kernel, [s*g for s, g in zip(steps, dilation)]), flat(places, [s*t for s, t in zip(steps, stride)])
     all_ = each >= len(at)
     x, out = x.flatten(2), []
@@ -184,7 +201,8 @@ def geometry_of(
 
 # %% ../../nbs/moments/26_streams.ipynb #dae678f2
 class Counting:
-    "What the layers of a network read, counted: per layer's weight the sums over patches, apart for each kind of image."
+    """What the layers of a network read, counted: per layer's weight the sums over patches, apart for each kind of
+    image."""
     def __init__(self,
         gen:torch.Generator, # of positions
         kinds:int=2, # equal parts of the batch, one for each kind of image
@@ -228,7 +246,8 @@ def moments(self:Counting):
 
 # %% ../../nbs/moments/26_streams.ipynb #b8c79ca4
 class Extents:
-    "What the layers of a network read, channel by channel: weight → mean and variance of each call, and the least and largest value."
+    """What the layers of a network read, channel by channel: weight → mean and variance of each call, and the least
+    and largest value."""
     def __init__(self): self.seen = {}
     def __call__(self, weight, op, args):
         x, *_ = geometry_of(op, args)

@@ -32,7 +32,9 @@ def geometry(
     "The window of a layer; a linear layer behind a flatten sees the whole image."
     if len(n.shape) != 4: return Geometry(tuple(size))
     _, _, _, stride, padding, dilation, *_, groups = n.args
-    return Geometry(tuple(m.weight.shape[2:]), pair(stride), pair(padding), pair(dilation), getattr(m, 'groups', groups)) # fewer groups once a depthwise layer is cut
+    # fewer groups once a depthwise layer is cut
+    return Geometry(tuple(m.weight.shape[2:]), pair(stride), pair(padding), pair(dilation),
+        getattr(m, 'groups', groups))
 
 def kernel(
     w:torch.Tensor, # weight of a convolution or linear layer
@@ -94,7 +96,8 @@ class Walk:
         lags:int=LAGS,
     ):
         self.graph, self.nodes, self.mods, self.prior, self.lags = graph, graph.nodes, mods, prior, lags
-        self.fields, self.fallbacks, self.guessed = {}, [], set() # fallbacks: (node, why) wherever the model had to guess; nodes that stand on a guess
+        # fallbacks: (node, why) wherever the model had to guess; nodes that stand on a guess
+        self.fields, self.fallbacks, self.guessed = {}, [], set()
         joins = {n: n.sources for n in self.nodes if n.kind in ('add', 'sub', 'cat') and len(n.sources) > 1}
         self.roots, self.ties = find_roots(self.nodes, joins)
     def tensor(self, name):
@@ -107,7 +110,8 @@ def module_of(
     n:Node,
 )->nn.Module: # None if the operation is no layer's or norm's
     "The layer or norm that an operation is a call of."
-    if n.kind in ('layer', 'depthwise'): return m if n.target in walk.graph.layers and isinstance(m := walk.mods.get(n.target), LAYERS) else None
+    if n.kind in ('layer', 'depthwise'):
+        return m if n.target in walk.graph.layers and isinstance(m := walk.mods.get(n.target), LAYERS) else None
     return walk.mods.get(norm_name(n)) if n.kind == 'norm' else None
 
 def weight_of(
@@ -138,7 +142,9 @@ def steps(self:Walk):
     for n in self.nodes:
         if not n.live: continue
         m, kind = module_of(self, n), n.kind
-        if kind in ('layer', 'depthwise'): kind = 'layer' if m is not None and not getattr(m, 'transposed', False) and len(n.shape) in (2, 4) else 'other'
+        if kind in ('layer', 'depthwise'):
+            kind = ('layer' if m is not None and not getattr(m, 'transposed', False) and len(n.shape) in (2, 4)
+                else 'other')
         src = next((self.fields[a] for a in n.sources if self.fields.get(a) is not None), None)
         before = len(self.fallbacks)
         with torch.no_grad(): self.fields[n] = self.tie(n, self.visit(n, m, src))
@@ -151,7 +157,8 @@ def tie(self:Walk, n, f):
     "Keeps the ties that are still needed; a root ties itself."
     if f is None: return None
     want = self.ties.get(n, ())
-    f = replace(f, cross={r: x for r, x in f.cross.items() if r in want}, local={r: x for r, x in f.local.items() if r in want})
+    f = replace(f, cross={r: x for r, x in f.cross.items() if r in want},
+        local={r: x for r, x in f.local.items() if r in want})
     if n in want: f.cross[n], f.local[n] = f.cov, torch.eye(f.channels, dtype=f.cov.dtype, device=f.cov.device)
     return f
 
@@ -160,14 +167,17 @@ def tie(self:Walk, n, f):
 def visit(self:Walk, n, m, src):
     "The field of one operation's output; None for what is no image or vector."
     if n.kind in ('reshape', 'slice') and _long(n) == _long(n.sources[0]): return src # only axes of length 1 come or go
-    if len(n.shape) not in (2, 4) or n.tokens or n.op == 'output' or n.kind in ('split', 'other') and n.op in PARTED: return None
+    if len(n.shape) not in (2, 4) or n.tokens or n.op == 'output' or n.kind in ('split', 'other') and n.op in PARTED:
+        return None
     if n.op == 'input': return self.prior(n.shape[1], _size(n.shape))
     if src is None: return self.guess(n, 'reads a tensor without a model')
     try: out = FIELD_RULES[n.kind](self, n, m, src) if n.kind in FIELD_RULES else None
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as e: # a form that the rule does not foresee
+    # a form that the rule does not foresee
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as e:
         let_through(e)
         out = None
-    return out if out is not None and _fits(out, n.shape) and _finite(out) else self.guess(n, 'has no rule for its statistics')
+    return (out if out is not None and _fits(out, n.shape) and _finite(out)
+        else self.guess(n, 'has no rule for its statistics'))
 
 def _long(n): return [k for k in n.shape if k != 1]
 
@@ -195,14 +205,17 @@ def field_rule(*keys):
     def register(f): FIELD_RULES.update(dict.fromkeys(keys, f)); return f
     return register
 
-MOST = 2**30 # entries of a covariance in front of the stride; a layer with more is guessed (768 filters over 16×16 patches of a 224×224 image: 3·10¹⁰)
+# entries of a covariance in front of the stride; a layer with more is guessed (768 filters over 16×16 patches of a
+# 224×224 image: 3·10¹⁰)
+MOST = 2**30
 
 @field_rule('layer', 'depthwise')
 def _layer(walk, n, m, f):
     if m is None or getattr(m, 'transposed', False): return None # weights that are computed, or spread out
     w, geo = kernel(weight_of(walk, n, m), f), geometry(n, m, f.size)
     near = walk.near(max(len(w), f.channels), w.shape[-2:])
-    f = shrink_field(f, *[n*s+2*d*(k-1) for n, s, d, k in zip(near, geo.stride, geo.dilation, geo.kernel)]) # what those lags of the output need
+    # what those lags of the output need
+    f = shrink_field(f, *[n*s+2*d*(k-1) for n, s, d, k in zip(near, geo.stride, geo.dilation, geo.kernel)])
     bias = None if m.bias is None else m.bias.detach()
     if isinstance(m, nn.Linear) and f.size != (1, 1):
         mean, cov = whole_image(f, w)
@@ -221,7 +234,8 @@ def _normed(walk, n):
 def _norm(walk, n, m, f):
     if m is None or not is_norm(m): return None
     one = torch.ones_like(m.running_var)
-    return norm_field(f, one if m.weight is None else m.weight.detach(), 0*one if m.bias is None else m.bias.detach(), m.running_var, m.eps)
+    return norm_field(f, one if m.weight is None else m.weight.detach(), 0*one if m.bias is None else m.bias.detach(),
+        m.running_var, m.eps)
 
 # %% ../../nbs/moments/23_walk.ipynb #528f9a4d
 def closed_form(
@@ -266,7 +280,9 @@ def _join(walk, n, m, f):
     if any(p is None for p in parts): return None
     if len(parts) == 1: parts = parts*2 # a tensor and itself
     sign = (-1 if n.kind == 'sub' else 1)*n.alpha
-    for p in parts[1:]: f = cat_field(f, p, walk.roots.get(n)) if n.kind == 'cat' else add_field(f, p if sign == 1 else _times(p, sign), walk.roots.get(n))
+    for p in parts[1:]:
+        f = (cat_field(f, p, walk.roots.get(n)) if n.kind == 'cat'
+            else add_field(f, p if sign == 1 else _times(p, sign), walk.roots.get(n)))
     return shrink_field(f, *walk.near(f.channels))
 
 def _times(f, c):
@@ -297,7 +313,8 @@ def _spatial(walk, n, m, f):
         k = tuple(max(a//b, 1) for a, b in zip(f.size, out))
         return average_pool(f, Geometry(k, k)) if out == tuple(s//w for s, w in zip(f.size, k)) else None
     if n.op.startswith(('reflection_pad', 'replication_pad')): return replace(f, size=out) # more of the same
-    if 'avg' in n.op and out == (1, 1) and _window(n).kernel == tuple(f.size) and _window(n).padding == (0, 0): return global_pool(f)
+    if 'avg' in n.op and out == (1, 1) and _window(n).kernel == tuple(f.size) and _window(n).padding == (0, 0):
+        return global_pool(f)
     if 'pool' not in n.op: return None
     return (max_pool if 'max' in n.op else average_pool)(f, _window(n))
 
@@ -306,7 +323,9 @@ def _spatial(walk, n, m, f):
 def _slice(walk, n, m, f):
     if n.op == 'select': return f if n.args[2] == 0 else None # only axes of length 1 come or go
     x, dim, start, stop, step = (*n.args, *(0, 0, None, 1)[len(n.args)-1:])
-    if n.op != 'slice' or len(x.shape) != 4 or start not in (0, None) or stop is not None and stop < x.shape[dim] or dim < 2: return None
+    if (n.op != 'slice' or len(x.shape) != 4 or start not in (0, None) or stop is not None and stop < x.shape[dim]
+            or dim < 2):
+        return None
     return subsample(f, (step, 1) if dim == 2 else (1, step))
 
 @field_rule('pad')
@@ -328,6 +347,7 @@ def field_moments(
     out, walk = {}, Walk(graph, mods)
     for n, kind, m, f in walk.steps():
         name = graph.layers[n.target].weight if kind == 'layer' and n.target in graph.layers else None
-        if name is None or name in out or f is None or not reads(m, f) or any(a in walk.guessed for a in n.sources): continue
+        if name is None or name in out or f is None or not reads(m, f) or any(a in walk.guessed for a in n.sources):
+            continue
         out[name] = field_patch(f, geometry(n, m, f.size), most)
     return out

@@ -16,7 +16,9 @@ def check_ratio(
 ):
     "Raises `RatioError` unless `ratio` is a number in [0, 1)."
     ok = isinstance(ratio, (int, float)) and not isinstance(ratio, bool) and 0 <= ratio < 1
-    if not ok: raise RatioError(f'a pruning ratio of {ratio!r}', layer=layer, hint='take a number in [0, 1): the share of channels to remove')
+    if not ok:
+        raise RatioError(f'a pruning ratio of {ratio!r}', layer=layer,
+            hint='take a number in [0, 1): the share of channels to remove')
     return ratio
 
 # %% ../../nbs/paper/02_assumption.ipynb #64b99e7b
@@ -35,7 +37,8 @@ def filter_norms(
     "The ℓ1 or ℓ2 norm of every filter: the paper's two criteria."
     return W.flatten(1).norm(p=p, dim=1)
 
-CRITERIA = {'l1': lambda W, *_: filter_norms(W, 1), 'l2': lambda W, *_: filter_norms(W, 2)} # function(filters, run, site); the run and its site are for those that look further
+# function(filters, run, site); the run and its site are for those that look further
+CRITERIA = {'l1': lambda W, *_: filter_norms(W, 1), 'l2': lambda W, *_: filter_norms(W, 2)}
 
 # %% ../../nbs/paper/02_assumption.ipynb #fa562f4a
 def split_channels(

@@ -27,7 +27,8 @@ def worked_tensors(
     files = [here/'digits.safetensors'] if name == 'digits' else [f/'weights'/f'{name}.safetensors' for f in folders]
     path = next((f for f in files if f.is_file()), None)
     if path: return load_file(path)
-    raise FileError(f'no weights called {name!r}', hint="take 'digits', or set UDFC_DATA to the folder that holds weights/")
+    raise FileError(f'no weights called {name!r}',
+        hint="take 'digits', or set UDFC_DATA to the folder that holds weights/")
 
 # %% ../../nbs/paper/00_notation.ipynb #91883f8d
 def affine(

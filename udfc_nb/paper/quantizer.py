@@ -75,9 +75,12 @@ def symmetric_grid(
     per_channel:bool=True, # a scale per output channel, or one for the tensor
     clip=1., # the grid ends at clip·max|W|
 )->Quantized:
-    "Signed integers −(2ᵏ⁻¹−1) … 2ᵏ⁻¹−1 times a scale: what integer hardware and ONNX take. Raises `BitsError`, `NonFiniteError`."
+    """Signed integers −(2ᵏ⁻¹−1) … 2ᵏ⁻¹−1 times a scale: what integer hardware and ONNX take. Raises `BitsError`,
+    `NonFiniteError`."""
     n = 2**(_whole(bits)-1)-1
-    if n < 1: raise BitsError('a symmetric integer grid of 1 bit has the value 0 only', hint="take 2 bits or more, or grid='paper'")
+    if n < 1:
+        raise BitsError('a symmetric integer grid of 1 bit has the value 0 only',
+            hint="take 2 bits or more, or grid='paper'")
     scale = max_abs(W, per_channel)*clip/n
     return Quantized(_codes(W, scale, torch.zeros_like(scale), -n, n), scale, torch.zeros_like(scale), int(bits))
 
@@ -88,7 +91,8 @@ def asymmetric_grid(
     per_channel:bool=True, # a scale per output channel, or one for the tensor
     clip=1., # the grid ends at clip times the range
 )->Quantized:
-    "Unsigned integers 0 … 2ᵏ−1 over [min, max] with an integer zero point, so that the value 0 is exact. Raises `BitsError`, `NonFiniteError`."
+    """Unsigned integers 0 … 2ᵏ−1 over [min, max] with an integer zero point, so that the value 0 is exact. Raises
+    `BitsError`, `NonFiniteError`."""
     n, dims, W = 2**_whole(bits)-1, _extent(W, per_channel), W.detach()
     max_abs(W, per_channel) # refuses what is not finite
     low, high = W.amin(dims, keepdim=True).clamp(max=0)*clip, W.amax(dims, keepdim=True).clamp(min=0)*clip
@@ -107,7 +111,8 @@ def pack(
     "Codes side by side, `bits` bits each, lowest bit first. Raises `BitsError`."
     k, flat = _whole(bits), codes.detach().reshape(-1).cpu().to(torch.int64)
     if flat.numel() and (flat.min() < 0 or flat.max() >= 2**k):
-        raise BitsError(f'codes do not fit into {k} bits', hint='codes run from 0 to 2**bits − 1; add an offset to signed ones')
+        raise BitsError(f'codes do not fit into {k} bits',
+            hint='codes run from 0 to 2**bits − 1; add an offset to signed ones')
     rows = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).reshape(-1, 8)
     out = torch.zeros(len(rows), k, dtype=torch.uint8)
     for p in range(8*k): out[:, p//8] |= (((rows[:, p//k] >> p%k) & 1) << p%8).to(torch.uint8)
@@ -122,7 +127,8 @@ def unpack(
     "The inverse of `pack`. Raises `BitsError` if there are too few or too many bytes."
     k, flat = _whole(bits), packed.reshape(-1).cpu()
     if len(flat) != -(-numel*k//8):
-        raise BitsError(f'{len(flat)} bytes for {numel} codes of {k} bits', hint='the file is cut off, or was packed with other bits')
+        raise BitsError(f'{len(flat)} bytes for {numel} codes of {k} bits',
+            hint='the file is cut off, or was packed with other bits')
     rows = torch.nn.functional.pad(flat, (0, -len(flat) % k)).reshape(-1, k).to(torch.int64)
     out = torch.zeros(len(rows), 8, dtype=torch.int64)
     for p in range(8*k): out[:, p//k] |= ((rows[:, p//8] >> p%8) & 1) << p%k

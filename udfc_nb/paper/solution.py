@@ -91,7 +91,8 @@ def copies(
     positive:bool=True, # as in `multiples`
     groups:int=1, # equal runs of channels that must not mix, as in `project`
 )->torch.Tensor: # T, (|P|, |K|): exact copies only
-    "What a projection restores exactly, and a ridge must not spoil: a pruned vector that is a multiple of one kept one."
+    """What a projection restores exactly, and a ridge must not spoil: a pruned vector that is a multiple of one kept
+    one."""
     run = torch.arange(len(V), device=V.device)//(len(V)//groups)
     T = torch.where(run[:, None] == run, multiples(V, positive), 0.)[pruned][:, kept]
     return torch.where((T != 0).cumsum(1) == 1, T, 0.)

@@ -39,7 +39,8 @@ def fold_rows(
         return
     c, _ = norm_affine(norm); gamma = norm.weight.double()/s
     v = (gamma.square()-norm.eps).clamp(min=0)
-    slope = c/s*(v+norm.eps).sqrt()/torch.where(gamma == 0, 1., gamma) # what the weights take: |c|/s, unless the channel is dead
+    # what the weights take: |c|/s, unless the channel is dead
+    slope = c/s*(v+norm.eps).sqrt()/torch.where(gamma == 0, 1., gamma)
     slope = torch.where(gamma == 0, 1., slope)
     layer.weight.mul_(rows(slope))
     if layer.bias is not None: layer.bias.mul_(slope.to(layer.bias.dtype))
@@ -52,12 +53,15 @@ ROUNDS = 20 # of the pairs of a chain
 def _chain(job, site):
     "A site's links: [layer, norm behind it, where the activation behind them is cut off]; None if factors cannot pass."
     paths = job.readers(site)
-    if len(site.producers) > 1 or len(paths) != 1 or None in paths or site.groups > 1 or any(u.role not in ('out', 'in', 'norm', 'depthwise') for u in site.uses): return None
+    if (len(site.producers) > 1 or len(paths) != 1 or None in paths or site.groups > 1
+            or any(u.role not in ('out', 'in', 'norm', 'depthwise') for u in site.uses)):
+        return None
     links = [[job.mods[site.name], None, math.inf]]
     for s in next(iter(paths)).steps:
         m = job.mods.get(s.module)
         if s.kind == 'norm':
-            if links[-1][1] is not None or len(m.running_mean) != site.size or m.weight is None or m.bias is None: return None
+            if links[-1][1] is not None or len(m.running_mean) != site.size or m.weight is None or m.bias is None:
+                return None
             links[-1][1] = m
         elif s.kind == 'depthwise': links.append([m, None, math.inf])
         elif s.kind == 'act':
@@ -91,11 +95,13 @@ def equalise(job):
         for _ in range(ROUNDS):
             moved = 0.
             for i, (m, norm, end) in enumerate(links):
-                behind = rows(links[i+1][0]) if i+1 < len(links) else torch.stack([_columns(job.mods[u.module], u) for u in site.consumers]).amax(0)
+                behind = (rows(links[i+1][0]) if i+1 < len(links)
+                    else torch.stack([_columns(job.mods[u.module], u) for u in site.consumers]).amax(0))
                 s = balance(rows(m), behind)
                 if end < math.inf: reach = _reach(norm); s = torch.where(reach < end, torch.maximum(s, reach/end), 1.)
                 fold_rows(m, norm, s)
-                if i+1 < len(links): links[i+1][0].weight.mul_(s.to(m.weight.dtype).reshape(-1, *[1]*(m.weight.dim()-1)))
+                if i+1 < len(links):
+                    links[i+1][0].weight.mul_(s.to(m.weight.dtype).reshape(-1, *[1]*(m.weight.dim()-1)))
                 else:
                     for u in site.consumers: scale_into(job.mods[u.module], u, s)
                 moved = max(moved, (s-1).abs().max().item())
@@ -107,7 +113,9 @@ def absorb(job):
     "What a channel hardly ever falls below goes into the next layer's constant (DFQ)."
     for name, site in job.sites.items():
         links = _chain(job, site)
-        if links is None or len(links) > 1 or links[0][1] is None or any(s.kind == 'spatial' for s in next(iter(job.readers(site))).steps): continue
+        if (links is None or len(links) > 1 or links[0][1] is None
+                or any(s.kind == 'spatial' for s in next(iter(job.readers(site))).steps)):
+            continue
         _, norm, end = links[0]
         a = (norm.bias-3*norm.weight.abs()).clamp(min=0)*(_reach(norm) < end)
         takers = [(u, job.mods[u.module], _taker(job, u.module)) for u in site.consumers]
@@ -136,6 +144,7 @@ PREPARATIONS.update(equalise=equalise, absorb=absorb)
 
 # %% ../../nbs/peers/41_equalisation.ipynb #2c1e830b
 RECIPES.update({r.name: r for r in (
-    Recipe('dfq', metric='means', projection='none', grid='asymmetric', per_channel=False, scale='none', repair='moments', prepare=('equalise', 'absorb')),
+    Recipe('dfq', metric='means', projection='none', grid='asymmetric', per_channel=False, scale='none',
+    repair='moments', prepare=('equalise', 'absorb')),
     Recipe('omse', metric='field', projection='none', grid='symmetric', rounding='nearest', scale='none'),
     Recipe('squant', metric='field', projection='none', grid='symmetric', rounding='flips', scale='none'))})

@@ -38,12 +38,16 @@ RECIPES.update({n: Recipe(n, projection=n, scale='none') for n in ('lbyl', 'lbyl
 class ReplaceJob(Job):
     "A run in which every pruned channel is replaced by one that stays."
     def select(self, ratio, layer_ratios, macs=None):
-        if self.recipe.budget != 'uniform': raise RecipeError(f'budget={self.recipe.budget!r}', layer=f'recipe {self.recipe.name!r:.80}', hint="a recipe that replaces channels takes budget='uniform'")
+        if self.recipe.budget != 'uniform':
+            raise RecipeError(f'budget={self.recipe.budget!r}', layer=f'recipe {self.recipe.name!r:.80}',
+                hint="a recipe that replaces channels takes budget='uniform'")
         self.to = {}
         for name, site in self.sites.items():
             n = n_kept(site.size, check_ratio(layer_ratios.get(name, ratio), name))
             if n < site.size and self.replaces(site): self.kept[name] = self.take(site, n)
-    def replaces(self, site): return site.groups == site.units.shape[1] == 1 and site.size == len(self.layers[site.name].rows) and all(p is not None for p in self.readers(site))
+    def replaces(self, site):
+        return (site.groups == site.units.shape[1] == 1 and site.size == len(self.layers[site.name].rows)
+            and all(p is not None for p in self.readers(site)))
     def take(self, site, n):
         "A size budget also takes from sites without replacements."
         if not self.replaces(site): return super().take(site, n)
@@ -123,7 +127,9 @@ class FoldingJob(ReplaceJob):
     def merge_rows(self, site, to):
         m, steps = self.mods[site.name], next(iter(self.readers(site))).steps
         norms = [s for s in steps if s.kind == 'norm']
-        if len(norms) != 1 or any(s.kind not in ('norm', 'act', 'spatial') for s in steps) or len(self.mods[norms[0].module].running_mean) != site.size: return
+        if (len(norms) != 1 or any(s.kind not in ('norm', 'act', 'spatial') for s in steps)
+                or len(self.mods[norms[0].module].running_mean) != site.size):
+            return
         if self.mods[norms[0].module].weight is None or not self.plain_weight(site.name): return
         norm, M = self.mods[norms[0].module], torch.nn.functional.one_hot(to, site.size).double()
         size = M.sum(0); mean = lambda t: (M.T@t)/size.clamp(min=1)[:, None]
@@ -138,7 +144,8 @@ class FoldingJob(ReplaceJob):
         rows = folded.nonzero()[:, 0]
         out_first(m)[rows] = new[rows, :-2].reshape(len(rows), *out_first(m).shape[1:]).to(m.weight.dtype)
         if m.bias is not None: m.bias[rows] = mean((c*m.bias)[:, None])[rows, 0].to(m.bias.dtype)
-        norm.running_mean[rows], norm.bias[rows], norm.weight[rows] = (t[rows].to(norm.bias.dtype) for t in (new[:, -2], new[:, -1], boost*std))
+        norm.running_mean[rows], norm.bias[rows], norm.weight[rows] = (t[rows].to(norm.bias.dtype)
+            for t in (new[:, -2], new[:, -1], boost*std))
 
 METRICS.add('folding'); JOBS['folding'] = FoldingJob
 RECIPES['folding'] = Recipe('folding', metric='folding', projection='none', scale='none')

@@ -46,8 +46,10 @@ def check_activation_bits(
     layer:str=None, # name for the message
 )->int:
     "Raises `BitsError` unless `bits` is a whole number from 2 to 16."
-    if isinstance(bits, (int, float)) and not isinstance(bits, bool) and 2 <= bits <= 16 and bits == int(bits): return int(bits)
-    raise BitsError(f'activations of {bits!r} bits', layer=layer, hint='take a whole number from 2 to 16, or None for floats')
+    if isinstance(bits, (int, float)) and not isinstance(bits, bool) and 2 <= bits <= 16 and bits == int(bits):
+        return int(bits)
+    raise BitsError(f'activations of {bits!r} bits', layer=layer,
+        hint='take a whole number from 2 to 16, or None for floats')
 
 def grid_of(
     low:float, high:float, # the range, low ≤ 0 ≤ high
@@ -68,13 +70,15 @@ class QuantizedLinear(_Reads, nn.Linear): stock = nn.Linear
 class QuantizedConv2d(_Reads, nn.Conv2d): stock = nn.Conv2d
 class QuantizedConvTranspose2d(_Reads, nn.ConvTranspose2d): stock = nn.ConvTranspose2d
 
-READERS = {k.stock: k for k in (QuantizedLinear, QuantizedConv2d, QuantizedConvTranspose2d)} # class of a layer → its class with a grid
+# class of a layer → its class with a grid
+READERS = {k.stock: k for k in (QuantizedLinear, QuantizedConv2d, QuantizedConvTranspose2d)}
 
 def reader_of(
     stock:type, # class of a convolution or linear layer, a network's own too
 )->type:
     "The subclass of a layer's class that reads through a grid."
-    if stock not in READERS and issubclass(stock, LAYERS): READERS[stock] = type(f'Quantized{stock.__name__}', (_Reads, stock), {'stock': stock})
+    if stock not in READERS and issubclass(stock, LAYERS):
+        READERS[stock] = type(f'Quantized{stock.__name__}', (_Reads, stock), {'stock': stock})
     return READERS.get(stock)
 
 def quantize_input_(
@@ -83,7 +87,9 @@ def quantize_input_(
 )->nn.Module: # the layer
     "Lets a layer read through a grid. Raises `UnsupportedError` for a class that is no layer's."
     stock = getattr(type(layer), 'stock', type(layer))
-    if reader_of(stock) is None: raise UnsupportedError(f'a {type(layer).__name__} cannot be given a grid for its input', hint='ignore the layer')
+    if reader_of(stock) is None:
+        raise UnsupportedError(f'a {type(layer).__name__} cannot be given a grid for its input',
+            hint='ignore the layer')
     layer.__class__ = stock if quantizer is None else READERS[stock]
     layer.input_quantizer = quantizer
     return layer
@@ -106,8 +112,10 @@ def folded_pairs(
 )->list: # of (name of a convolution, name of the batch norm that alone reads it)
     "Which batch norms can be folded."
     calls = [n.target for n in nodes if n.kind in ('layer', 'depthwise')]
-    convs = [n for n in nodes if n.kind in ('layer', 'depthwise') and calls.count(n.target) == 1 and n.op == 'convolution' and not n.args[6]]
-    pairs = [(n.target, norm_name(n.users[0])) for n in convs if len(n.users) == 1 and n.users[0].kind == 'norm' and n.users[0].module == norm_name(n.users[0])]
+    convs = [n for n in nodes if n.kind in ('layer', 'depthwise') and calls.count(n.target) == 1
+        and n.op == 'convolution' and not n.args[6]]
+    pairs = [(n.target, norm_name(n.users[0])) for n in convs if len(n.users) == 1 and n.users[0].kind == 'norm'
+        and n.users[0].module == norm_name(n.users[0])]
     norms = [b for _, b in pairs]
     stock = {k.forward for k in NORMS} # a norm with a forward of its own may do more
     return [(a, b) for a, b in pairs if norms.count(b) == 1 and type(mods[b]).forward in stock]
@@ -188,7 +196,8 @@ def best_range(
     high:float=math.inf, # what it cannot exceed
 )->tuple: # (low, high)
     "The ends with the smallest sum of the channels' expected errors."
-    bottom, top = (0., best_end(mean, std, bits, True)) if low >= 0 else (-best_end(-mean, std, bits, False), best_end(mean, std, bits, False))
+    bottom, top = ((0., best_end(mean, std, bits, True)) if low >= 0
+        else (-best_end(-mean, std, bits, False), best_end(mean, std, bits, False)))
     return max(low, min(bottom, 0.)), min(high, max(top, 0.))
 
 # %% ../../nbs/recipes/36_activations.ipynb #7320c0de
@@ -219,7 +228,8 @@ def bounds(
     if n.op == 'input': return input_range
     ends = [known[a] for a in n.sources if a in known]
     if n.op in ('add', 'sub', 'mul') and len(ends) == 1 and n.kind == n.op: ends = ends*2 # a tensor and itself
-    rule = OPERATIONS['getitem' if n.op == 'part' else n.op].bounds if n.op in OPERATIONS or n.op == 'part' else OPERATIONS['add'].bounds if n.kind == 'act' else None
+    rule = (OPERATIONS['getitem' if n.op == 'part' else n.op].bounds if n.op in OPERATIONS or n.op == 'part'
+        else OPERATIONS['add'].bounds if n.kind == 'act' else None)
     return rule(n, ends, lambda x: rerun(n, x, tensor)) if ends and rule is not None else EVERYTHING
 
 # %% ../../nbs/recipes/36_activations.ipynb #43bede81
@@ -268,24 +278,31 @@ def find_ranges(self:Job,
     bits:dict, # layer name → width of what it reads, or None
     input_range:tuple=None, # of the network's inputs; None: INPUT_RANGE
 ):
-    "Fills `inputs`, layer name → `InputQuantizer`, from what the layers of the original read of images made of nothing."
+    """Fills `inputs`, layer name → `InputQuantizer`, from what the layers of the original read of images made of
+    nothing."""
     self.begin()
     known, ends, seen = {}, {}, self.source.extents()
     tensor = lambda name: self.tensor(name)
     for n in self.graph.nodes:
         if not n.live: continue
         known[n] = bounds(n, known, input_range or self.source.input_range or INPUT_RANGE, tensor)
-        name = n.target if n.kind in ('layer', 'depthwise') and n.module == n.target else None # functions that take the weights of a module do not read through it
+        # functions that take the weights of a module do not read through it
+        name = n.target if n.kind in ('layer', 'depthwise') and n.module == n.target else None
         m = self.mods.get(name)
         l = self.layers.get(name)
-        if bits.get(name) is None or m is None or l is None or l.weight not in seen or reader_of(getattr(type(m), 'stock', type(m))) is None: continue
+        if (bits.get(name) is None or m is None or l is None or l.weight not in seen
+                or reader_of(getattr(type(m), 'stock', type(m))) is None):
+            continue
         source = source_of(n)
         if source.op == 'input': bits = bits | {name: max(bits[name], INPUT_BITS)}
-        new, old = range_of(self.still_seen(name, seen[l.weight]), known[source], bits[name], self.recipe.ranges), ends.get(name, (0., 0.))
+        new, old = (range_of(self.still_seen(name, seen[l.weight]), known[source], bits[name], self.recipe.ranges),
+            ends.get(name, (0., 0.)))
         ends[name] = min(old[0], new[0]), max(old[1], new[1])
     self.inputs = {n: grid_of(*e, bits[n]) for n, e in ends.items()}
     missing = [n for n, b in bits.items() if b is not None and n not in ends]
-    if missing: self.notes.append(f"note: no range is known for the inputs of {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}; they stay float")
+    if missing:
+        self.notes.append(f"note: no range is known for the inputs of "
+            f"{', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}; they stay float")
 
 # %% ../../nbs/recipes/36_activations.ipynb #6641297d
 @patch
@@ -294,7 +311,8 @@ def still_seen(self:Job, name, seen):
     l, (mean, var, *ends) = self.layers[name], seen
     kept = self.outputs_kept(name) if l.depthwise else self.inputs_kept(name)
     total = len(l.rows)//max(len(l.rows)//max(len(mean), 1), 1) if l.depthwise else len(mean)
-    if kept is None or l.depthwise and total != len(l.rows) or not l.depthwise and len(mean) != l.columns.size: return seen
+    if kept is None or l.depthwise and total != len(l.rows) or not l.depthwise and len(mean) != l.columns.size:
+        return seen
     return mean[kept.to(mean.device)], var[kept.to(mean.device)], *ends
 
 @patch

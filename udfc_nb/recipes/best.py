@@ -22,7 +22,8 @@ import udfc_nb.recipes.flips # registers its roundings
 class Sizes:
     "Parameters or MACs of a network as a function of the channels that its sites keep."
     def __init__(self, job, macs=None):
-        self.job, self.per = job, {n: m.weight.numel() if macs is None else macs[n] for n, m in job.mods.items() if isinstance(m, LAYERS) and (macs is None or n in macs)}
+        self.job, self.per = (job, {n: m.weight.numel() if macs is None else macs[n] for n, m in job.mods.items()
+            if isinstance(m, LAYERS) and (macs is None or n in macs)})
         self.uses = {}
         for name, site in job.sites.items():
             for u in site.uses: self.uses.setdefault(u.module, []).append((u, name, site.size))
@@ -32,7 +33,8 @@ class Sizes:
         total = inputs_of(m) if role == 'in' else outputs_of(m)
         return 1-sum(less.get(s, 0)*u.index.size/size for u, s, size in uses)/max(total, 1)
     def __call__(self, less):
-        return sum(v*self.share(n, 'out', less)*self.share(n, 'in', less)*self.share(n, 'depthwise', less) for n, v in self.per.items())
+        return sum(v*self.share(n, 'out', less)*self.share(n, 'in', less)*self.share(n, 'depthwise', less)
+            for n, v in self.per.items())
     def gain(self, site, step): return self({})-self({site: step})
 
 def inputs_of(m): return m.in_features if isinstance(m, nn.Linear) else m.in_channels
@@ -44,7 +46,8 @@ class FieldJob(Job):
     def __init__(self, net, graph, recipe, *progress):
         super().__init__(net, graph, recipe, *progress)
         self.device = next(net.parameters(), torch.zeros(1)).device
-        self.drift, self.norms, self.merges, self.unrepaired = {}, {}, {}, [] # node → (Δmean, Δvariance, variance); norm → running statistics; layer → exact copies
+        # node → (Δmean, Δvariance, variance); norm → running statistics; layer → exact copies
+        self.drift, self.norms, self.merges, self.unrepaired = {}, {}, {}, []
     def patches(self):
         "Weight of a layer → `Patch` of what it reads."
         return field_moments(self.graph, self.mods)
@@ -59,18 +62,24 @@ def run(self:FieldJob, bits):
         name = n.target if n.kind in ('layer', 'depthwise') else None
         if name in self.layers and name not in done:
             self.tick(name); done.add(name)
-            if (known := first.setdefault(self.layers[name].weight, name)) == name: self.layer(n, self.mods.get(name), bits.get(name)); continue
+            if (known := first.setdefault(self.layers[name].weight, name)) == name:
+                self.layer(n, self.mods.get(name), bits.get(name))
+                continue
             self.pending.discard(name) # another module of the same weight
             if known in self.codes: self.codes[name] = self.codes[known]
         if n.live: self.carry(n)
     for name in self.order:
         if name not in done: self.plain(name, bits.get(name))
     self.round_unread(bits)
-    for name, (mean, var) in self.norms.items(): self.mods[name].running_mean.copy_(mean); self.mods[name].running_var.copy_(var)
+    for name, (mean, var) in self.norms.items():
+        self.mods[name].running_mean.copy_(mean)
+        self.mods[name].running_var.copy_(var)
     cut_rest(self.net, self.graph.record, self.gone, self.cut_before())
     if self.recipe.repair == 'streams': self.recount()
     self.done = self.total; self.tick()
-    if self.unrepaired: self.notes.append(f"note: {len(self.unrepaired)} layers, the first is {self.unrepaired[0]!r}, are cut or rounded without a repair: there is no model of what they read")
+    if self.unrepaired:
+        self.notes.append(f"note: {len(self.unrepaired)} layers, the first is {self.unrepaired[0]!r}, are cut or "
+            f"rounded without a repair: there is no model of what they read")
 
 @patch
 def plain(self:FieldJob, name, bits):
@@ -86,7 +95,8 @@ def layer(self:FieldJob, n, m, bits):
     name = n.target
     if name in self.kept and self.recipe.projection == 'refit': self.find_copies(name)
     cut = self.inputs_kept(name) is not None or self.outputs_kept(name) is not None
-    x = self.moments.get(self.layers[name].weight) if self.plain_weight(name) and (cut or bits or name in self.inputs) else None
+    x = (self.moments.get(self.layers[name].weight) if self.plain_weight(name) and (cut or bits or name in self.inputs)
+        else None)
     if x is None or not whole_channels(m, x, self.inputs_kept(name)): return self.plain(name, bits)
     W, rows = matrix(m), self.kept_rows(m, name)
     old = x.statistics(W)
@@ -137,7 +147,8 @@ def find_copies(self:FieldJob, name):
         if path is None or not self.plain_weight(path.layer): continue
         T = PROJECTIONS['copies'](self.channels(site, path), kept, pruned, self.recipe)
         if not T.any(): continue
-        for u in (u for u in uses if self.plain_weight(u.module)): self.merges.setdefault(u.module, []).append((u, T, kept, pruned))
+        for u in (u for u in uses if self.plain_weight(u.module)):
+            self.merges.setdefault(u.module, []).append((u, T, kept, pruned))
 
 # %% ../../nbs/recipes/35_best.ipynb #cc512c92
 @patch
@@ -153,7 +164,9 @@ def round_in(self:FieldJob, name, x, bits):
 def settle(self:FieldJob, n, m, rows, old, new, total):
     "What changed in a layer's outputs: taken up by the norms behind it, or else by its own scale and bias."
     if self.recipe.repair != 'moments': return
-    if absorbed(n): self.drift[n] = [torch.zeros(total, dtype=t.dtype, device=t.device).index_copy(0, rows, t) for t in (new[0]-old[0], new[1]-old[1], old[1])]
+    if absorbed(n):
+        self.drift[n] = [torch.zeros(total, dtype=t.dtype, device=t.device).index_copy(0, rows, t)
+            for t in (new[0]-old[0], new[1]-old[1], old[1])]
     elif m.bias is not None: s = self.length(n, old, new); self.rescale(n.target, s, old[0]-s*new[0])
 
 # %% ../../nbs/recipes/35_best.ipynb #984ce174
@@ -170,10 +183,14 @@ def carry(self:FieldJob, n):
         parts = [self.drift.get(a) or zero(a) for a in n.sources]
         if n.kind == 'sub' and len(parts) > 1: parts[1] = [-parts[1][0], *parts[1][1:]]
         join = torch.cat if n.kind == 'cat' else sum
-        if n.kind == 'cat' or len({len(p[0]) for p in parts}) == 1: self.drift[n] = [join([p[i] for p in parts]) for i in range(3)]
-        if n.kind in ('add', 'sub') and n in self.drift and len(parts) > 1: self.drift[n][2] = torch.full_like(self.drift[n][2], torch.nan) # of a sum the norm behind it knows the variance
+        if n.kind == 'cat' or len({len(p[0]) for p in parts}) == 1:
+            self.drift[n] = [join([p[i] for p in parts]) for i in range(3)]
+        # of a sum the norm behind it knows the variance
+        if n.kind in ('add', 'sub') and n in self.drift and len(parts) > 1:
+            self.drift[n][2] = torch.full_like(self.drift[n][2], torch.nan)
 
 # %% ../../nbs/recipes/35_best.ipynb #00bb9cd7
 METRICS.add('field'); ROUNDING_NAMES.update(ROUNDINGS); JOBS['field'] = FieldJob
 PROJECTIONS['refit'] = no_projection # the load is taken by the refit of each consumer, not by a T
-RECIPES['field'] = Recipe('field', metric='field', projection='refit', grid='dense', rounding='descent', scale='none', repair='moments', ranges='expected-error')
+RECIPES['field'] = Recipe('field', metric='field', projection='refit', grid='dense', rounding='descent', scale='none',
+    repair='moments', ranges='expected-error')

@@ -19,7 +19,9 @@ def hull(
     "The lower convex hull of a cost curve, as segments."
     points = []
     for n, c in enumerate(curve):
-        while len(points) > 1 and (points[-1][1]-points[-2][1])*(n-points[-1][0]) >= (c-points[-1][1])*(points[-1][0]-points[-2][0]): points.pop()
+        while (len(points) > 1 and (points[-1][1]-points[-2][1])*(n-points[-1][0]) >= (c
+                -points[-1][1])*(points[-1][0]-points[-2][0])):
+            points.pop()
         points.append((n, c))
     return [(a[0], b[0], (b[1]-a[1])/(b[0]-a[0])) for a, b in zip(points, points[1:])]
 
@@ -30,12 +32,14 @@ def allot(
     size, # function (site → steps less) → size of the network
     target:float, # the size to come down to
 )->dict: # site → steps less
-    "Steps are taken in the order of cost per saving along the hulls (the Lagrangian optimum) until the size is met. Raises `BudgetError`."
+    """Steps are taken in the order of cost per saving along the hulls (the Lagrangian optimum) until the size is
+    met. Raises `BudgetError`."""
     segments = sorted((slope/gains[s], s, a, b) for s, c in curves.items() for a, b, slope in hull(c))
     steps = [(s, n) for _, s, a, b in segments for n in range(a+1, b+1)]
     after = lambda t: size({**dict.fromkeys(curves, 0), **dict(steps[:t])})
     t = bisect_left(range(len(steps)), True, key=lambda t: after(t) <= target)
     if t == len(steps) and after(t) > target*(1+1e-9):
         raise BudgetError(f'the size comes down to {after(t):.6g} and no further, {target:.6g} is asked for',
-            hint=f"take a smaller pruning_ratio, or budget='uniform': a budget leaves every site at least {1-CAP:.0%} of its channels")
+            hint=f"take a smaller pruning_ratio, or budget='uniform': a budget leaves every site at least {1-CAP:.0%} "
+            f"of its channels")
     return {**dict.fromkeys(curves, 0), **dict(steps[:t])}

@@ -14,7 +14,8 @@ from .recipe import ROUNDINGS as ROUNDING_NAMES
 
 # %% ../../nbs/recipes/34_flips.ipynb #52dbf6be
 def _largest(x, q, sign, low, high):
-    "In each kernel the largest error of the given sign whose code can go a step back, and where; not above 0 if there is none."
+    """In each kernel the largest error of the given sign whose code can go a step back, and where; not above 0 if
+    there is none."""
     delta, back = (q-x)*sign, q-sign
     return torch.where((back >= low) & (back <= high), delta, -1.).max(2, keepdim=True)
 
@@ -31,8 +32,10 @@ def flip(
     sums = (q-x).sum(2, keepdim=True); total = sums.sum(1, keepdim=True)
     best, at = _largest(x, q, total.sign().expand_as(sums), low, high)
     own = torch.where(best > 0, sums*total.sign(), -float('inf'))[..., 0]
-    rank = torch.zeros_like(own).scatter_(1, own.argsort(dim=1, descending=True), torch.arange(own.shape[1], dtype=own.dtype, device=own.device).expand_as(own))
-    return q.scatter_add_(2, at, torch.where((best > 0) & (rank[..., None] < total.abs().round()), -total.sign(), 0.).expand_as(best))
+    rank = torch.zeros_like(own).scatter_(1, own.argsort(dim=1, descending=True),
+        torch.arange(own.shape[1], dtype=own.dtype, device=own.device).expand_as(own))
+    return q.scatter_add_(2, at, torch.where((best > 0) & (rank[..., None] < total.abs().round()), -total.sign(),
+        0.).expand_as(best))
 
 # %% ../../nbs/recipes/34_flips.ipynb #4c63b7bc
 def round_flips(
@@ -46,7 +49,9 @@ def round_flips(
     rows = W.detach().reshape(len(W), W.shape[1] if W.dim() > 1 else 1, -1)
     one = lambda t: t.reshape(-1, 1, 1)
     points = rows/one(torch.where(q.scale > 0, q.scale, 1.))+one(q.zero)
-    few = [t.split(max(PIECE//max(points[:1].numel(), 1), 1)) for t in (points, q.codes.to(points.dtype).reshape(points.shape))] # filters at a time, for the processor's cache
+    # filters at a time, for the processor's cache
+    few = [t.split(max(PIECE//max(points[:1].numel(), 1), 1))
+        for t in (points, q.codes.to(points.dtype).reshape(points.shape))]
     codes = torch.cat([flip(*t, *code_range(recipe.grid, bits)) for t in zip(*few)])
     return q._replace(codes=codes.reshape(W.shape).to(q.codes.dtype))
 
@@ -76,7 +81,8 @@ def sweep(
     low:int, high:int, # range of the codes
 )->torch.Tensor: # codes (g, o, n)
     "Every code in turn to its best value, the others held."
-    codes, scale, zero = (t.transpose(1, 2).contiguous() for t in (codes, scale, zero)) # (g, n, o): a column lies in one piece
+    # (g, n, o): a column lies in one piece
+    codes, scale, zero = (t.transpose(1, 2).contiguous() for t in (codes, scale, zero))
     slope, n, safe = H@(scale*(codes-zero)-W.transpose(1, 2)), H.shape[1], torch.where(scale > 0, scale, 1.)
     step = (safe*H.diagonal(dim1=1, dim2=2)[..., None]).clamp(min=1e-300)
     for start in range(0, n, BLOCK):
@@ -97,7 +103,8 @@ def round_descent(x, W, bits, recipe):
     rows, ends = lambda t: x.fold(t.double().expand(W.shape).flatten(1)), code_range(recipe.grid, bits)
     w, codes, H = rows(W), rows(q.codes), x.covariance
     d = H.diagonal(dim1=1, dim2=2)
-    _, add = factor(H, (DAMPING*d.clamp(min=0).mean(1, keepdim=True)).expand_as(d)) # what second-order rounding had to add as well
+    # what second-order rounding had to add as well
+    _, add = factor(H, (DAMPING*d.clamp(min=0).mean(1, keepdim=True)).expand_as(d))
     H, scale, zero = H+torch.diag_embed(add), rows(q.scale)[:, :, :1], rows(q.zero)[:, :, :1]
     for _ in range(ROUNDS):
         scale = best_scale(x, w, codes-zero, H, scale, recipe.per_channel)
@@ -105,6 +112,7 @@ def round_descent(x, W, bits, recipe):
     scale = best_scale(x, w, codes-zero, H, scale, recipe.per_channel)
     back = lambda t: x.unfold(t.expand(codes.shape)).reshape(W.shape)
     one = back(scale).flatten(1)[:, :1].reshape([-1]+[1]*(W.dim()-1))
-    return q._replace(codes=back(codes).round().to(q.codes.dtype), scale=(one if recipe.per_channel else one[:1]).to(q.scale.dtype).contiguous())
+    return q._replace(codes=back(codes).round().to(q.codes.dtype),
+        scale=(one if recipe.per_channel else one[:1]).to(q.scale.dtype).contiguous())
 
 ROUNDINGS.update({'flips': round_flips, 'descent': round_descent}); ROUNDING_NAMES.update(ROUNDINGS)

@@ -44,13 +44,20 @@ def check_finite(
     model:nn.Module,
 ):
     "Raises `NonFiniteError` at the first parameter or buffer with a value that is not a finite number."
-    if isinstance(model, torch.jit.ScriptModule): raise UnsupportedError('is scripted: its layers cannot be taken apart', layer='model', hint='pass the network that it was scripted or traced from')
-    if not isinstance(model, nn.Module): raise UnsupportedError(f'{type(model).__name__} is no torch.nn.Module', layer='model', hint='pass the network itself')
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedError('is scripted: its layers cannot be taken apart', layer='model',
+            hint='pass the network that it was scripted or traced from')
+    if not isinstance(model, nn.Module):
+        raise UnsupportedError(f'{type(model).__name__} is no torch.nn.Module', layer='model',
+            hint='pass the network itself')
     for name, t in _state(model):
         if is_lazy(t): continue # refused when it is copied
-        if t.is_meta: raise UnsupportedError('the network is on the meta device and has no weights', layer=name, hint='load its weights first')
+        if t.is_meta:
+            raise UnsupportedError('the network is on the meta device and has no weights', layer=name,
+                hint='load its weights first')
         if not t.is_floating_point() or torch.isfinite(t).all(): continue
-        raise NonFiniteError(f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} values are not finite', layer=name, hint='repair the checkpoint before compressing it')
+        raise NonFiniteError(f'{(~torch.isfinite(t)).sum().item()} of {t.numel()} values are not finite', layer=name,
+            hint='repair the checkpoint before compressing it')
 
 # %% ../../nbs/recipes/31_job.ipynb #f7ab505c
 class WorkingCopy:
@@ -69,7 +76,8 @@ class WorkingCopy:
             if self.dtype is not None and t.is_floating_point(): t.data = t.data.to(self.dtype)
     def widen(self):
         "One type for all, for a network whose own do not run together (under autocast they do)."
-        self.dtype = functools.reduce(torch.promote_types, {d for d in self.dtypes.values() if d.is_floating_point}, torch.float32)
+        self.dtype = functools.reduce(torch.promote_types, {d for d in self.dtypes.values() if d.is_floating_point},
+            torch.float32)
         for _, t in _state(self.net):
             if t.is_floating_point(): t.data = t.data.to(self.dtype)
     def give_back(self):
@@ -83,7 +91,8 @@ def floating(
     device, dtype, # None: as they are
 ): # the same tree
     "Inputs on a device, the floating ones in a dtype."
-    return tree_map(lambda t: t.to(device, dtype or t.dtype if t.is_floating_point() else t.dtype) if isinstance(t, torch.Tensor) else t, tree)
+    return tree_map(lambda t: t.to(device, dtype or t.dtype if t.is_floating_point() else t.dtype)
+        if isinstance(t, torch.Tensor) else t, tree)
 
 # %% ../../nbs/recipes/31_job.ipynb #6024ca36
 def fresh_norms(
@@ -91,7 +100,8 @@ def fresh_norms(
 )->list: # names
     "Norms whose running statistics are those of a fresh network."
     stats = lambda m: (getattr(m, 'running_mean', None), getattr(m, 'running_var', None))
-    return [n for n, m in net.named_modules() if None not in stats(m) and not stats(m)[0].any() and (stats(m)[1] == 1).all()]
+    return [n for n, m in net.named_modules() if None not in stats(m) and not stats(m)[0].any()
+        and (stats(m)[1] == 1).all()]
 
 # %% ../../nbs/recipes/31_job.ipynb #3b805902
 class Job:
@@ -107,11 +117,14 @@ class Job:
         self.progress, self.done, self.total = progress, 0, len(self.order)
         self.paths, self.gone = {}, None # site → its readers by path; which labels go
         fresh = fresh_norms(net) # notes are for the report
-        self.notes = [f'note: {len(fresh)} norms, the first is {fresh[0]!r}, have the running statistics of a fresh network; what stands on them is worth no more'] if fresh else []
+        self.notes = ([f'note: {len(fresh)} norms, the first is {fresh[0]!r}, have the running statistics of a fresh '
+            f'network; what stands on them is worth no more'] if fresh else [])
         self.kept, self.codes, self.errors = {}, {}, {} # per layer: (K, P), `Quantized`, share of energy lost
         self.worth = {} # site → the score of each channel
         self.starts = {} # layer → its filters' `Vectors`, for as long as one site is looked at
-        self.asked, self.trials, self.proven, self.fitted = None, [], lambda kept: True, False # what was to stay, where something else was chosen; (candidate, unexplained share); does this cut hold? are channels and bits chosen for a size?
+        # what was to stay, where something else was chosen; (candidate, unexplained share); does this cut hold? are
+        # channels and bits chosen for a size?
+        self.asked, self.trials, self.proven, self.fitted = None, [], lambda kept: True, False
         self.unmerged, self.source = set(), None # readers whose path is not known; a `Source` of images made of nothing
         self.inputs = {} # layer → the grid that it reads through (notebook 36)
     def tick(self, layer=''): self.progress(self.done, self.total, layer); self.done += 1
@@ -121,9 +134,12 @@ class Job:
 def vectors(self:Job, path):
     "The channels at the end of a `Path`."
     m = self.mods[path.layer]
-    if path.layer not in self.starts: self.starts[path.layer] = from_filters(out_first(m), m.bias, getattr(m, 'groups', 1))
+    if path.layer not in self.starts:
+        self.starts[path.layer] = from_filters(out_first(m), m.bias, getattr(m, 'groups', 1))
     v = self.starts[path.layer]
-    if path.rows != tuple(range(len(v.b))): rows = torch.tensor(path.rows, device=v.b.device); v = Vectors(v.G[rows][:, rows], v.b[rows])
+    if path.rows != tuple(range(len(v.b))):
+        rows = torch.tensor(path.rows, device=v.b.device)
+        v = Vectors(v.G[rows][:, rows], v.b[rows])
     for s in path.steps: v = self.through(v, s)
     return v
 
@@ -145,12 +161,15 @@ def through(self:Job, v, s):
     "The channels behind one step."
     at = torch.tensor(s.index, device=v.b.device)
     if s.kind == 'norm': return through_norm(v, *norm_affine(self.mods[s.module], at))
-    if s.kind == 'depthwise': w, bias = (None if a is None else evaluate(a, self.tensor).detach()[at] for a in s.node.args[1:3]); return through_depthwise(v, w, bias)
+    if s.kind == 'depthwise':
+        w, bias = (None if a is None else evaluate(a, self.tensor).detach()[at] for a in s.node.args[1:3])
+        return through_depthwise(v, w, bias)
     if s.kind == 'sum': return through_sum(v, self.vectors(s.other))
     if s.kind in ('slopes', 'scale', 'shift'):
         p = evaluate(s.fixed, self.tensor).detach().flatten()
         p = p[at] if len(p) > 1 else p.expand(len(v.b))
-        return through_slopes(v, p) if s.kind == 'slopes' else through_norm(v, p, 0*p) if s.kind == 'scale' else through_norm(v, 0*p+1, p)
+        return (through_slopes(v, p) if s.kind == 'slopes' else through_norm(v, p, 0*p) if s.kind == 'scale'
+            else through_norm(v, 0*p+1, p))
     return through_gate(v, *self.gate(s.other)) if s.kind == 'gate' else v
 
 # %% ../../nbs/recipes/31_job.ipynb #6e3b18f3
@@ -223,14 +242,17 @@ def channels(self:Job, site, path):
 @patch
 def homogeneous(self:Job, s):
     "Does f(2x) = 2f(x) hold for an activation?"
-    x = torch.linspace(-3, 3, 7, device=self.mods[self.order[0]].weight.device).reshape(-1, *[1]*4) # beside what it reads of other axes
-    return all(torch.allclose(self.apply(s, 2*k*x), 2*self.apply(s, k*x), atol=k*1e-8) for k in (1e-3, 1., 1e3)) # ReLU6 is cut off at 6
+    # beside what it reads of other axes
+    x = torch.linspace(-3, 3, 7, device=self.mods[self.order[0]].weight.device).reshape(-1, *[1]*4)
+    # ReLU6 is cut off at 6
+    return all(torch.allclose(self.apply(s, 2*k*x), 2*self.apply(s, k*x), atol=k*1e-8) for k in (1e-3, 1., 1e3))
 
 # %% ../../nbs/recipes/31_job.ipynb #9e8feaa8
 @patch
 def plain_weight(self:Job, name):
     "Is the layer a convolution or linear module that reads its weight as it is stored?"
-    return name in self.layers and self.layers[name].plain and isinstance(self.mods.get(name), LAYERS) # some are never run
+    # some are never run
+    return name in self.layers and self.layers[name].plain and isinstance(self.mods.get(name), LAYERS)
 
 @patch
 def prune(self:Job, name):
@@ -238,7 +260,9 @@ def prune(self:Job, name):
     site, (kept, pruned), lost, total = self.sites[name], self.kept[name], 0., 0.
     self.starts.clear() # weights have changed since the site before
     for path, uses in self.readers(site).items():
-        if path is None or not all(map(self.plain_weight, (path.layer, *(u.module for u in uses)))): self.unmerged.update({u.module for u in uses}); continue
+        if path is None or not all(map(self.plain_weight, (path.layer, *(u.module for u in uses)))):
+            self.unmerged.update({u.module for u in uses})
+            continue
         ch = self.channels(site, path)
         T = PROJECTIONS[self.recipe.projection](ch, kept, pruned, self.recipe)
         for u in uses: merge_into(self.mods[u.module], u, T, kept, pruned)
@@ -263,7 +287,8 @@ def inputs_kept(self:Job, name):
 def outputs_kept(self:Job, name):
     "Indices of a layer's outputs that stay; None if all do."
     l = self.layers.get(name)
-    return None if l is None or l.rows is None or not self.gone[l.rows].any() else torch.from_numpy(np.flatnonzero(~self.gone[l.rows]))
+    return (None if l is None or l.rows is None or not self.gone[l.rows].any()
+        else torch.from_numpy(np.flatnonzero(~self.gone[l.rows])))
 
 # %% ../../nbs/recipes/31_job.ipynb #df170f5c
 @patch
@@ -285,14 +310,17 @@ def affine_of(self:Job, site, m):
     "c and b right behind a site's producer."
     path = next((p for p in self.readers(site) if p is not None), None)
     first = next(iter(path.steps), None) if path is not None else None
-    if first is not None and first.kind == 'norm': return norm_affine(self.mods[first.module], torch.tensor(first.index, device=m.weight.device))
+    if first is not None and first.kind == 'norm':
+        return norm_affine(self.mods[first.module], torch.tensor(first.index, device=m.weight.device))
     one = torch.ones(site.size, dtype=torch.float64, device=m.weight.device)
-    return one, 0*one if m.bias is None else torch.zeros_like(one).index_copy(0, self.alive(site), m.bias.detach()[self.rows_left(site)].double())
+    return (one, 0*one if m.bias is None
+        else torch.zeros_like(one).index_copy(0, self.alive(site), m.bias.detach()[self.rows_left(site)].double()))
 
 @patch
 def alive(self:Job, site):
     "Indices of the channels that a site keeps."
-    return self.kept[site.name][0] if site.name in self.kept else torch.arange(site.size, device=self.mods[site.name].weight.device)
+    return (self.kept[site.name][0] if site.name in self.kept
+        else torch.arange(site.size, device=self.mods[site.name].weight.device))
 
 @patch
 def rows_left(self:Job, site):
@@ -303,7 +331,8 @@ def rows_left(self:Job, site):
 
 # %% ../../nbs/recipes/31_job.ipynb #f516aa71
 def own_scale(old, q):
-    "s̃ for the layer's own norm (its γ; β and the statistics stay) or else its own step: eq. 21 without the shift; shaped like `q.scale`."
+    """s̃ for the layer's own norm (its γ; β and the statistics stay) or else its own step: eq. 21 without the shift;
+    shaped like `q.scale`."""
     new, one = q.dequantize(), torch.ones(len(old) if q.scale.numel() > 1 else 1, device=old.device)
     return solve_scale(old.reshape(len(one), -1), new.reshape(len(one), -1), one, 0*one, 0.).reshape(q.scale.shape)
 
@@ -325,22 +354,28 @@ def round(self:Job, name, bits):
     "Rounds a layer's weights; if the recipe says so, the next layer (eq. 9) or its own grid corrects their length."
     if known := self.same_weight(name): self.codes[name] = self.codes[known[0]]; return
     m, r, site = self.mods[name], self.recipe, self.sites.get(name)
-    old, stored, q = matrix(m).clone(), m.weight.detach().flatten(1).clone(), GRIDS[r.grid](m.weight.detach(), bits, r.per_channel)
-    if r.scale == 'own' and not getattr(m, 'transposed', False) and (norm := self.own_norm(name)) is not None: norm.weight.data[slice(None) if (rows := self.outputs_kept(name)) is None else rows.to(m.weight.device)] *= own_scale(stored, q).flatten().to(q.scale)
+    old, stored, q = (matrix(m).clone(), m.weight.detach().flatten(1).clone(),
+        GRIDS[r.grid](m.weight.detach(), bits, r.per_channel))
+    if r.scale == 'own' and not getattr(m, 'transposed', False) and (norm := self.own_norm(name)) is not None:
+        norm.weight.data[slice(None) if (rows := self.outputs_kept(name)) is None
+            else rows.to(m.weight.device)] *= own_scale(stored, q).flatten().to(q.scale)
     elif r.scale == 'own': q = q._replace(scale=q.scale*own_scale(stored, q).to(q.scale))
     self.codes[name] = q
     with torch.no_grad(): m.weight.copy_(q.dequantize())
-    if r.scale != 'next' or site is None or site.size < len(self.layers[name].rows): return # of a part of the rows only a part is corrected
+    # of a part of the rows only a part is corrected
+    if r.scale != 'next' or site is None or site.size < len(self.layers[name].rows): return
     kept, rows = self.alive(site), self.rows_left(site)
     c, b = (t[kept] for t in self.affine_of(site, m))
-    s = torch.ones(site.size, dtype=torch.float64, device=old.device).index_copy(0, kept, solve_scale(old[rows], matrix(m)[rows], c, b, r.lam2))
+    s = torch.ones(site.size, dtype=torch.float64, device=old.device).index_copy(0, kept,
+        solve_scale(old[rows], matrix(m)[rows], c, b, r.lam2))
     for u in site.consumers:
         if self.plain_weight(u.module): scale_into(self.mods[u.module], u, s)
 
 # %% ../../nbs/recipes/31_job.ipynb #961fe0cb
 @patch
 def length(self:Job, n, old, new):
-    "The factor for each output of a layer that has other statistics now; 1 for what the network returns, and where all outputs have one step."
+    """The factor for each output of a layer that has other statistics now; 1 for what the network returns, and where
+    all outputs have one step."""
     one = n.target in self.codes and self.codes[n.target].scale.numel() < len(old[0])
     return torch.ones_like(old[0]) if one or ends(n) else repair_scale(old, new)[0]
 
@@ -363,9 +398,11 @@ def rescale(self:Job,
 # %% ../../nbs/recipes/31_job.ipynb #56edd3eb
 @patch
 def recount(self:Job):
-    "Norms take the statistics of the compressed stream, in the units of training; a layer with a bias and no norm gets the original's mean and variance."
+    """Norms take the statistics of the compressed stream, in the units of training; a layer with a bias and no norm
+    gets the original's mean and variance."""
     self.read_through_grids()
-    calls = {self.layers[n.target].weight: n for n in self.graph.nodes if n.kind in ('layer', 'depthwise') and n.target in self.layers}
+    calls = {self.layers[n.target].weight: n for n in self.graph.nodes if n.kind in ('layer', 'depthwise')
+        and n.target in self.layers}
     def repair(weight, was, seen):
         n = calls[weight]
         s = self.length(n, was, seen)
@@ -397,7 +434,9 @@ def run(
         if bits.get(name) is not None: self.round(name, bits[name])
     self.round_unread(bits)
     cut_rest(self.net, self.graph.record, self.gone, self.cut_before())
-    if self.unmerged and self.recipe.projection != 'none': self.notes.append(f"note: {len(self.unmerged)} layers, the first is {min(self.unmerged)!r}, lose inputs without a compensation: what stands before them is not known to the projection")
+    if self.unmerged and self.recipe.projection != 'none':
+        self.notes.append(f"note: {len(self.unmerged)} layers, the first is {min(self.unmerged)!r}, lose inputs "
+            f"without a compensation: what stands before them is not known to the projection")
     if self.recipe.repair == 'streams': self.recount()
     self.tick()
 
@@ -405,6 +444,7 @@ def run(
 def round_unread(self:Job, bits):
     "Rounds weights that an operation without a rule reads (attention)."
     for name, b in bits.items():
-        if b is not None and name not in self.layers and any(f'{name}.weight' in r.read for r in self.graph.records): self.round(name, b)
+        if b is not None and name not in self.layers and any(f'{name}.weight' in r.read for r in self.graph.records):
+            self.round(name, b)
 
 JOBS = {'filters': Job} # metric → the kind of run; the notebooks beyond the paper add theirs

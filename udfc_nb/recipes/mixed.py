@@ -22,7 +22,9 @@ def allot_bits(
 )->dict: # layer → bits
     "The widths with the smallest sum of errors whose average is at most the given one. Raises `BitsError`."
     names, b = list(curves), torch.tensor(WIDTHS).double()
-    if not WIDTHS[0] <= average <= WIDTHS[-1]: raise BitsError(f'an average of {average} bits', hint=f'take a whole number, or an average from {WIDTHS[0]} to {WIDTHS[-1]}')
+    if not WIDTHS[0] <= average <= WIDTHS[-1]:
+        raise BitsError(f'an average of {average} bits',
+            hint=f'take a whole number, or an average from {WIDTHS[0]} to {WIDTHS[-1]}')
     e, p = torch.tensor([curves[n] for n in names]).double(), torch.tensor([params[n] for n in names]).double()[:, None]
     room, low, high = average*p.sum().item()+1e-6, -60., 60.
     choose = lambda x: (e+torch.exp(torch.tensor(x).double())*p*b).argmin(1)
@@ -32,7 +34,8 @@ def allot_bits(
     at = choose(high)
     while True: # what is left
         left, more = room-(p[:, 0]*b[at]).sum().item(), (at+1).clamp(max=len(b)-1)
-        gain = torch.where((more > at) & (p[:, 0] <= left), (e.gather(1, at[:, None])-e.gather(1, more[:, None]))[:, 0]/p[:, 0], -1.)
+        gain = torch.where((more > at) & (p[:, 0] <= left),
+            (e.gather(1, at[:, None])-e.gather(1, more[:, None]))[:, 0]/p[:, 0], -1.)
         if gain.max() <= 0: return {n: WIDTHS[i] for n, i in zip(names, at.tolist())}
         at = torch.where(torch.arange(len(at)) == gain.argmax(), more, at)
 
@@ -46,6 +49,7 @@ def spread_bits(self:Job,
     free = {n for n, b in bits.items() if b == average}
     curves, sizes = self.bit_costs(free), Sizes(self)
     less = {n: len(p) for n, (_, p) in self.kept.items()}
-    left = {n: sizes.per[n]*sizes.share(n, 'out', less)*sizes.share(n, 'in', less)*sizes.share(n, 'depthwise', less) for n in curves}
+    left = {n: sizes.per[n]*sizes.share(n, 'out', less)*sizes.share(n, 'in', less)*sizes.share(n, 'depthwise', less)
+        for n in curves}
     widths = allot_bits(curves, left, average) if curves else {}
     return {n: widths.get(n, int(average)) if n in free else b for n, b in bits.items()}

@@ -34,7 +34,8 @@ def no_projection(ch, kept, pruned, recipe):
 def least_squares(ch, kept, pruned, recipe):
     "Eq. 20 on the augmented vectors."
     G = ch.vectors.augmented(recipe.lam1)
-    exact = copies(G, kept, pruned, groups=ch.groups) # many answers may fit where G_KK is singular; of these a single kept channel passes the ReLU
+    # many answers may fit where G_KK is singular; of these a single kept channel passes the ReLU
+    exact = copies(G, kept, pruned, groups=ch.groups)
     return torch.where(exact.any(1, keepdim=True), exact, project(G, kept, pruned, groups=ch.groups))
 
 def exact_copies(ch, kept, pruned, recipe):
@@ -45,14 +46,17 @@ PROJECTIONS = {'none': no_projection, 'least-squares': least_squares, 'copies': 
 METRICS, ROUNDINGS, BUDGETS = {'filters'}, {'nearest'}, {'uniform'} # the notebooks beyond the paper add to these
 RANGES = {'six-sigma', 'expected-error'} # of activations; notebook 36 says what they are
 PREPARATIONS = {} # name → function(job) that changes the network before the run; notebook 41 adds some
-REPAIRS = {'none', 'moments', 'streams'} # by the model of what each layer reads, or by what the norms read when images made of nothing pass
-SCALES = {'none': 's̃ is not used', 'next': 'the next layer’s columns (eq. 9)', 'own': 'the γ of the layer’s own batch norm'}
+# by the model of what each layer reads, or by what the norms read when images made of nothing pass
+REPAIRS = {'none', 'moments', 'streams'}
+SCALES = {'none': 's̃ is not used', 'next': 'the next layer’s columns (eq. 9)',
+    'own': 'the γ of the layer’s own batch norm'}
 
 # %% ../../nbs/recipes/30_recipe.ipynb #a1dc75c5
 def _choose(value, known, what, recipe):
     if isinstance(value, str) and value in known: return
     near = difflib.get_close_matches(value, known, 1) if isinstance(value, str) else ()
-    raise RecipeError(f'{what}={value!r:.80}', layer=f'recipe {recipe!r:.80}', hint=''.join(f'did you mean {n}? ' for n in near)+f'choose from {", ".join(sorted(known))}')
+    raise RecipeError(f'{what}={value!r:.80}', layer=f'recipe {recipe!r:.80}',
+        hint=''.join(f'did you mean {n}? ' for n in near)+f'choose from {", ".join(sorted(known))}')
 
 def _number(value):
     "Is it a finite number from 0 on?"
@@ -77,13 +81,17 @@ class Recipe:
     prepare:tuple=() # keys of PREPARATIONS, in order
 
     def __post_init__(self):
-        def refuse(what, hint): raise RecipeError(f'{what}={getattr(self, what)!r:.80}', layer=f'recipe {self.name!r:.80}', hint=hint)
+        def refuse(what, hint):
+            raise RecipeError(f'{what}={getattr(self, what)!r:.80}', layer=f'recipe {self.name!r:.80}', hint=hint)
         if not isinstance(self.name, str): refuse('name', 'take a string')
         if not isinstance(self.per_channel, bool): refuse('per_channel', 'take True or False')
-        if not isinstance(self.prepare, (tuple, list)): refuse('prepare', f'take a tuple of names out of {", ".join(sorted(PREPARATIONS))}')
-        if isinstance(self.repair, bool): object.__setattr__(self, 'repair', 'moments' if self.repair else 'none') # as older files have it
+        if not isinstance(self.prepare, (tuple, list)):
+            refuse('prepare', f'take a tuple of names out of {", ".join(sorted(PREPARATIONS))}')
+        # as older files have it
+        if isinstance(self.repair, bool): object.__setattr__(self, 'repair', 'moments' if self.repair else 'none')
         if self.grid == 'clipped': object.__setattr__(self, 'grid', 'dense') # likewise
-        for what, known in (('criterion', CRITERIA), ('budget', BUDGETS), ('metric', METRICS), ('projection', PROJECTIONS), ('grid', GRIDS),
+        for what, known in (('criterion', CRITERIA), ('budget', BUDGETS), ('metric', METRICS),
+                ('projection', PROJECTIONS), ('grid', GRIDS),
                 ('rounding', ROUNDINGS), ('scale', SCALES), ('repair', REPAIRS), ('ranges', RANGES)):
             _choose(getattr(self, what), known, what, self.name)
         object.__setattr__(self, 'prepare', tuple(self.prepare)) # JSON has lists
@@ -99,7 +107,8 @@ def recipe_from_json(
 )->Recipe:
     "Reads a recipe. Raises `RecipeError`."
     try: d = json.loads(text)
-    except (ValueError, TypeError, RecursionError) as e: raise RecipeError(f'not JSON: {e}', hint='write one with Recipe.to_json') from e
+    except (ValueError, TypeError, RecursionError) as e:
+        raise RecipeError(f'not JSON: {e}', hint='write one with Recipe.to_json') from e
     unknown = set(d)-{f.name for f in fields(Recipe)} if isinstance(d, dict) else {'not an object'}
     if unknown: raise RecipeError(f'unknown fields {sorted(unknown)}', hint='the recipe was saved by another version')
     return Recipe(**d)

@@ -56,7 +56,8 @@ def fitted_ends(
     bits:int,
 )->tuple: # scale, zero, (O, 1)
     "The grid of 2ᵏ levels with the smallest error: both ends are tried together, then each on its own."
-    n, unit, low, high = 2**bits-1, .5 if bits <= 3 else 1., w.amin(1, keepdim=True).clamp(max=0), w.amax(1, keepdim=True).clamp(min=0)
+    n, unit, low, high = (2**bits-1, .5 if bits <= 3 else 1., w.amin(1, keepdim=True).clamp(max=0),
+        w.amax(1, keepdim=True).clamp(min=0))
     best = [torch.ones_like(low), torch.ones_like(low), *_error(w, h, n, low, high, unit)]
     for moved in ('both', 'low', 'high'):
         for c in CLIPS.tolist():
@@ -66,8 +67,10 @@ def fitted_ends(
     return best[2], best[3]
 
 def dense_grid(W, bits, per_channel=True, clip=1., variance=None):
-    "All 2ᵏ levels, fitted to each filter, with the `variance` (O, n) of what each weight reads; from 8 bits on symmetric integers. Raises `BitsError`, `NonFiniteError`."
-    if bits > FITTED or not W.numel(): return GRIDS['symmetric'](W, bits, per_channel, best_clip(W, bits) if per_channel else clip)
+    """All 2ᵏ levels, fitted to each filter, with the `variance` (O, n) of what each weight reads; from 8 bits on
+    symmetric integers. Raises `BitsError`, `NonFiniteError`."""
+    if bits > FITTED or not W.numel():
+        return GRIDS['symmetric'](W, bits, per_channel, best_clip(W, bits) if per_channel else clip)
     q = GRIDS['paper'](W, bits, per_channel) # looks at the arguments
     rows = W.detach().flatten(1).to(torch.promote_types(W.dtype, torch.float32))
     h = torch.ones_like(rows) if variance is None else variance.to(rows)
@@ -77,7 +80,8 @@ def dense_grid(W, bits, per_channel=True, clip=1., variance=None):
         rows, h = rows.gather(1, at), h.gather(1, at)
     parts = [fitted_ends(w, v, bits) for w, v in zip(*(t.split(max(PIECE//rows.shape[1], 1)) for t in (rows, h)))]
     scale, zero = (torch.cat(t).to(q.scale.dtype).reshape(q.scale.shape) for t in zip(*parts))
-    return q._replace(codes=torch.round(W.detach()/scale+zero).clamp(0, 2**bits-1).to(q.codes.dtype), scale=scale, zero=zero)
+    return q._replace(codes=torch.round(W.detach()/scale+zero).clamp(0, 2**bits-1).to(q.codes.dtype), scale=scale,
+        zero=zero)
 
 GRIDS['dense'] = dense_grid
 
@@ -92,12 +96,15 @@ def second_order(
     zero:torch.Tensor, # (g, o, 1) codes of the value 0
     low:int, high:int, # range of the codes
 )->torch.Tensor: # codes, (g, o, n)
-    "Column by column, largest variance first; each column's error is passed on to those that wait, by the Cholesky factor of H. Raises `NonFiniteError`."
+    """Column by column, largest variance first; each column's error is passed on to those that wait, by the Cholesky
+    factor of H. Raises `NonFiniteError`."""
     n, d, g = H.shape[1], H.diagonal(dim1=1, dim2=2), torch.arange(len(H), device=H.device)[:, None]
     order = d.argsort(dim=1) # the last column is the first to be rounded
-    L, _ = factor(H[g[:, :, None], order[:, :, None], order[:, None]], (DAMPING*d.clamp(min=0).mean(1, keepdim=True)).expand_as(d))
+    L, _ = (factor(H[g[:, :, None], order[:, :, None], order[:, None]],
+        (DAMPING*d.clamp(min=0).mean(1, keepdim=True)).expand_as(d)))
     U = (L/L.diagonal(dim1=1, dim2=2)[:, None]).transpose(1, 2).contiguous()
-    W, scale, zero = W.transpose(1, 2)[g, order], scale.transpose(1, 2), zero.transpose(1, 2) # (g, n, o): a column lies in one piece
+    # (g, n, o): a column lies in one piece
+    W, scale, zero = W.transpose(1, 2)[g, order], scale.transpose(1, 2), zero.transpose(1, 2)
     D, codes, safe = torch.zeros_like(W), torch.zeros_like(W), torch.where(scale > 0, scale, 1.)
     for end in range(n, 0, -BLOCK):
         start = max(end-BLOCK, 0)
@@ -115,9 +122,12 @@ def round_nearest(
     bits:int,
     recipe, # its `grid` and `per_channel`
 )->tuple: # `Quantized`
-    "To the nearest point of the grid, with the best clip where every channel has its own. Raises `BitsError`, `NonFiniteError`."
-    if recipe.grid == 'dense': return dense_grid(W, bits, recipe.per_channel, variance=None if x is None else spread_of(x, W.flatten(1)))
-    return GRIDS[recipe.grid](W, bits, recipe.per_channel, best_clip(W, bits, recipe.grid) if recipe.per_channel else 1.)
+    """To the nearest point of the grid, with the best clip where every channel has its own. Raises `BitsError`,
+    `NonFiniteError`."""
+    if recipe.grid == 'dense':
+        return dense_grid(W, bits, recipe.per_channel, variance=None if x is None else spread_of(x, W.flatten(1)))
+    return GRIDS[recipe.grid](W, bits, recipe.per_channel, best_clip(W, bits, recipe.grid) if recipe.per_channel
+        else 1.)
 
 def spread_of(
     x, # `Patch` of what a layer reads
@@ -131,7 +141,8 @@ def round_second_order(x, W, bits, recipe):
     "As `round_nearest`, each error passed on in the metric of the patch."
     q = round_nearest(x, W, bits, recipe)
     rows = lambda t: x.fold(t.double().expand(W.shape).flatten(1))[:, :, :1]
-    codes = second_order(x.fold(W.flatten(1)), x.covariance, rows(q.scale), rows(q.zero), *code_range(recipe.grid, bits))
+    codes = second_order(x.fold(W.flatten(1)), x.covariance, rows(q.scale), rows(q.zero),
+        *code_range(recipe.grid, bits))
     return q._replace(codes=x.unfold(codes).reshape(W.shape).to(q.codes.dtype))
 
 ROUNDINGS = {'nearest': round_nearest, 'second-order': round_second_order}

@@ -35,7 +35,8 @@ def attempt(self:JudgedJob, name, recipe, kept, bits):
     if job.inputs: job.set_inputs()
     J = self.judge(job.net, job.left)
     self.trials.append((name, J))
-    if self.winner is None or J is not None and J < self.least: self.winner, self.least = job, math.inf if J is None else J
+    if self.winner is None or J is not None and J < self.least:
+        self.winner, self.least = job, math.inf if J is None else J
     return J
 
 # %% ../../nbs/run/54_candidates.ipynb #e1f0a003
@@ -44,12 +45,14 @@ def by(self:Job, recipe):
     "A run on the same network that keeps as many channels of every site, by the criterion of another recipe."
     other = Job(self.net, self.graph, recipe, lambda done, total, layer: self.tick(layer))
     other.source = self.source
-    other.kept = {n: other.take(self.sites[n], len(self.sites[n].units)*len(k)//self.sites[n].size) for n, (k, _) in self.kept.items()}
+    other.kept = {n: other.take(self.sites[n], len(self.sites[n].units)*len(k)//self.sites[n].size)
+        for n, (k, _) in self.kept.items()}
     return other
 
 def own_parts(r):
     "What a recipe asks for that differs from `best`."
-    return dict(per_channel=r.per_channel) | {k: getattr(r, k) for k in ('criterion', 'grid') if getattr(r, k) != getattr(RECIPES['best'], k)}
+    return dict(per_channel=r.per_channel) | {k: getattr(r, k) for k in ('criterion', 'grid')
+        if getattr(r, k) != getattr(RECIPES['best'], k)}
 
 def plain_of(r):
     "Small filters dropped, weights to the nearest, with what a recipe asks for."
@@ -58,7 +61,8 @@ def plain_of(r):
 # %% ../../nbs/run/54_candidates.ipynb #6400b24b
 @patch
 def choices(self:JudgedJob):
-    "The candidates, one after the other, as (name, recipe, what stays); the later ones build on the best of those before."
+    """The candidates, one after the other, as (name, recipe, what stays); the later ones build on the best of those
+    before."""
     r, even = self.recipe, self.kept
     if self.proven(kept := self.by(plain_of(r)).kept): yield 'plain', plain_of(r), kept
     yield 'fast', RECIPES['fast'].but(**own_parts(r)), even
@@ -103,13 +107,15 @@ def blind(self:JudgedJob, bits):
     "Where the outputs say nothing that could be compared, what is fitted is taken unseen."
     self.winner = None
     self.attempt('counted', self.recipe.but(metric='counted'), self.kept, bits)
-    self.notes.append('note: the outputs say nothing that the judge could compare; the candidate `counted` was taken unseen')
+    self.notes.append('note: the outputs say nothing that the judge could compare; the candidate `counted` was taken '
+        'unseen')
 
 @patch
 def adopt(self:JudgedJob):
     "What the winner has done is what this run has done."
     w = self.winner
-    self.net, self.mods, self.kept, self.gone, self.codes, self.errors, self.inputs = w.net, w.mods, w.kept, w.gone, w.codes, w.errors, w.inputs
+    self.net, self.mods, self.kept, self.gone, self.codes, self.errors, self.inputs = (w.net, w.mods, w.kept, w.gone,
+        w.codes, w.errors, w.inputs)
     self.notes += [n for n in w.notes if n not in self.notes]
 
 METRICS.add('judged'); JOBS['judged'] = JudgedJob

@@ -53,7 +53,8 @@ def _ticker(progress):
 
 # %% ../../nbs/run/55_compress.ipynb #4178e4d8
 def _check_whole(b, n):
-    if check_bits(b, n) != int(b): raise BitsError(f'a bit-width of {b}', layer=n, hint='take a whole number from 1 to 32')
+    if check_bits(b, n) != int(b):
+        raise BitsError(f'a bit-width of {b}', layer=n, hint='take a whole number from 1 to 32')
 
 def bits_per_layer(
     model:nn.Module,
@@ -63,7 +64,8 @@ def bits_per_layer(
 )->dict: # layer name → int, None, or the fraction that is asked for on the average
     "Who is rounded to what. Raises `BitsError`."
     if weight_bits is not None: check_bits(weight_bits, 'weight_bits')
-    out = {n: layer_bits[n] if n in layer_bits else None if is_under(n, ignored) else weight_bits for n in layer_names(model)}
+    out = {n: layer_bits[n] if n in layer_bits else None if is_under(n, ignored) else weight_bits
+        for n in layer_names(model)}
     for n, b in layer_bits.items():
         if b is not None: _check_whole(b, n)
     return {n: b if b is None or b != int(b) else int(b) for n, b in out.items()}
@@ -74,8 +76,11 @@ def check_size(
     pruning_ratio=0., weight_bits=None, # what it takes the place of
 ):
     "Raises `BudgetError` unless `size_budget` is a positive number that stands alone."
-    if isinstance(size_budget, bool) or not isinstance(size_budget, (int, float)) or not 0 < size_budget < float('inf'): raise BudgetError(f'a size_budget of {size_budget!r:.80}', layer='size_budget', hint='take a number of bytes')
-    if pruning_ratio or weight_bits is not None: raise BudgetError(f'size_budget beside pruning_ratio={pruning_ratio} and weight_bits={weight_bits}', layer='size_budget', hint='leave those out; layer_ratios and layer_bits may stay')
+    if isinstance(size_budget, bool) or not isinstance(size_budget, (int, float)) or not 0 < size_budget < float('inf'):
+        raise BudgetError(f'a size_budget of {size_budget!r:.80}', layer='size_budget', hint='take a number of bytes')
+    if pruning_ratio or weight_bits is not None:
+        raise BudgetError(f'size_budget beside pruning_ratio={pruning_ratio} and weight_bits={weight_bits}',
+            layer='size_budget', hint='leave those out; layer_ratios and layer_bits may stay')
 
 def file_bytes(
     out:Compressed,
@@ -93,7 +98,8 @@ def within(
         try: out = run(aim)
         except BudgetError as e:
             if least == math.inf: raise
-            raise BudgetError(f'the smallest file that was found has {least:,} bytes, {most:,.0f} are asked for', layer='size_budget', hint=e.hint) from e
+            raise BudgetError(f'the smallest file that was found has {least:,} bytes, {most:,.0f} are asked for',
+                layer='size_budget', hint=e.hint) from e
         if (size := file_bytes(out)) <= most: return out
         least, aim = min(least, size), aim-max(size-most, .01*most) # what is foreseen is not always what is written
 
@@ -103,27 +109,35 @@ def _sizes(m):
 
 def _row(name, job, old, new, before, after):
     (out_before, in_before), (out, inn), reason = _sizes(old), _sizes(new), job.graph.reasons[name]
-    return {'layer': name, 'kind': type(old).__name__, 'out': out, 'out_before': out_before, 'in': inn, 'in_before': in_before,
-        'reason': SINGLE if reason == PRUNED and out == out_before else reason, 'bits': job.codes[name].bits if name in job.codes else 32, 'activation_bits': job.inputs[name].bits if name in job.inputs else 32,
-        'error': job.errors.get(name), 'params': after['params'], 'params_before': before['params'], 'macs': after['macs'], 'macs_before': before['macs']}
+    return {'layer': name, 'kind': type(old).__name__, 'out': out, 'out_before': out_before, 'in': inn,
+        'in_before': in_before,
+        'reason': SINGLE if reason == PRUNED and out == out_before else reason, 'bits': job.codes[name].bits
+        if name in job.codes else 32, 'activation_bits': job.inputs[name].bits if name in job.inputs else 32,
+        'error': job.errors.get(name), 'params': after['params'], 'params_before': before['params'],
+        'macs': after['macs'], 'macs_before': before['macs']}
 
 def _report(model, job, before, after, settings, seconds):
     old, params = dict(model.named_modules()), lambda m: sum(p.numel() for p in m.parameters())
     rows = [_row(n, job, old[n], job.mods[n], before[n], after[n]) for n in before]
     total = params(job.net)
     bits = 32*total+sum((q.bits-32)*q.codes.numel() for q in job.codes.values())
-    totals = dict(params=total, params_before=params(model), macs=sum(r['macs'] for r in rows), macs_before=sum(r['macs_before'] for r in rows),
-        effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds, difference=job.graph.proof.difference if job.graph.proof else None)
+    totals = dict(params=total, params_before=params(model), macs=sum(r['macs'] for r in rows),
+        macs_before=sum(r['macs_before'] for r in rows),
+        effective_bits=bits/max(total, 1), nominal_bytes=bits/8, seconds=seconds, difference=job.graph.proof.difference
+        if job.graph.proof else None)
     return Report(rows, totals, asdict(job.recipe), __version__, settings, job.notes)
 
 def judged(job):
-    "What the judge says of a run that has ended; if it used streams itself, also of plain pruning and rounding at the same setting."
+    """What the judge says of a run that has ended; if it used streams itself, also of plain pruning and rounding at
+    the same setting."""
     judge = Judge(job.source, REPORTED)
     this = judge(job.net, job.left)
-    if this is None or not (job.trials or job.recipe.repair == 'streams'): return dict(this=this, plain=None) # a literal recipe needs no third network in memory
+    # a literal recipe needs no third network in memory
+    if this is None or not (job.trials or job.recipe.repair == 'streams'): return dict(this=this, plain=None)
     plain = JOBS['filters'](copied(job.source.net), job.graph, plain_of(job.recipe))
     plain.source, plain.inputs = job.source, job.inputs
-    for n, (k, _) in (job.kept if job.asked is None else job.asked).items(): plain.kept[n] = plain.take(plain.sites[n], len(plain.sites[n].units)*len(k)//plain.sites[n].size)
+    for n, (k, _) in (job.kept if job.asked is None else job.asked).items():
+        plain.kept[n] = plain.take(plain.sites[n], len(plain.sites[n].units)*len(k)//plain.sites[n].size)
     plain.run({n: job.codes[n].bits if n in job.codes else None for n in job.order}); plain.set_inputs()
     return dict(this=this, plain=judge(plain.net, plain.left))
 
@@ -131,9 +145,11 @@ def judged(job):
 def untouched(model):
     "A note on the parameters that stand in no convolution, linear layer or norm."
     held = {id(p) for n, m in model.named_modules() if isinstance(m, LAYERS) or is_norm(m) for p in m.parameters()}
-    rest = [(n, p.numel()) for n, p in model.named_parameters() if id(p) not in held and sum(k > 1 for k in p.shape) > 1]
+    rest = [(n, p.numel()) for n, p in model.named_parameters() if id(p) not in held
+        and sum(k > 1 for k in p.shape) > 1]
     if not rest: return []
-    return [f'note: {sum(k for _, k in rest):,} parameters, the first are {rest[0][0]!r}, stand in no convolution or linear module; they are not rounded']
+    return ([f'note: {sum(k for _, k in rest):,} parameters, the first are {rest[0][0]!r}, stand in no convolution or '
+        f'linear module; they are not rounded'])
 
 def _choose(job, asked, bits, reads, macs):
     "Which channels stay, and the widths of the layers; nothing is changed yet. `asked` are the settings."
@@ -147,7 +163,8 @@ def _carry_out(job, asked, bits, reads, input_range):
     average = asked['weight_bits']
     if average is not None and average != int(average): bits = job.spread_bits(bits, average)
     for step in job.recipe.prepare: PREPARATIONS[step](job)
-    if job.recipe.prepare: job.worth.clear(); job.source = job.source.of_another(copied(job.net)) # whose channels have other lengths
+    # whose channels have other lengths
+    if job.recipe.prepare: job.worth.clear(); job.source = job.source.of_another(copied(job.net))
     if asked['activation_bits'] is not None: job.find_ranges(reads, input_range)
     job.run(bits)
     if asked['activation_bits'] is not None: job.set_inputs()
@@ -157,7 +174,8 @@ def _as_it_is(x): return x
 
 def _without_grids(net):
     "Lets layers read as it is what they read through grids of a run before; name → grid."
-    grids = {n: q for n, m in net.named_modules() if isinstance(m, LAYERS) and callable(q := getattr(m, 'input_quantizer', None)) and not isinstance(q, nn.Module)}
+    grids = {n: q for n, m in net.named_modules() if isinstance(m, LAYERS)
+        and callable(q := getattr(m, 'input_quantizer', None)) and not isinstance(q, nn.Module)}
     for n in grids: net.get_submodule(n).input_quantizer = _as_it_is
     return grids
 
@@ -168,7 +186,8 @@ def _with_grids(net, grids):
 
 def original(model, work):
     "The network as it came, for running beside the copy: of the same weights where device and type are the same."
-    same = all(t.device == work.device and t.dtype == (work.dtype or t.dtype) for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
+    same = all(t.device == work.device and t.dtype == (work.dtype or t.dtype)
+        for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
     return (twin(model) if same else copied(work.net)).eval()
 
 def _recorded(work, examples, ignored, sites):
@@ -186,18 +205,23 @@ def _plain(v): return v.item() if isinstance(v, np.generic) else v # numpy's num
 def _layer_dict(model, given, what, error, value, fits):
     "A dict from layers that `fits` holds for, copied."
     if given is None: return {}
-    if not isinstance(given, Mapping): raise error(f'{given!r:.80} is no dict', layer=what, hint=f"give a dict from a layer's name to its {value}")
+    if not isinstance(given, Mapping):
+        raise error(f'{given!r:.80} is no dict', layer=what, hint=f"give a dict from a layer's name to its {value}")
     check_names(model, given, what)
     named = [*model.named_modules(remove_duplicate=False)]
     first, layers = {id(m): n for n, m in reversed(named)}, [n for n, m in model.named_modules() if n and fits(m)]
     for n in (n for n in given if n not in layers):
         m = model.get_submodule(n)
-        near = [first[id(m)]] if fits(m) else [l for l in layers if l.startswith(f'{n}.')][:3] or difflib.get_close_matches(n, layers, 3, 0.)
+        near = ([first[id(m)]] if fits(m) else [l for l in layers if l.startswith(f'{n}.')][:3]
+            or difflib.get_close_matches(n, layers, 3, 0.))
         why = 'by a second name' if fits(m) else f'that is no layer, but a {type(m).__name__}'
-        raise LayerNameError(f'`{what}` names a module {why}', layer=n, hint=f'name a layer, such as {", ".join(near)}' if near else 'the network has no layers')
+        raise LayerNameError(f'`{what}` names a module {why}', layer=n, hint=f'name a layer, such as {", ".join(near)}'
+            if near else 'the network has no layers')
     return {n: _plain(v) for n, v in given.items()}
 
-def _has_filters(m): return isinstance(m, LAYERS) or any(t is not None and t.dim() > 1 for t in (*m._parameters.values(), *m._buffers.values()))
+def _has_filters(m):
+    return (isinstance(m, LAYERS) or any(t is not None and t.dim() > 1
+        for t in (*m._parameters.values(), *m._buffers.values())))
 
 def check_device(
     device, # a name, a number or a torch.device
@@ -206,7 +230,8 @@ def check_device(
     try: found = torch.empty(0, device=device).device
     except Exception as e:
         let_through(e)
-        raise ArgumentError(f'device={str(device)!r:.80} cannot be used: {str(e).splitlines()[0]:.200}', layer='device', hint="take 'cpu', or 'cuda' where torch.cuda.is_available()") from e
+        raise ArgumentError(f'device={str(device)!r:.80} cannot be used: {str(e).splitlines()[0]:.200}',
+            layer='device', hint="take 'cpu', or 'cuda' where torch.cuda.is_available()") from e
     if found.type == 'meta': raise ArgumentError("device='meta' holds no numbers", layer='device', hint="take 'cpu'")
     return found
 
@@ -218,7 +243,9 @@ def check_range(
     except (TypeError, ValueError, OverflowError, RuntimeError) as e: # a tensor of several numbers is no number
         let_through(e)
         low = high = math.nan
-    if not -math.inf < low < high < math.inf: raise ArgumentError(f'input_range={ends!r:.80}', layer='input_range', hint='take two finite numbers, the lower one first, as in (-3, 3)')
+    if not -math.inf < low < high < math.inf:
+        raise ArgumentError(f'input_range={ends!r:.80}', layer='input_range',
+            hint='take two finite numbers, the lower one first, as in (-3, 3)')
     return low, high
 
 # %% ../../nbs/run/55_compress.ipynb #5e1a7c31
@@ -227,50 +254,73 @@ def check_costs(
 )->dict:
     "Raises `BudgetError` unless these are finite numbers from 0 on, and one of them is not 0."
     for n, c in costs.items():
-        if isinstance(c, bool) or not isinstance(c, (int, float)) or not 0 <= c < math.inf: raise BudgetError(f'budget has {c!r:.80}', layer=n, hint='give a cost from 0 on, such as milliseconds')
-    if not any(costs.values()): raise BudgetError('a budget of which no layer costs anything', hint='give a dict from layers to their costs')
+        if isinstance(c, bool) or not isinstance(c, (int, float)) or not 0 <= c < math.inf:
+            raise BudgetError(f'budget has {c!r:.80}', layer=n, hint='give a cost from 0 on, such as milliseconds')
+    if not any(costs.values()):
+        raise BudgetError('a budget of which no layer costs anything', hint='give a dict from layers to their costs')
     return costs
 
 SEEDS = 2**53 # below this in size: sets of images have seeds made of it
 
 def _check_inputs(model, example_inputs, more_examples, images):
     "Are these what a network can be called with, and the images like the example?"
-    if not isinstance(more_examples, (tuple, list)): raise ArgumentError(f'more_examples cannot be a {type(more_examples).__name__}', layer='more_examples', hint='take a tuple of inputs, each as example_inputs')
+    if not isinstance(more_examples, (tuple, list)):
+        raise ArgumentError(f'more_examples cannot be a {type(more_examples).__name__}', layer='more_examples',
+            hint='take a tuple of inputs, each as example_inputs')
     for what, example in (('example_inputs', example_inputs), *(('more_examples', e) for e in more_examples)):
         args = call_args(model, example)
         tensors = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor)]
-        if any(t.is_floating_point() and t.isnan().any() for t in tensors): raise ExampleInputError(f'`{what}` holds values that are no numbers', layer=what, hint='take inputs without NaN, such as torch.randn(1, 3, 224, 224)')
+        if any(t.is_floating_point() and t.isnan().any() for t in tensors):
+            raise ExampleInputError(f'`{what}` holds values that are no numbers', layer=what,
+                hint='take inputs without NaN, such as torch.randn(1, 3, 224, 224)')
     if images is None: return
-    kinds = [[(t.dim(), t.is_floating_point(), t.shape[1:2]) for t in tree_leaves(call_args(model, e)) if isinstance(t, torch.Tensor) and t.dim()] for e in (images, example_inputs)]
-    if kinds[0] != kinds[1]: raise ExampleInputError(f'{_shapes(images)} in the place of {_shapes(example_inputs)}', layer='images', hint='give as many tensors as example_inputs has, of the same type and with the same axes')
+    kinds = [[(t.dim(), t.is_floating_point(), t.shape[1:2]) for t in tree_leaves(call_args(model, e))
+        if isinstance(t, torch.Tensor) and t.dim()] for e in (images, example_inputs)]
+    if kinds[0] != kinds[1]:
+        raise ExampleInputError(f'{_shapes(images)} in the place of {_shapes(example_inputs)}', layer='images',
+            hint='give as many tensors as example_inputs has, of the same type and with the same axes')
 
-def _shapes(example): return ', '.join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tree_leaves(example) if isinstance(t, torch.Tensor)) or f'a {type(example).__name__}'
+def _shapes(example):
+    return (', '.join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in tree_leaves(example)
+        if isinstance(t, torch.Tensor)) or f'a {type(example).__name__}')
 
 def _check_widths(grid, weight_bits, widths):
     "Has the grid these widths?"
     whole = weight_bits is None or check_bits(weight_bits, 'weight_bits') == int(weight_bits)
-    if not whole and not WIDTHS[0] <= weight_bits <= WIDTHS[-1]: raise BitsError(f'an average of {weight_bits!r} bits', layer='weight_bits', hint=f'take a whole number from 1 to 32, or an average from {WIDTHS[0]} to {WIDTHS[-1]}')
+    if not whole and not WIDTHS[0] <= weight_bits <= WIDTHS[-1]:
+        raise BitsError(f'an average of {weight_bits!r} bits', layer='weight_bits',
+            hint=f'take a whole number from 1 to 32, or an average from {WIDTHS[0]} to {WIDTHS[-1]}')
     for what, b in (('weight_bits', weight_bits if whole else None), *widths.items()):
         try: b is None or GRIDS[grid](torch.zeros(1, 1), b)
-        except BitsError as e: raise BitsError(f"{'layer_bits' if what in widths else 'weight_bits'} has {b!r:.80}: {e.message}", layer=what, hint=e.hint) from None
+        except BitsError as e:
+            raise BitsError(f"{'layer_bits' if what in widths else 'weight_bits'} has {b!r:.80}: {e.message}",
+                layer=what, hint=e.hint) from None
 
 # %% ../../nbs/run/55_compress.ipynb #5e1a7c32
 def check_arguments(
     model, # the network itself, out of its wrappers
-    example_inputs, recipe, budget, pruning_ratio, weight_bits, activation_bits, size_budget, ignored_layers, layer_ratios, layer_bits,
+    example_inputs, recipe, budget, pruning_ratio, weight_bits, activation_bits, size_budget, ignored_layers,
+    layer_ratios, layer_bits,
     input_range, images, seed, sites, verify, more_examples, device, progress, # as `compress` has them
 )->tuple: # the recipe, the settings as the report has them, the input range
-    "Looks at all arguments before anything is computed. Raises the errors of `udfc_nb.errors`; each names the argument, what was given and what can be."
-    costs = check_costs(_layer_dict(model, budget, 'budget', BudgetError, 'cost', _has_filters)) if isinstance(budget, Mapping) else None
-    recipe = get_recipe(recipe) if budget is None else get_recipe(recipe).but(budget=budget if costs is None else 'macs')
-    pruning_ratio, weight_bits, activation_bits, size_budget, seed = map(_plain, (pruning_ratio, weight_bits, activation_bits, size_budget, seed))
+    """Looks at all arguments before anything is computed. Raises the errors of `udfc_nb.errors`; each names the
+    argument, what was given and what can be."""
+    costs = (check_costs(_layer_dict(model, budget, 'budget', BudgetError, 'cost', _has_filters))
+        if isinstance(budget, Mapping) else None)
+    recipe = (get_recipe(recipe) if budget is None
+        else get_recipe(recipe).but(budget=budget if costs is None else 'macs'))
+    pruning_ratio, weight_bits, activation_bits, size_budget, seed = (map(_plain,
+        (pruning_ratio, weight_bits, activation_bits, size_budget, seed)))
     check_finite(model); check_ratio(pruning_ratio, 'pruning_ratio')
-    if not (isinstance(sites, str) and sites in POLICIES): raise ArgumentError(f'sites={sites!r:.80}', layer='sites', hint=f"choose from {', '.join(POLICIES)}")
+    if not (isinstance(sites, str) and sites in POLICIES):
+        raise ArgumentError(f'sites={sites!r:.80}', layer='sites', hint=f"choose from {', '.join(POLICIES)}")
     for what, given, right, hint in (('verify', verify, isinstance(verify, int), 'take True or False'),
-            ('progress', progress, progress is None or isinstance(progress, int) or callable(progress), 'take True, or a function (done, total, layer)')):
+            ('progress', progress, progress is None or isinstance(progress, int) or callable(progress),
+            'take True, or a function (done, total, layer)')):
         if not right: raise ArgumentError(f'{what} cannot be a {type(given).__name__}', layer=what, hint=hint)
     check_images(images, seed)
-    if abs(seed) >= SEEDS: raise ArgumentError(f'a seed of {seed.bit_length()} bits', layer='seed', hint='take a whole number below 2**53')
+    if abs(seed) >= SEEDS:
+        raise ArgumentError(f'a seed of {seed.bit_length()} bits', layer='seed', hint='take a whole number below 2**53')
     _check_inputs(model, example_inputs, more_examples, images)
     if size_budget is not None: check_size(size_budget, pruning_ratio, weight_bits)
     if activation_bits is not None: activation_bits = check_activation_bits(activation_bits, 'activation_bits')
@@ -279,28 +329,36 @@ def check_arguments(
     ignored = check_names(model, ignored_layers, 'ignored_layers')
     ratios = _layer_dict(model, layer_ratios, 'layer_ratios', RatioError, 'ratio', _has_filters)
     widths = _layer_dict(model, layer_bits, 'layer_bits', BitsError, 'width, or None', lambda m: isinstance(m, LAYERS))
-    for what, error, given, check in (('layer_ratios', RatioError, ratios, check_ratio), ('layer_bits', BitsError, widths, lambda b, n: b is None or _check_whole(b, n))):
+    for what, error, given, check in (('layer_ratios', RatioError, ratios, check_ratio),
+            ('layer_bits', BitsError, widths, lambda b, n: b is None or _check_whole(b, n))):
         for n, v in given.items():
             try: check(v, n)
             except error as e: raise error(f'{what} has {v!r:.80}', layer=n, hint=e.hint) from None
     _check_widths(recipe.grid, weight_bits, widths)
-    return recipe, dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, activation_bits=activation_bits, budget=costs or recipe.budget, size_budget=size_budget,
+    return recipe, dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, activation_bits=activation_bits,
+        budget=costs or recipe.budget, size_budget=size_budget,
         ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths, sites=sites, seed=seed), input_range
 
 # %% ../../nbs/run/55_compress.ipynb #410251f1
 def _run(model, examples, recipe, asked, input_range, images, verify, device, progress):
     "All that `compress` does once its arguments are looked at."
     ignored, seed = asked['ignored_layers'], asked['seed']
-    bits, reads = bits_per_layer(model, asked['weight_bits'] if asked['size_budget'] is None else 8, asked['layer_bits'], ignored), bits_per_layer(model, asked['activation_bits'], {}, ignored)
+    bits, reads = (bits_per_layer(model, asked['weight_bits'] if asked['size_budget'] is None else 8,
+        asked['layer_bits'], ignored), bits_per_layer(model, asked['activation_bits'], {}, ignored))
     work = WorkingCopy(model, device)
     grids = _without_grids(work.net)
     example, graph, rebuild, prover = _recorded(work, examples, ignored, asked['sites'])
-    own = {n for n in bits if bits[n] is not None and (n in graph.layers and not graph.layers[n].plain or 'weight' not in work.net.get_submodule(n)._parameters)} # computed anew at every call
-    idle = {n for n, b in bits.items() if b is not None and n not in graph.layers and not any(f'{n}.weight' in r.read for r in graph.records)} # never run
+    # computed anew at every call
+    own = {n for n in bits if bits[n] is not None
+        and (n in graph.layers and not graph.layers[n].plain or 'weight' not in work.net.get_submodule(n)._parameters)}
+    # never run
+    idle = {n for n, b in bits.items() if b is not None and n not in graph.layers
+        and not any(f'{n}.weight' in r.read for r in graph.records)}
     bits = {n: None if n in own | idle else b for n, b in bits.items()}
     before, (tick, done) = count(work.net, example), _ticker(progress)
     macs = asked['budget'] if isinstance(asked['budget'], dict) else {n: c['macs'] for n, c in before.items()}
-    source = Source(original(model, work), graph, example, seed, input_range or shown_range(example), None if images is None else floating(images, work.device, work.dtype))
+    source = Source(original(model, work), graph, example, seed, input_range or shown_range(example), None
+        if images is None else floating(images, work.device, work.dtype))
     job, widened = None, bits
     def select(graph):
         nonlocal job, widened
@@ -312,23 +370,29 @@ def _run(model, examples, recipe, asked, input_range, images, verify, device, pr
     try:
         if verify: graph = prove(graph, rebuild, prover, select)
         else: select(graph)
-        job.proven = lambda kept: graph.prover is None or graph.prover.differs(graph.record, graph.removed(kept), graph.proof) is None
+        job.proven = (lambda kept: graph.prover is None
+            or graph.prover.differs(graph.record, graph.removed(kept), graph.proof) is None)
         _carry_out(job, asked, widened, reads, input_range)
         graph.prover = None
         found = judged(job) if verify else {}
     finally: done()
     work.net = job.net
     _with_grids(work.net, grids)
-    if own: job.notes.append(f'note: {len(own)} layers, the first is {min(own)!r}, compute their weights anew at every call; these are not rounded')
+    if own:
+        job.notes.append(f'note: {len(own)} layers, the first is {min(own)!r}, compute their weights anew at every '
+            f'call; these are not rounded')
     if not before or any(b is not None for b in bits.values()): job.notes += untouched(model)
     report = _report(model, job, before, count(work.net, example), asked, 0.)
     report.judged, report.candidates = found, list(job.trials)
-    return Compressed(_sound(work.give_back()), report, job.codes, {n: job.outputs_kept(n) for n in job.kept}, examples[0])
+    return Compressed(_sound(work.give_back()), report, job.codes, {n: job.outputs_kept(n) for n in job.kept},
+        examples[0])
 
 def _sound(net):
     "The network; a number that is none is never returned."
     try: check_finite(net)
-    except NonFiniteError as e: raise NonFiniteError(f'the compressed network would have numbers that are not finite: {e.message}', layer=e.layer, hint='ignore this layer, or take the recipe prune') from None
+    except NonFiniteError as e:
+        raise NonFiniteError(f'the compressed network would have numbers that are not finite: {e.message}',
+            layer=e.layer, hint='ignore this layer, or take the recipe prune') from None
     return net
 
 # %% ../../nbs/run/55_compress.ipynb #410251f0
@@ -337,19 +401,28 @@ def compress(
     model:nn.Module, # trained network; is not changed
     example_inputs, # what its forward takes: a tensor, a tuple, or a dict
     *,
-    pruning_ratio:float=0., # share of channels to remove at every site, in [0, 1); parameters fall by about 1−(1−r)² where a layer shrinks on both sides
-    weight_bits=None, # width of all convolution and linear weights, 1 to 32; a fraction is an average, spread by the predicted error; None leaves them float
+    # share of channels to remove at every site, in [0, 1); parameters fall by about 1−(1−r)² where a layer shrinks on
+    # both sides
+    pruning_ratio:float=0.,
+    # width of all convolution and linear weights, 1 to 32; a fraction is an average, spread by the predicted error;
+    # None leaves them float
+    weight_bits=None,
     activation_bits=None, # width of what every convolution and linear layer reads, 2 to 16; None leaves it float
     recipe='best', # a `Recipe` or a name
-    budget=None, # how the ratio is spread over the sites: 'uniform', 'params', 'macs', or a dict of what each layer costs (its milliseconds, say); None leaves it to the recipe
-    size_budget:int=None, # bytes that the saved file may have, in the place of ratio and bits: channels and bits are chosen together
+    # how the ratio is spread over the sites: 'uniform', 'params', 'macs', or a dict of what each layer costs (its
+    # milliseconds, say); None leaves it to the recipe
+    budget=None,
+    # bytes that the saved file may have, in the place of ratio and bits: channels and bits are chosen together
+    size_budget:int=None,
     ignored_layers:tuple=(), # names of layers whose output channels and bits stay, or of modules not to look into
     layer_ratios:dict=None, # layer name → its own ratio
     layer_bits:dict=None, # layer name → its own width, or None
-    input_range:tuple=None, # (low, high) of the network's inputs, for their grid; None: (−3, 3), as normalised images have it
+    # (low, high) of the network's inputs, for their grid; None: (−3, 3), as normalised images have it
+    input_range:tuple=None,
     images=None, # unlabelled inputs of your own, as the network takes them; None: images made of nothing
     seed:int=0, # of images made of nothing
-    sites:str='own', # 'own': channels that one layer makes; 'all': also those of layers that meet in a sum, which go together
+    # 'own': channels that one layer makes; 'all': also those of layers that meet in a sum, which go together
+    sites:str='own',
     verify:bool=True, # run the cut network beside the original, and leave whole what differs
     more_examples:tuple=(), # further inputs that take other branches of the forward
     device=None, # where to compute; the result goes back to where `model` is
@@ -357,9 +430,12 @@ def compress(
 )->Compressed:
     "A smaller copy of `model`, without data. Raises the errors of `udfc_nb.errors` about arguments and networks."
     start, model = time.perf_counter(), unwrap(model)
-    recipe, asked, input_range = check_arguments(model, example_inputs, recipe, budget, pruning_ratio, weight_bits, activation_bits, size_budget, ignored_layers,
+    recipe, asked, input_range = check_arguments(model, example_inputs, recipe, budget, pruning_ratio, weight_bits,
+        activation_bits, size_budget, ignored_layers,
         layer_ratios, layer_bits, input_range, images, seed, sites, verify, more_examples, device, progress)
-    def run(aim): return _run(model, (example_inputs, *more_examples), recipe, asked | dict(size_budget=aim), input_range, images, verify, device, progress)
+    def run(aim):
+        return _run(model, (example_inputs, *more_examples), recipe, asked | dict(size_budget=aim), input_range,
+            images, verify, device, progress)
     out = run(None) if size_budget is None else within(run, asked['size_budget'])
     out.report.settings, out.report.totals['seconds'] = asked, time.perf_counter()-start
     return out

@@ -21,11 +21,13 @@ def read_by(
     v:torch.Tensor, # variance of what it reads, channel by channel
     norm=None, # the norm behind it
 )->torch.Tensor: # one number for each input
-    "Variance that each input brings to the outputs of a layer, in units of what the norm behind it expects, summed over the outputs."
+    """Variance that each input brings to the outputs of a layer, in units of what the norm behind it expects, summed
+    over the outputs."""
     groups = getattr(m, 'groups', 1)
     v = v.reshape(groups, 1, -1)
     w = matrix(m).double().square().reshape(groups, -1, v.shape[2], matrix(m).shape[1]//v.shape[2]).sum(3) # (g, o, c)
-    expected = (w*v).sum(2).mean().clamp(min=1e-300) if norm is None else (norm.running_var.double()+norm.eps).reshape(groups, -1, 1)
+    expected = ((w*v).sum(2).mean().clamp(min=1e-300) if norm is None
+        else (norm.running_var.double()+norm.eps).reshape(groups, -1, 1))
     return (w/expected*v).sum(1).flatten()
 
 def effect(
@@ -33,7 +35,8 @@ def effect(
     site,
 )->torch.Tensor: # (C,), float64; None where a reader is not understood
     "What the readers of a site make of each of its channels: the variance that it brings to them."
-    seen, out = job.source.extents(), torch.zeros(site.size, dtype=torch.float64, device=job.mods[site.name].weight.device)
+    seen, out = (job.source.extents(),
+        torch.zeros(site.size, dtype=torch.float64, device=job.mods[site.name].weight.device))
     for u in site.consumers:
         layer = job.layers.get(u.module)
         if layer is None or not job.plain_weight(u.module) or layer.transposed or layer.weight not in seen: return None
@@ -48,9 +51,11 @@ def alike(
     job:Job,
     site,
 )->torch.Tensor: # (C, C) bool
-    "Which channels are exact multiples of each other for every reader, so that one can take the other's load whole; each is like itself."
+    """Which channels are exact multiples of each other for every reader, so that one can take the other's load
+    whole; each is like itself."""
     device = job.mods[site.name].weight.device
-    itself, run = torch.eye(site.size, dtype=torch.bool, device=device), torch.zeros(site.size, dtype=torch.long, device=device)
+    itself, run = (torch.eye(site.size, dtype=torch.bool, device=device),
+        torch.zeros(site.size, dtype=torch.long, device=device))
     if not site.consumers: return itself
     for g, units in enumerate(torch.as_tensor(site.units, device=device).chunk(site.groups)): run[units.flatten()] = g
     out = run[None] == run[:, None]
@@ -67,7 +72,8 @@ def norm_and_effect(
     job:Job,
     site,
 )->torch.Tensor: # (C,), float64
-    "The norm of a filter times the root of what its readers make of it. Of channels that are alike the longest has it all, and the others nothing."
+    """The norm of a filter times the root of what its readers make of it. Of channels that are alike the longest has
+    it all, and the others nothing."""
     norms, found, same = filter_norms(W).double(), effect(job, site), alike(job, site)
     square = norms.square()*(1. if found is None else found)
     rank = norms.argsort(descending=True, stable=True).argsort()
@@ -81,7 +87,8 @@ class StreamJob(FieldJob):
     "A run whose moments are counted on images made of nothing."
     def patches(self):
         counted = self.source.counted()
-        return counted if all(l.weight in counted for l in self.layers.values()) else {**self.source.modelled(), **counted}
+        return (counted if all(l.weight in counted for l in self.layers.values())
+            else {**self.source.modelled(), **counted})
 
 def mean_of(a, b):
     "Half of two models of what a layer reads."
@@ -95,4 +102,5 @@ class MeanOfBoth(FieldJob):
         return {n: mean_of(counted.get(n), field.get(n)) for n in {**field, **counted}}
 
 METRICS.update(('counted', 'mean')); JOBS.update(counted=StreamJob, mean=MeanOfBoth)
-RECIPES['fast'] = Recipe('fast', criterion='effect', projection='copies', grid='dense', scale='none', repair='streams', ranges='expected-error')
+RECIPES['fast'] = Recipe('fast', criterion='effect', projection='copies', grid='dense', scale='none', repair='streams',
+    ranges='expected-error')

@@ -49,12 +49,17 @@ def check_images(
 ):
     "Raises `ExampleInputError` unless there are images for three sets, all finite, and the seed is a whole number."
     tensors = [t for t in tree_leaves(images) if isinstance(t, torch.Tensor) and t.dim()]
-    if images is not None and min(map(len, tensors), default=0) < 2*len(SETS): raise ExampleInputError('too few inputs to fit on, to choose on and to report on', layer='images', hint=f'pass {2*len(SETS)} at least, as one batch')
-    if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors): raise ExampleInputError('values that are not finite', layer='images', hint='take those inputs out')
-    if isinstance(seed, bool) or not isinstance(seed, int): raise ExampleInputError(f'a seed of {seed!r}', layer='seed', hint='take a whole number')
+    if images is not None and min(map(len, tensors), default=0) < 2*len(SETS):
+        raise ExampleInputError('too few inputs to fit on, to choose on and to report on', layer='images',
+            hint=f'pass {2*len(SETS)} at least, as one batch')
+    if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors):
+        raise ExampleInputError('values that are not finite', layer='images', hint='take those inputs out')
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ExampleInputError(f'a seed of {seed!r}', layer='seed', hint='take a whole number')
 
 class Source:
-    "Inputs made of nothing for one network, in seeded sets, and what the network makes of them when its norms are anchored."
+    """Inputs made of nothing for one network, in seeded sets, and what the network makes of them when its norms are
+    anchored."""
     def __init__(self,
         net:nn.Module, # the original, in eval mode; is not changed
         graph, # its `Graph`
@@ -63,12 +68,14 @@ class Source:
         input_range:tuple=None, # (low, high) of its inputs
         images=None, # unlabelled inputs of the user's own, in the place of those made of nothing
     ):
-        self.net, self.graph, self.example, self.seed, self.input_range, self.given = net, graph, example, seed, input_range, images
+        self.net, self.graph, self.example, self.seed, self.input_range, self.given = (net, graph, example, seed,
+            input_range, images)
         self.signals, self.loose = signals(graph.nodes), self._loose()
         self.written = [n.target for n in graph.nodes if n.kind == 'norm' and n.op == 'add']
         self.most = max((math.prod(n.shape)//max(n.shape[0], 1) for n in graph.nodes if n.live and n.shape), default=1)
         self.batch = None # the only one that the network takes
-        self.fitting, self._anchors, self._seen, self._counted, self._modelled, self._asked, self._macs, self.size = [None]*8
+        self.fitting, self._anchors, self._seen, self._counted, self._modelled, self._asked, self._macs, self.size = (
+            [None]*8)
     def of_another(self, net):
         "The same for another network of the same structure."
         return Source(net.eval(), self.graph, self.example, self.seed, self.input_range, self.given)
@@ -85,7 +92,8 @@ class Source:
             else: Stream(self.net, 1, written=self.written).run(self.images(2, FITTED_ON))
             x = self.images(2, FITTED_ON)
             self._macs = sum(c['macs'] for c in count(self.net, x).values())
-            pixels = lambda t: sum(math.prod(u.shape[1:]) for u in tree_leaves(t) if isinstance(u, torch.Tensor) and u.dim())
+            pixels = lambda t: sum(math.prod(u.shape[1:]) for u in tree_leaves(t) if isinstance(u, torch.Tensor)
+                and u.dim())
             self.most = max(self.most*pixels(x)//max(pixels(self.example), 1), 1)
         return self._macs
     def _try(self):
@@ -93,14 +101,17 @@ class Source:
         def runs(**how):
             for k, v in how.items(): setattr(self, k, v)
             try:
-                for kinds, n in ((FITTED, 2), (KINDS, 1)): Stream(self.net, 1, written=self.written).run(self.images(n*len(kinds), FITTED_ON, tuple(kinds))) # four, and three
+                # four, and three
+                for kinds, n in ((FITTED, 2), (KINDS, 1)):
+                    Stream(self.net, 1, written=self.written).run(self.images(n*len(kinds), FITTED_ON, tuple(kinds)))
             except ExampleInputError: return False
             return True
         size = next((len(t) for t in tree_leaves(self.example) if isinstance(t, torch.Tensor) and t.dim()), 0)
         runs(size=small) or runs(size=None) or size and runs(batch=size) or runs(batch=None, given=self.example)
     def _loose(self):
         "Weights of the layers with a bias that no norm takes the statistics of."
-        calls = [(self.graph.layers[n.target], n) for n in self.graph.nodes if n.kind in ('layer', 'depthwise') and n.target in self.graph.layers]
+        calls = [(self.graph.layers[n.target], n) for n in self.graph.nodes if n.kind in ('layer', 'depthwise')
+            and n.target in self.graph.layers]
         has_bias = lambda l: getattr(self.net.get_submodule(l.name), 'bias', None) is not None
         return {l.weight for l, n in calls if l.plain and not l.transposed and has_bias(l) and not absorbed(n)}
     def make(self, n, kind, number, size=None):
@@ -109,9 +120,12 @@ class Source:
     def images(self, n, number, kinds=FITTED):
         "n inputs, equally many of each kind; `number` of the set."
         if self.given is self.example: return self.example
-        if self.given is not None: return tree_map(lambda t: t[number::len(SETS)][:n] if isinstance(t, torch.Tensor) and t.dim() else t, self.given)
+        if self.given is not None:
+            return tree_map(lambda t: t[number::len(SETS)][:n] if isinstance(t, torch.Tensor) and t.dim() else t,
+                self.given)
         parts = [self.make(math.ceil((self.batch or n)/len(kinds)), k, number) for k in kinds]
-        return resized(functools.reduce(joined, parts), batch=self.batch-len(kinds)*math.ceil(self.batch/len(kinds))) if self.batch else functools.reduce(joined, parts)
+        return (resized(functools.reduce(joined, parts), batch=self.batch-len(kinds)*math.ceil(self.batch/len(kinds)))
+            if self.batch else functools.reduce(joined, parts))
     @property
     def enough(self):
         "How many images a pass has."
@@ -176,7 +190,8 @@ def joined(a, b):
 def rows_of(
     y:torch.Tensor, # an output of the network
 )->torch.Tensor: # (rows, columns), float64, centred
-    "What an output says: maps pixel by pixel, anything else image by image; what is common to all rows, or to all columns, says nothing."
+    """What an output says: maps pixel by pixel, anything else image by image; what is common to all rows, or to all
+    columns, says nothing."""
     if y.dim() > 3: y = y.movedim(1, -1).flatten(0, -2)
     y = y.flatten(1).double() if y.dim() > 1 else y.double()[:, None]
     y = y-y.mean(0)
@@ -196,7 +211,9 @@ def unexplained(
 TIE = 1e-6 # weight of the squared error: of two that say the same, the one with the right length is better
 
 # %% ../../nbs/run/51_judge.ipynb #8a0fa965
-JUDGED = 128 # images that a judgement is passed on: with 64, 32, 16 it is right in 94.5, 92.4, 92.6 % of the pairs instead of 94.9 (METHOD.md)
+# images that a judgement is passed on: with 64, 32, 16 it is right in 94.5, 92.4, 92.6 % of the pairs instead of 94.9
+# (METHOD.md)
+JUDGED = 128
 
 class Judge:
     "The original's answers to a set of images, and how much of them another network leaves unexplained."
@@ -218,7 +235,8 @@ class Judge:
     )->float: # mean over kinds and outputs; None where nothing can be compared
         "The unexplained share."
         out = tensors_of(Stream(net, self.kinds, self.anchors, kept, self.source.written, **kwargs).run(self.x))
-        pairs = [(Y, rows_of(z)) for said, y in zip(self.said, out) for Y, z in zip(said, self.parted(y)) if Y is not None]
+        pairs = [(Y, rows_of(z)) for said, y in zip(self.said, out) for Y, z in zip(said, self.parted(y))
+            if Y is not None]
         shares = [unexplained(Y, Z) for Y, Z in pairs if Y.shape == Z.shape]
         return sum(shares)/len(shares) if shares else None
 

@@ -39,8 +39,11 @@ def eval_mode(model):
 @contextmanager
 def _watching(model, calls):
     "Notes the shapes of every layer's calls while the context lasts."
-    def note(name): return lambda m, i, kw, o: calls.setdefault(name, []).append((tuple([*i, *kw.values()][0].shape), tuple(o.shape)))
-    hooks = [m.register_forward_hook(note(n), with_kwargs=True) for n, m in model.named_modules() if isinstance(m, LAYERS)]
+    def note(name):
+        return (lambda m, i, kw, o: calls.setdefault(name,
+            []).append((tuple([*i, *kw.values()][0].shape), tuple(o.shape))))
+    hooks = [m.register_forward_hook(note(n), with_kwargs=True) for n, m in model.named_modules()
+        if isinstance(m, LAYERS)]
     try: yield
     finally:
         for h in hooks: h.remove()
@@ -54,22 +57,28 @@ def count(
     calls, net, (args, kwargs) = {}, twin(model).eval(), call_args(model, fresh(example_inputs))
     with quiet(net), _watching(net, calls): net(*args, **kwargs) # which may write into itself
     batch = next((a.shape[0] for a in [*args, *kwargs.values()] if isinstance(a, torch.Tensor) and a.dim()), 1)
-    return {n: dict(params=sum(p.numel() for p in m.parameters()), macs=sum(layer_macs(m, *c) for c in calls.get(n, ()))//max(batch, 1))
+    return {n: dict(params=sum(p.numel() for p in m.parameters()),
+        macs=sum(layer_macs(m, *c) for c in calls.get(n, ()))//max(batch, 1))
         for n, m in model.named_modules() if isinstance(m, LAYERS)}
 
 # %% ../../nbs/run/50_report.ipynb #5862b238
-COLUMNS = 'layer kind out out_before in in_before reason bits activation_bits error params params_before macs macs_before'.split()
+COLUMNS = ('layer kind out out_before in in_before reason bits activation_bits error params params_before macs '
+    'macs_before'.split())
 
 @dataclass
 class Report:
     "What `compress` did."
     rows:list # one dict per layer, with the keys COLUMNS
-    totals:dict # params, macs (each also `_before`), effective_bits, nominal_bytes, seconds, and difference: the largest that the proof of the cut found (None: there was none)
+    # params, macs (each also `_before`), effective_bits, nominal_bytes, seconds, and difference: the largest that the
+    # proof of the cut found (None: there was none)
+    totals:dict
     recipe:dict # the recipe's fields
     version:str # of this package
     settings:dict=field(default_factory=dict) # the arguments of `compress`
     notes:list=field(default_factory=list) # what a reader should know: what has no repair, what was left alone
-    judged:dict=field(default_factory=dict) # share of what the original says that is left unexplained, by `this` and by `plain` at the same setting, on images that nothing was fitted on; None: nothing could be compared
+    # share of what the original says that is left unexplained, by `this` and by `plain` at the same setting, on images
+    # that nothing was fitted on; None: nothing could be compared
+    judged:dict=field(default_factory=dict)
     candidates:list=field(default_factory=list) # of (name, unexplained share) among which this was chosen
     def to_json(self): return json.dumps(asdict(self))
 
@@ -80,9 +89,12 @@ def _share(now, before): return f'{now:,} of {before:,} ({100*now/max(before, 1)
 def summary(self:Report):
     "One line with the totals."
     t = self.totals
-    return (f"{self.recipe['name']}: parameters {_share(t['params'], t['params_before'])}, MACs {_share(t['macs'], t['macs_before'])}, "
-            f"{t['effective_bits']:.2f} bits per parameter, {t['nominal_bytes']/1e6:.3f} MB nominal, {t['seconds']:.2f} s"
-            +self.verdict()+(f", the cut proven to {t['difference']:.0e}" if t.get('difference') and t['params'] < t['params_before'] else ''))
+    return (f"{self.recipe['name']}: parameters {_share(t['params'], t['params_before'])}, MACs "
+        f"{_share(t['macs'], t['macs_before'])}, "
+            f"{t['effective_bits']:.2f} bits per parameter, {t['nominal_bytes']/1e6:.3f} MB nominal, "
+            f"{t['seconds']:.2f} s"
+            +self.verdict()+(f", the cut proven to {t['difference']:.0e}" if t.get('difference')
+            and t['params'] < t['params_before'] else ''))
 
 @patch
 def verdict(self:Report):
@@ -95,7 +107,8 @@ def verdict(self:Report):
 @patch
 def cells(self:Report):
     "The table that people read, as strings, its head first."
-    fmt = lambda r: (r['layer'], f"{r['out']}/{r['out_before']}", f"{r['in']}/{r['in_before']}", f"{r['bits']:g}", '' if r['error'] is None else f"{r['error']:.3f}", r['reason'])
+    fmt = lambda r: (r['layer'], f"{r['out']}/{r['out_before']}", f"{r['in']}/{r['in_before']}", f"{r['bits']:g}", ''
+        if r['error'] is None else f"{r['error']:.3f}", r['reason'])
     return [('layer', 'out', 'in', 'bits', 'error', 'channels'), *map(fmt, self.rows)]
 
 # %% ../../nbs/run/50_report.ipynb #313a019e
@@ -103,13 +116,14 @@ def cells(self:Report):
 def __str__(self:Report):
     table = self.cells()
     wide = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
-    return '\n'.join(['  '.join(c.ljust(w) for c, w in zip(r, wide)).rstrip() for r in table]+[self.summary(), *self.notes])
+    return '\n'.join(['  '.join(c.ljust(w) for c, w in zip(r, wide)).rstrip() for r in table]+[self.summary(),
+        *self.notes])
 
 @patch
 def _repr_html_(self:Report):
     row = lambda r, tag: '<tr>'+''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in r)+'</tr>'
     head, *body = self.cells()
-    return f'<p>{"<br>".join(map(html.escape, [self.summary(), *self.notes]))}</p><table>{row(head, "th")}{"".join(row(r, "td") for r in body)}</table>'
+    return (f'<p>{"<br>".join(map(html.escape, [self.summary(), *self.notes]))}</p><table>{row(head, "th")}{"".join(row(r, "td") for r in body)}</table>')
 
 @patch
 def to_markdown(self:Report):
@@ -127,7 +141,8 @@ def to_csv(self:Report):
 _INTS = 'out out_before in in_before params params_before macs macs_before'.split()
 _TOTALS = 'params params_before macs macs_before effective_bits nominal_bytes seconds difference'.split()
 _NUMBERS = ['bits', 'activation_bits', 'effective_bits', 'nominal_bytes', 'seconds']
-_KINDS = dict.fromkeys(_INTS, (int,)) | dict.fromkeys(_NUMBERS, (int, float)) | dict.fromkeys(('error', 'difference', 'this', 'plain'), (int, float, type(None)))
+_KINDS = dict.fromkeys(_INTS, (int,)) | dict.fromkeys(_NUMBERS,
+    (int, float)) | dict.fromkeys(('error', 'difference', 'this', 'plain'), (int, float, type(None)))
 
 def _fields(d, names):
     "Are these in it, each of its kind? What is not told of is a text."
@@ -139,10 +154,13 @@ def report_from_json(
 )->Report:
     "Reads a report. Raises `FileError` for what is none."
     try: r = Report(**json.loads(text))
-    except (ValueError, TypeError, RecursionError) as e: raise FileError(f'no report: {str(e)[:200]}', hint='write one with Report.to_json') from e
+    except (ValueError, TypeError, RecursionError) as e:
+        raise FileError(f'no report: {str(e)[:200]}', hint='write one with Report.to_json') from e
     totals = [k for k in _TOTALS if k != 'difference' or isinstance(r.totals, dict) and k in r.totals]
-    good = (isinstance(r.rows, list) and all(_fields(row, COLUMNS) and set(row) == set(COLUMNS) for row in r.rows) and _fields(r.totals, totals) and _fields(r.recipe, ['name'])
-        and isinstance(r.version, str) and isinstance(r.settings, dict) and isinstance(r.notes, list) and all(isinstance(n, str) for n in r.notes)
+    good = (isinstance(r.rows, list) and all(_fields(row, COLUMNS) and set(row) == set(COLUMNS) for row in r.rows)
+        and _fields(r.totals, totals) and _fields(r.recipe, ['name'])
+        and isinstance(r.version, str) and isinstance(r.settings, dict) and isinstance(r.notes, list)
+        and all(isinstance(n, str) for n in r.notes)
         and isinstance(r.judged, dict) and _fields(r.judged, r.judged) and isinstance(r.candidates, list))
     if not good: raise FileError('a report of another form', hint='write one with Report.to_json')
     return r
@@ -156,4 +174,5 @@ def compare(
     totals = [(k, v, other.totals.get(k)) for k, v in self.totals.items()]
     theirs = {r['layer']: r for r in other.rows}
     pick = lambda r: None if r is None else (r['out'], r['in'], r['bits'])
-    return totals+[(r['layer'], pick(r), pick(theirs.get(r['layer']))) for r in self.rows if pick(r) != pick(theirs.get(r['layer']))]
+    return (totals+[(r['layer'], pick(r), pick(theirs.get(r['layer']))) for r in self.rows
+        if pick(r) != pick(theirs.get(r['layer']))])

@@ -102,7 +102,8 @@ def site_costs(self:Job,
             cost = self.source.cost_of(new) if new else None
             if cost is not None: found.append((1-stay/n, cost))
         if not found: continue
-        a, b = power_law(*zip(*found)) if len(found) > 1 and found[0][0] != found[1][0] else (found[0][1]/found[0][0]**2, 2.)
+        a, b = (power_law(*zip(*found)) if len(found) > 1 and found[0][0] != found[1][0]
+            else (found[0][1]/found[0][0]**2, 2.))
         out[name] = [a*(k/n)**b for k in range(max(int(CAP*n), 1)+1)]
     return out
 
@@ -111,7 +112,8 @@ def site_costs(self:Job,
 def bit_costs(self:Job,
     names, # of layers
 )->dict: # name → damage at each of WIDTHS
-    "What rounding costs at the output, layer by layer: asked at 3 bits, and carried to others by the error of the weights."
+    """What rounding costs at the output, layer by layer: asked at 3 bits, and carried to others by the error of the
+    weights."""
     out, names = {}, [n for n in names if self.plain_weight(n)]
     self.total += len(names)
     for name in names:
@@ -128,7 +130,8 @@ def bit_costs(self:Job,
 def spent(self:Job,
     shares=(.5,), # how far to go from the even ratio (0) to what the judge would spend (1); one network each
     closed=(), # sites that have a ratio of their own
-    macs:dict=None, # layer → MACs, or another cost that falls with its channels: the size is counted in them; None: in parameters
+    # layer → MACs, or another cost that falls with its channels: the size is counted in them; None: in parameters
+    macs:dict=None,
 )->list: # for each share: site → (K, P)
     "As large networks as `kept` leaves, the ratio of every site between that and what the judge would spend."
     sizes = Sizes(self, macs)
@@ -141,7 +144,9 @@ def spent(self:Job,
     if len(costs) < 2: return [dict(self.kept) for _ in shares]
     whole = lambda l: sizes(rest | {n: k*steps[n] for n, k in l.items()})
     judged = allot(costs, {n: sizes.gain(n, steps[n]) for n in costs}, whole, target)
-    def at(share, scale): return {n: min(int(scale*((1-share)*even[n]+share*judged[n])+.5), len(free[n].units)//free[n].groups-1) for n in costs}
+    def at(share, scale):
+        return {n: min(int(scale*((1-share)*even[n]+share*judged[n])+.5), len(free[n].units)//free[n].groups-1)
+            for n in costs}
     def fitted(share):
         low, high = .5, 2.
         for _ in range(30):

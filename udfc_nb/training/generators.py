@@ -25,10 +25,13 @@ class Generator(nn.Module):
         doublings = max(2, math.ceil(math.log2(max(self.size)/8)))
         self.start = width, *(math.ceil(s/2**doublings) for s in self.size)
         self.embed = nn.Embedding(classes, latent) if classes else None
-        self.first = nn.Sequential(nn.Linear(latent, math.prod(self.start)), nn.Unflatten(1, self.start), nn.BatchNorm2d(width))
-        block = lambda a, b: [nn.Upsample(scale_factor=2), nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.LeakyReLU(.2)]
+        self.first = nn.Sequential(nn.Linear(latent, math.prod(self.start)), nn.Unflatten(1, self.start),
+            nn.BatchNorm2d(width))
+        block = (lambda a, b: [nn.Upsample(scale_factor=2), nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b),
+            nn.LeakyReLU(.2)])
         inner = [m for _ in range(doublings-1) for m in block(width, width)]
-        self.blocks = nn.Sequential(*inner, *block(width, max(width//2, 1)), nn.Conv2d(max(width//2, 1), colours, 3, padding=1))
+        self.blocks = nn.Sequential(*inner, *block(width, max(width//2, 1)),
+            nn.Conv2d(max(width//2, 1), colours, 3, padding=1))
         self.last = nn.BatchNorm2d(colours, affine=False)
     def forward(self, z, labels=None):
         if self.embed is not None: z = z*self.embed(labels)

@@ -58,7 +58,8 @@ def mismatch(
 )->torch.Tensor: # a number
     "Eq. 33.2, over the images' mean where gaps are per image; eq. 70.3 with margins."
     margins = margins or [(0., 0.)]*len(gaps)
-    cost = [F.relu(a.abs()-d).square().sum(-1)+F.relu(b.abs()-g).square().sum(-1) for (a, b), (d, g) in zip(gaps, margins)]
+    cost = [F.relu(a.abs()-d).square().sum(-1)+F.relu(b.abs()-g).square().sum(-1)
+        for (a, b), (d, g) in zip(gaps, margins)]
     if weights is not None: cost = [c*weights[:, i] if c.dim() else c for i, c in enumerate(cost)]
     return sum(c.mean() for c in cost)
 
@@ -85,7 +86,8 @@ class ImageSchedule:
     steps:int=500 # of Adam
     lr:float=.5 # of Adam, on pixels of unit variance
     patience:int=100 # steps without gain until the rate falls tenfold
-    per_image:bool=False # statistics of each image by itself, as the code has it, instead of the batch's, as the paper has it
+    # statistics of each image by itself, as the code has it, instead of the batch's, as the paper has it
+    per_image:bool=False
     slack:float=0. # quantile of noise's gaps that costs nothing; DSG .9
     diverse:bool=False # each image puts twice the weight on a layer of its own; DSG
     class_weight:float=0. # α of eq. 70.4
@@ -98,7 +100,8 @@ def image_shape(
     if isinstance(x, dict): x = tuple(x.values())
     if isinstance(x, (tuple, list)) and len(x) == 1: x = x[0]
     if isinstance(x, torch.Tensor) and x.dim() == 4 and x.is_floating_point(): return tuple(x.shape[1:])
-    raise ExampleInputError('images can be made only for a network that takes one batch of them, (N, C, H, W)', layer='example_inputs', hint='refine the part of the network that takes images')
+    raise ExampleInputError('images can be made only for a network that takes one batch of them, (N, C, H, W)',
+        layer='example_inputs', hint='refine the part of the network that takes images')
 
 # %% ../../nbs/training/70_images.ipynb #df235f0d
 def image_loss(
@@ -111,7 +114,8 @@ def image_loss(
     "Eqs. 33.2 to 33.4 for a batch."
     with statistics(model, how.per_image) as seen: z = model(x)
     weights = None
-    if how.diverse and how.per_image: weights = 1+torch.eye(max(len(seen), 1), device=x.device)[torch.arange(len(x))%max(len(seen), 1)]
+    if how.diverse and how.per_image:
+        weights = 1+torch.eye(max(len(seen), 1), device=x.device)[torch.arange(len(x))%max(len(seen), 1)]
     loss = mismatch(gaps(model, seen), margins, weights)
     axes = (2, 3) if how.per_image else (0, 2, 3)
     own = x.mean(axes).square()+((x.var(axes, unbiased=False)+1e-6).sqrt()-1).square() # the image as a layer
@@ -126,8 +130,11 @@ def make_images(
     gen:torch.Generator=None, # source of the noise that it starts from, on the CPU
     progress=False, # True for a bar, or a function (done, total, what) that may raise to stop
 )->tuple: # images (N, C, H, W) without gradient, and the loss of every step
-    "Images that the batch norms take for their own. Raises `UnsupportedError` for a network without them, `NonFiniteError`."
-    if not running_norms(model) and not how.class_weight: raise UnsupportedError('no batch norm remembers anything, so there is nothing to make images from', layer='model', hint="use method 'gdfq' or 'transfer', or a class_weight")
+    """Images that the batch norms take for their own. Raises `UnsupportedError` for a network without them,
+    `NonFiniteError`."""
+    if not running_norms(model) and not how.class_weight:
+        raise UnsupportedError('no batch norm remembers anything, so there is nothing to make images from',
+            layer='model', hint="use method 'gdfq' or 'transfer', or a class_weight")
     like, margins = next(model.parameters()), noise_margins(model, shape, how.slack, gen)
     n = how.images if labels is None else len(labels)
     x = torch.randn(n, *shape, generator=gen).to(like).requires_grad_(True)
@@ -138,7 +145,9 @@ def make_images(
         for step in tqdm(range(how.steps), disable=progress is not True, desc='images', unit='step'):
             tick(step, how.steps, 'images')
             loss = image_loss(model, x, labels, how, margins)
-            if not torch.isfinite(loss): raise NonFiniteError(f'the loss of the images is {loss.item()} at step {step}', layer='images', hint='take a smaller lr')
+            if not torch.isfinite(loss):
+                raise NonFiniteError(f'the loss of the images is {loss.item()} at step {step}', layer='images',
+                    hint='take a smaller lr')
             x.grad, = torch.autograd.grad(loss, x) # the network's parameters get none
             opt.step(); slower.step(curve[-1] if curve else loss.item()); curve.append(loss.item())
     return x.detach(), curve

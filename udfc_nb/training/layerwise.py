@@ -27,9 +27,12 @@ def beside(
     "Raises `UnsupportedError` where they do not belong together."
     work = WorkingCopy(unwrap(teacher), device)
     example = floating(out.example, work.device, work.dtype)
-    job = Job(work.net, find_sites(work.net, example, sites=out.report.settings.get('sites', 'own') if out.report else 'own', verify=False), RECIPES['prune'])
+    job = Job(work.net, find_sites(work.net, example, sites=out.report.settings.get('sites', 'own') if out.report
+        else 'own', verify=False), RECIPES['prune'])
     for name, k in out.kept.items():
-        if name not in job.sites: raise UnsupportedError('no such site in the original', layer=name, hint='pass the network that was compressed')
+        if name not in job.sites:
+            raise UnsupportedError('no such site in the original', layer=name,
+                hint='pass the network that was compressed')
         stays = torch.isin(torch.as_tensor(job.sites[name].rows), torch.as_tensor(k).cpu())
         job.kept[name] = stays.nonzero().flatten(), (~stays).nonzero().flatten()
     job.begin()
@@ -51,7 +54,8 @@ def anchored(
             calls[name] += 1
             if key not in anchors.norms: return
             x, k = args[0], left(name)
-            a, b = ((t if k is None else t[:, k.to(t.device)]).to(x.dtype).reshape(kinds, 1, -1, *[1]*(x.dim()-2)) for t in anchors.norms[key])
+            a, b = ((t if k is None else t[:, k.to(t.device)]).to(x.dtype).reshape(kinds, 1, -1, *[1]*(x.dim()-2))
+                for t in anchors.norms[key])
             seen[key] = (x.unflatten(0, (kinds, -1))*a+b).flatten(0, 1)
             return (seen[key], *args[1:])
         return hook
@@ -72,7 +76,8 @@ def norm_gaps(
     for key, z in seen.items():
         k, t, v = left(key[0]), want[key], norms[key[0].removesuffix('.running_mean')].running_var
         if k is not None: t, v = t[:, k.to(t.device)], v[k.to(v.device)]
-        gaps.append(((z-t).square().mean([d for d in range(z.dim()) if d != 1])/v.clamp(min=1e-12*v.max()+1e-30)).mean())
+        gaps.append(((z-t).square().mean([d for d in range(z.dim())
+            if d != 1])/v.clamp(min=1e-12*v.max()+1e-30)).mean())
     return gaps
 
 def answer_gap(
@@ -94,8 +99,10 @@ class Layerwise:
     ):
         job = beside(out, teacher, device)
         self.net, self.left, self.norms = job.net.requires_grad_(False), job.left, running_norms(job.net)
-        self.source = Source(self.net, job.graph, floating(out.example, next(self.net.parameters()).device, next(self.net.parameters()).dtype), seed)
-        self.x = next(t for t in tree_leaves(self.source.images(min(images, self.source.enough), FITTED_ON)) if isinstance(t, torch.Tensor))
+        self.source = Source(self.net, job.graph,
+            floating(out.example, next(self.net.parameters()).device, next(self.net.parameters()).dtype), seed)
+        self.x = next(t for t in tree_leaves(self.source.images(min(images, self.source.enough), FITTED_ON))
+            if isinstance(t, torch.Tensor))
         stream, t = self.source.run(self.x)
         self.anchors, self.kinds, t = stream.anchors, self.source.kinds, t-t.mean(1, keepdim=True)
         self.spread = (t-t.mean(0)).square().mean().clamp(min=1e-30)
@@ -108,7 +115,8 @@ class Layerwise:
         "n of the images, equally many of each kind."
         if self.source.batch: return self.x
         each = len(self.x)//self.kinds
-        return self.x[torch.cat([k*each+torch.randint(0, each, (max(n//self.kinds, 1),), generator=gen) for k in range(self.kinds)])]
+        return self.x[torch.cat([k*each+torch.randint(0, each, (max(n//self.kinds, 1),), generator=gen)
+            for k in range(self.kinds)])]
     def loss(self, student, x):
         "Eq. 36.1."
         with torch.no_grad(), anchored(self.net, self.anchors, self.kinds) as want: t = self.net(x)

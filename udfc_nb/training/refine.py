@@ -50,12 +50,14 @@ KEEP = 25 # steps between two states that are kept
 def set_rates(
     run:Run,
 ):
-    "The learning rates of this step; where the student's follows a cosine, over the steps that it learns in, a generator's stays."
+    """The learning rates of this step; where the student's follows a cosine, over the steps that it learns in, a
+    generator's stays."""
     n, first = run.how.steps, 0 if run.how.decay else run.alone()
     share = rate(run.step-first, n-first, run.how.decay)
     for who, opt in run.opts.items():
         first = getattr(run.how, f'lr_{who}')
-        for g in opt.param_groups: g['lr'] = run.slower*first*(run.calmer*share if who != 'generator' else share if run.how.decay else 1.)
+        for g in opt.param_groups:
+            g['lr'] = run.slower*first*(run.calmer*share if who != 'generator' else share if run.how.decay else 1.)
 
 # %% ../../nbs/training/77_refine.ipynb #dde8ec76
 def astray(
@@ -74,7 +76,8 @@ def astray(
 def _no_memory(e):
     "Is it the device or the machine that has no memory left?"
     told = 'out of memory', 'not enough memory', "can't allocate", 'alloc_failed'
-    return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or isinstance(e, RuntimeError) and any(t in str(e).lower() for t in told)
+    return (isinstance(e, (MemoryError, torch.OutOfMemoryError)) or isinstance(e, RuntimeError)
+        and any(t in str(e).lower() for t in told))
 
 def _sound(run):
     "Are student and generator finite?"
@@ -113,10 +116,14 @@ def train(
             set_rates(run)
             try:
                 losses = step(run)
-                if not _sound(run): raise NonFiniteError('student or generator is no longer finite', layer=f'step {run.step}', hint='take a smaller learning rate')
+                if not _sound(run):
+                    raise NonFiniteError('student or generator is no longer finite', layer=f'step {run.step}',
+                        hint='take a smaller learning rate')
             except NonFiniteError as e:
                 fall_back(run, good, slower=run.slower/3, falls=run.falls+1)
-                if run.falls > FALLS: raise NonFiniteError(f'{run.falls} times back to an earlier state, and still: {e}', layer='refine', hint='take a smaller lr_student or lr_generator') from e
+                if run.falls > FALLS:
+                    raise NonFiniteError(f'{run.falls} times back to an earlier state, and still: {e}', layer='refine',
+                        hint='take a smaller lr_student or lr_generator') from e
                 continue
             if run.how.careful and (run.step+1) % KEEP == 0 and 'student' in losses and astray(run):
                 fall_back(run, good, calmer=run.calmer/3)
@@ -128,8 +135,12 @@ def train(
                 if checkpoint and run.step % (4*KEEP) == 0: _keep(run, checkpoint, good)
     except BaseException as e:
         if checkpoint: _keep(run, checkpoint, good)
-        kept = f'; the state of step {json.loads(good[1])["step"]} is in {checkpoint}' if checkpoint and not run.unsaved else ''
-        if _no_memory(e): raise UDFCError(f'no memory left for {run.how.batch} images{kept}', layer=f'step {run.step}', hint='take a smaller batch'+' and another file, or go on from this one where there is more memory'*bool(kept)) from e
+        kept = (f'; the state of step {json.loads(good[1])["step"]} is in {checkpoint}' if checkpoint
+            and not run.unsaved else '')
+        if _no_memory(e):
+            raise UDFCError(f'no memory left for {run.how.batch} images{kept}', layer=f'step {run.step}',
+                hint='take a smaller batch'+' and another file, or go on from this one where there is more memory'*bool(
+                kept)) from e
         raise
     if checkpoint: _keep(run, checkpoint)
 
@@ -138,33 +149,43 @@ def train(
 class Refined(Compressed):
     "What `refine` returns: a `Compressed` with the losses of every step."
     curve:list=field(default_factory=list, repr=False) # dicts: step and losses
-    made:dict=field(default_factory=dict, repr=False) # the generator's tensors, images; a later `refine` takes them as its source
+    # the generator's tensors, images; a later `refine` takes them as its source
+    made:dict=field(default_factory=dict, repr=False)
     def figure(self):
         "The losses against the steps, a matplotlib Figure."
         from matplotlib.figure import Figure
         names = [n for n in ('student', 'generator') if any(n in c for c in self.curve)]
         fig = Figure(figsize=(3.4*max(len(names), 1), 2.6), dpi=90, layout='constrained')
         for ax, n, line in zip(fig.subplots(1, max(len(names), 1), squeeze=False)[0], names, ('-', '--')):
-            ax.plot([c['step'] for c in self.curve if n in c], [c[n] for c in self.curve if n in c], line, linewidth=.8); ax.set(title=n, xlabel='step', ylabel='loss'); ax.grid(alpha=.3)
+            ax.plot([c['step'] for c in self.curve if n in c], [c[n] for c in self.curve if n in c], line, linewidth=.8)
+            ax.set(title=n, xlabel='step', ylabel='loss'); ax.grid(alpha=.3)
         return fig
 
 # %% ../../nbs/training/77_refine.ipynb #0190e6e4
 def copy_report(r):
     "A report that can be changed, or None."
-    return None if r is None else replace(r, rows=[dict(row) for row in r.rows], totals=dict(r.totals), settings=dict(r.settings), notes=list(r.notes))
+    return (None if r is None else replace(r, rows=[dict(row) for row in r.rows], totals=dict(r.totals),
+        settings=dict(r.settings), notes=list(r.notes)))
 
 def _told(run, before, after, changed, kept):
     "The report of the compression with what was done since."
     r = copy_report(run.out.report)
     if r is None: return None
-    r.settings |= {'refine': dict(method=type(run.how).__name__, seed=run.seed, seconds=run.seconds, distance_before=before, distance_after=after, rate_left=run.slower*run.calmer, source=bool(run.source), **asdict(run.how))}
+    r.settings |= {'refine': dict(method=type(run.how).__name__, seed=run.seed, seconds=run.seconds,
+        distance_before=before, distance_after=after, rate_left=run.slower*run.calmer, source=bool(run.source),
+        **asdict(run.how))}
     r.totals['seconds'] = r.totals.get('seconds', 0.)+run.seconds
     if changed and not kept:
         for row in r.rows: row['error'] = None # of layers that have changed since
-    if not running_norms(run.teacher): r.notes.append('note: no batch norm remembers anything; the images follow the classes, or the game, alone')
-    if run.ended is not None: r.notes.append(f'note: refining ended at step {run.ended}, because the student moved away from the teacher with the smallest rate too')
+    if not running_norms(run.teacher):
+        r.notes.append('note: no batch norm remembers anything; the images follow the classes, or the game, alone')
+    if run.ended is not None:
+        r.notes.append(f'note: refining ended at step {run.ended}, because the student moved away from the teacher '
+            f'with the smallest rate too')
     if run.unsaved: r.notes.append(f'note: the state could not be written {run.unsaved}')
-    if kept: r.notes.append(f'note: on images that it had not seen the refined network was not nearer to the teacher ({after:.3g}) than before ({before:.3g}); the network is given back as it was')
+    if kept:
+        r.notes.append(f'note: on images that it had not seen the refined network was not nearer to the teacher '
+            f'({after:.3g}) than before ({before:.3g}); the network is given back as it was')
     return r
 
 # %% ../../nbs/training/77_refine.ipynb #e4e2eb1b
@@ -177,8 +198,10 @@ def judge_of(
     if out.example is None or out.report is None: return None
     try: job = beside(out, teacher)
     except UnsupportedError: return None
-    judge = Judge(Source(job.net, job.graph, floating(out.example, next(job.net.parameters()).device, next(job.net.parameters()).dtype), seed), REPORTED)
-    same = lambda net: all(len(t) == len(net.state_dict().get(n, ())) for n, t in out.model.state_dict().items() if t.dim())
+    judge = Judge(Source(job.net, job.graph,
+        floating(out.example, next(job.net.parameters()).device, next(job.net.parameters()).dtype), seed), REPORTED)
+    same = lambda net: all(len(t) == len(net.state_dict().get(n, ())) for n, t in out.model.state_dict().items()
+        if t.dim())
     return lambda net: judge(net, job.left) if same(net) else None
 
 def judged_worse(run):
@@ -191,7 +214,8 @@ def finish(
     run:Run,
 )->Refined:
     "Ends a run: student back to codes, judged, reported."
-    made = {n: t for n, t in state_of(run)[0].items() if n.startswith('generator.') or n in ('images', 'judges')} | {'teacher': teacher_mark(run)}
+    made = {n: t for n, t in state_of(run)[0].items() if n.startswith('generator.')
+        or n in ('images', 'judges')} | {'teacher': teacher_mark(run)}
     codes = settle_student(run.student.eval(), run.out)
     before, after = far(run, run.first), far(run, run.work.net)
     changed = run.ranged or any('student' in c for c in run.curve)
@@ -200,9 +224,13 @@ def finish(
     report = _told(run, before, after, changed, worse)
     if report is not None and changed:
         report.settings['refine'] |= dict(judged_before=shares[0], judged_after=shares[1])
-        if judged: report.notes.append(f'note: the judge finds {shares[1]:.1%} of what the teacher says unexplained, and {shares[0]:.1%} before; the network is given back as it was')
+        if judged:
+            report.notes.append(f'note: the judge finds {shares[1]:.1%} of what the teacher says unexplained, and '
+                f'{shares[0]:.1%} before; the network is given back as it was')
         elif shares[1] is not None: report.judged = {**report.judged, 'this': shares[1]}
-    if worse: return Refined(WorkingCopy(run.out.model).give_back(), report, dict(run.out.codes), dict(run.out.kept), run.out.example, run.curve, made)
+    if worse:
+        return Refined(WorkingCopy(run.out.model).give_back(), report, dict(run.out.codes), dict(run.out.kept),
+            run.out.example, run.curve, made)
     return Refined(run.work.give_back(), report, codes, dict(run.out.kept), run.out.example, run.curve, made)
 
 # %% ../../nbs/training/77_refine.ipynb #3cc1d962
@@ -210,9 +238,11 @@ def begin_file(
     run:Run, # is changed
     checkpoint, # a path
 )->Path:
-    "Goes on from a file that is there; writes it, so that one that cannot be written is known before the training. Raises `FileError`, `ArgumentError`."
+    """Goes on from a file that is there; writes it, so that one that cannot be written is known before the training.
+    Raises `FileError`, `ArgumentError`."""
     try: path = Path(checkpoint)
-    except TypeError as e: raise ArgumentError(f'{checkpoint!r:.80} is no path', layer='checkpoint', hint='pass the name of a file') from e
+    except TypeError as e:
+        raise ArgumentError(f'{checkpoint!r:.80} is no path', layer='checkpoint', hint='pass the name of a file') from e
     if os.path.exists(path): read_state(run, path)
     if run.step < run.how.steps and run.ended is None: write_state(run, path)
     return path
@@ -220,20 +250,26 @@ def begin_file(
 def refine(
     out:Compressed, # what `compress` returned; is not changed
     teacher:nn.Module, # the network that it came from; is not changed
-    method='gdfq', # 'streams', 'gdfq', 'transfer', 'zeroq' (short schedules), or a `Streams`, `GDFQ`, `Transfer`, `ZeroQ` (the papers')
+    # 'streams', 'gdfq', 'transfer', 'zeroq' (short schedules), or a `Streams`, `GDFQ`, `Transfer`, `ZeroQ` (the
+    # papers')
+    method='gdfq',
     steps:int=None, # in all, instead of the schedule's own
     device=None, # where to compute; the result goes back to where `out.model` is
     seed:int=0, # of generator, noise and labels; on a CPU the same seed gives the same result
-    progress=None, # True for a bar, or a function (done, total, what) that may raise `Cancelled`; what is the losses, or 'images' while those are made
+    # True for a bar, or a function (done, total, what) that may raise `Cancelled`; what is the losses, or 'images'
+    # while those are made
+    progress=None,
     checkpoint=None, # a file: written as it goes, gone on from if it is there
-    source:Refined=None, # an earlier result for the same teacher: its generator or images are gone on with, without warm-up
+    # an earlier result for the same teacher: its generator or images are gone on with, without warm-up
+    source:Refined=None,
 )->Refined:
     "Trains a compressed network on images made from the original. Raises the errors of `udfc_nb.errors`."
     how = get_schedule(method, steps)
     run = Run(out, teacher, how, device, seed, source)
     if checkpoint is not None: checkpoint = begin_file(run, checkpoint)
     bar = tqdm(total=how.steps, disable=progress is not True, desc='refine', unit='step', initial=run.step)
-    tick = progress if callable(progress) else lambda done, total, what: bar.update(done-bar.n) if isinstance(what, dict) else None
+    tick = (progress if callable(progress) else lambda done, total, what: bar.update(done-bar.n)
+        if isinstance(what, dict) else None)
     set_mode(run)
     try: train(run, checkpoint, tick)
     finally: bar.close()

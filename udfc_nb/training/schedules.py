@@ -21,7 +21,8 @@ class Schedule:
     batch:int # images in a step
     lr_student:float # of SGD
     weight_decay:float # of the student
-    decay:tuple # shares of the steps after which learning rates are divided by ten; () lets the student's fall along a cosine
+    # shares of the steps after which learning rates are divided by ten; () lets the student's fall along a cosine
+    decay:tuple
     nesterov:bool # is the momentum of .9 Nesterov's?
     learned:tuple=() # whose steps are learned (eq. 72.3): 'weights', 'inputs'
     lr_steps:float=1e-2 # of Adam, on the logarithms of those steps
@@ -93,13 +94,16 @@ class Streams(Schedule):
     learned:tuple=('inputs',)
     lr_steps:float=2e-2
     pool:int=512 # images to draw from
-    weights:bool=None # are they learned too, besides what is one number per channel or grid? None: where channels are gone
+    # are they learned too, besides what is one number per channel or grid? None: where channels are gone
+    weights:bool=None
 
 # %% ../../nbs/training/74_schedules.ipynb #a1e8aa0f
 MIXED = dict(share=.5, # two kinds of images, neither preferred
               images=ImageSchedule(images=128, steps=80, class_weight=1.))
-SHORT = dict(batch=64, lr_student=3e-3, weight_decay=0., decay=(), careful=True, learned=('inputs',), lr_steps=2e-2, **MIXED)
-STRONG = dict(width=64, latent=100, lr_generator=3e-3, norm_weight=1., norm_form='sum') # by eq. 70.2 of what is generated
+SHORT = dict(batch=64, lr_student=3e-3, weight_decay=0., decay=(), careful=True, learned=('inputs',), lr_steps=2e-2,
+    **MIXED)
+# by eq. 70.2 of what is generated
+STRONG = dict(width=64, latent=100, lr_generator=3e-3, norm_weight=1., norm_form='sum')
 METHODS = {
     'gdfq': GDFQ().but(steps=400, warmup=.4, class_weight=0., **SHORT, **STRONG),
     'transfer': Transfer().but(steps=400, student_steps=1, norms='fixed', **SHORT, **STRONG),
@@ -113,14 +117,29 @@ def get_schedule(
     steps:int=None, # instead of its own
 )->Schedule:
     "The schedule of that name. Raises `RecipeError`."
-    if isinstance(method, str) and method not in METHODS: raise RecipeError(f'method={method!r}', layer='refine', hint=f"choose from {', '.join(METHODS)}, or pass a schedule: GDFQ, Transfer, ZeroQ, Streams")
+    if isinstance(method, str) and method not in METHODS:
+        raise RecipeError(f'method={method!r}', layer='refine',
+            hint=f"choose from {', '.join(METHODS)}, or pass a schedule: GDFQ, Transfer, ZeroQ, Streams")
     how = METHODS[method] if isinstance(method, str) else method
-    if not isinstance(how, SCHEDULES): raise RecipeError(f'method={method!r}', layer='refine', hint='pass a name, or a schedule: GDFQ, Transfer, ZeroQ, Streams')
+    if not isinstance(how, SCHEDULES):
+        raise RecipeError(f'method={method!r}', layer='refine',
+            hint='pass a name, or a schedule: GDFQ, Transfer, ZeroQ, Streams')
     how = how if steps is None else how.but(steps=steps)
-    if isinstance(how.steps, bool) or not isinstance(how.steps, int) or how.steps < 0: raise RecipeError(f'steps={how.steps!r}', layer='refine', hint='take a whole number from 0 on')
-    if how.share and how.images.images < 1: raise RecipeError(f'{how.images} makes no images', layer='refine', hint='take one or more, or a share of 0')
-    generator, rest = isinstance(how, (GDFQ, Transfer)), how.batch-round(how.share*how.batch) # what is left to a generator, whose norms need two images
-    if how.batch < 2 or not 0 <= how.share <= 1 or generator and rest < 2 or isinstance(how, ZeroQ) and rest == how.batch or isinstance(how, Streams) and (how.share or how.pool < 2) or how.norms not in ('fixed', 'batch') or not isinstance(how.learned, (tuple, list)) or not set(how.learned) <= {'weights', 'inputs'} or how.lr_steps <= 0 or getattr(how, 'norm_form', 'mean') not in FORMS: raise RecipeError(f'{how} has an impossible part', layer='refine', hint="batch ≥ 2, a share of the batch that leaves the generator two images and ZeroQ one (Streams: 0, of a pool of 2 or more), norms 'fixed' or 'batch', learned some of ('weights', 'inputs') at a rate above 0, norm_form 'mean' or 'sum'")
+    if isinstance(how.steps, bool) or not isinstance(how.steps, int) or how.steps < 0:
+        raise RecipeError(f'steps={how.steps!r}', layer='refine', hint='take a whole number from 0 on')
+    if how.share and how.images.images < 1:
+        raise RecipeError(f'{how.images} makes no images', layer='refine', hint='take one or more, or a share of 0')
+    # what is left to a generator, whose norms need two images
+    generator, rest = isinstance(how, (GDFQ, Transfer)), how.batch-round(how.share*how.batch)
+    if (how.batch < 2 or not 0 <= how.share <= 1 or generator and rest < 2 or isinstance(how, ZeroQ)
+            and rest == how.batch or isinstance(how, Streams) and (how.share or how.pool < 2)
+            or how.norms not in ('fixed', 'batch') or not isinstance(how.learned, (tuple, list))
+            or not set(how.learned) <= {'weights', 'inputs'} or how.lr_steps <= 0
+            or getattr(how, 'norm_form', 'mean') not in FORMS):
+        raise RecipeError(f'{how} has an impossible part', layer='refine',
+            hint="batch ≥ 2, a share of the batch that leaves the generator two images and ZeroQ one (Streams: 0, of "
+            "a pool of 2 or more), norms 'fixed' or 'batch', learned some of ('weights', 'inputs') at a rate above 0, "
+            "norm_form 'mean' or 'sum'")
     return how
 
 # %% ../../nbs/training/74_schedules.ipynb #70e3ce4f

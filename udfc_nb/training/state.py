@@ -28,11 +28,14 @@ def state_of(
     tensors = {f'student.{n}': t for n, t in run.student.state_dict().items()}
     if run.generator is not None: tensors |= {f'generator.{n}': t for n, t in run.generator.state_dict().items()}
     for who, opt in run.opts.items():
-        tensors |= {f'opt.{who}.{i}.{k}': t for i, s in opt.state_dict()['state'].items() for k, t in s.items() if isinstance(t, torch.Tensor)}
+        tensors |= {f'opt.{who}.{i}.{k}': t for i, s in opt.state_dict()['state'].items() for k, t in s.items()
+            if isinstance(t, torch.Tensor)}
     tensors |= {n: t for n, t in dict(images=run.images, judges=run.judges).items() if t is not None}
     tensors['chance'] = run.gen.get_state()
-    tensors['curve'] = torch.tensor([[c.get(k, math.nan) for k in CURVE] for c in run.curve], dtype=torch.float64).reshape(-1, len(CURVE))
-    return {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}, json.dumps({n: getattr(run, n) for n in (*COUNTS, 'seconds')})
+    tensors['curve'] = torch.tensor([[c.get(k, math.nan) for k in CURVE] for c in run.curve],
+        dtype=torch.float64).reshape(-1, len(CURVE))
+    return ({n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()},
+        json.dumps({n: getattr(run, n) for n in (*COUNTS, 'seconds')}))
 
 def restore(
     run:Run, # is changed
@@ -45,12 +48,15 @@ def restore(
     if run.generator is not None: run.generator.load_state_dict(part('generator.'))
     for who, opt in run.opts.items():
         state = {}
-        for n, t in part(f'opt.{who}.').items(): state.setdefault(int(n.split('.', 1)[0]), {})[n.split('.', 1)[1]] = t.clone() # an optimiser would write into what it is given
+        # an optimiser would write into what it is given
+        for n, t in part(f'opt.{who}.').items():
+            state.setdefault(int(n.split('.', 1)[0]), {})[n.split('.', 1)[1]] = t.clone()
         opt.load_state_dict(dict(state=state, param_groups=opt.state_dict()['param_groups']))
     run.images, run.judges = (tensors[n].to(run.device) if n in tensors else None for n in ('images', 'judges'))
     run.gen.set_state(tensors['chance'])
     for n in COUNTS: setattr(run, n, told[n])
-    run.curve = [{k: int(v) if k == 'step' else v for k, v in zip(CURVE, row) if v == v} for row in tensors['curve'].tolist()]
+    run.curve = [{k: int(v) if k == 'step' else v for k, v in zip(CURVE, row) if v == v}
+        for row in tensors['curve'].tolist()]
 
 # %% ../../nbs/training/76_state.ipynb #c0a7e51d
 def _whole(v, most): return type(v) is int and 0 <= v <= most
@@ -64,10 +70,14 @@ def check_counts(
     if not isinstance(told, dict) or set(told) != {*COUNTS, 'seconds'}: raise ValueError('counts')
     rates = [1.]
     for _ in range(FALLS+1): rates.append(rates[-1]/3)
-    right = dict(step=_whole(told['step'], run.how.steps), falls=_whole(told['falls'], FALLS), calmer=type(told['calmer']) is float and told['calmer'] in rates,
-        nearest=told['nearest'] is None or _number(told['nearest'], -1e-6, 1.), seconds=_number(told['seconds'], 0., 1e12), ended=told['ended'] is None or _whole(told['ended'], run.how.steps))
+    right = dict(step=_whole(told['step'], run.how.steps), falls=_whole(told['falls'], FALLS),
+        calmer=type(told['calmer']) is float and told['calmer'] in rates,
+        nearest=told['nearest'] is None or _number(told['nearest'], -1e-6, 1.),
+        seconds=_number(told['seconds'], 0., 1e12), ended=told['ended'] is None or _whole(told['ended'], run.how.steps))
     right['slower'] = type(told['slower']) is float and right['falls'] and told['slower'] == rates[told['falls']]
-    right['ranged'] = type(told['ranged']) is bool and (told['ranged'] or told['step'] == 0 or not getattr(run.how, 'ranges', False)) and getattr(run.how, 'ranges', False) >= told['ranged']
+    right['ranged'] = (type(told['ranged']) is bool
+        and (told['ranged'] or told['step'] == 0 or not getattr(run.how, 'ranges', False))
+        and getattr(run.how, 'ranges', False) >= told['ranged'])
     if wrong := [n for n, r in right.items() if not r]: raise ValueError(f'{wrong[0]} is {str(told[wrong[0]])[:40]!r}')
 
 # %% ../../nbs/training/76_state.ipynb #c0a7e52d
@@ -78,16 +88,21 @@ def tensors_like(
     told:dict, # counts of a state
     given, # names of the tensors of that state
 )->dict: # name → a tensor of the shape and type that it must have
-    "What a state of this run holds at that step. Images may be missing before the first one, and momenta of what has no gradient."
+    """What a state of this run holds at that step. Images may be missing before the first one, and momenta of what
+    has no gradient."""
     own, step, dtype = state_of(run)[0], told['step'], next(run.teacher.parameters()).dtype
-    want = {n: t for n, t in own.items() if not n.startswith('opt.') and n not in ('images', 'judges')} | dict(curve=own['curve'].new_empty(step, len(CURVE)))
-    sizes = dict(images=run.how.images.images*(run.how.share > 0), judges=run.judging.images*(not isinstance(run.how, Streams)))
-    made = {n: torch.empty(k, *run.shape, dtype=dtype, device='meta') for n, k in sizes.items() if k} | {n: own[n] for n in sizes if n in own}
+    want = {n: t for n, t in own.items() if not n.startswith('opt.')
+        and n not in ('images', 'judges')} | dict(curve=own['curve'].new_empty(step, len(CURVE)))
+    sizes = dict(images=run.how.images.images*(run.how.share > 0),
+        judges=run.judging.images*(not isinstance(run.how, Streams)))
+    made = {n: torch.empty(k, *run.shape, dtype=dtype, device='meta') for n, k in sizes.items() if k} | {n: own[n]
+        for n in sizes if n in own}
     want |= {n: t for n, t in made.items() if step or n in given}
     for who, opt in run.opts.items():
         for i, p in enumerate(p for g in opt.param_groups for p in g['params']):
             names = [f'opt.{who}.{i}.{k}' for k in MOMENTA[type(opt)]]
-            if step and any(n in given for n in names): want |= {n: torch.tensor(0.) if n.endswith('.step') else p for n in names}
+            if step and any(n in given for n in names):
+                want |= {n: torch.tensor(0.) if n.endswith('.step') else p for n in names}
     return want
 
 # %% ../../nbs/training/76_state.ipynb #c0a7e54d
@@ -103,7 +118,8 @@ def check_buffers(
         (owner, _, name), t = n.rpartition('.'), tensors[f'student.{n}']
         m = student[owner]
         if owner in moving: right = name == 'running_mean' or (t >= 0).all()
-        elif ranged and owner.endswith('input_quantizer'): right = (t > 0).all() if name == 'first' else ((m.low <= t) & (t <= m.high) & (t == t.round())).all()
+        elif ranged and owner.endswith('input_quantizer'):
+            right = (t > 0).all() if name == 'first' else ((m.low <= t) & (t <= m.high) & (t == t.round())).all()
         else: right = torch.equal(t, start[f'student.{n}'])
         if not right: raise ValueError(f'student.{n}')
 
@@ -115,28 +131,38 @@ def check_curve(
     "Every step has told something, and nothing infinite. Raises ValueError."
     losses = curve[:, 1:] if run.generator is not None else curve[:, 2:]
     silent = run.generator is None and not curve[:, 1].isnan().all()
-    if silent or curve.isinf().any() or losses.isnan().all(1).any() or not torch.equal(curve[:, 0], torch.arange(len(curve), dtype=curve.dtype)): raise ValueError('curve')
+    if (silent or curve.isinf().any() or losses.isnan().all(1).any()
+            or not torch.equal(curve[:, 0], torch.arange(len(curve), dtype=curve.dtype))):
+        raise ValueError('curve')
 
 # %% ../../nbs/training/76_state.ipynb #c0a7e56d
-def _differ(told, own): return next((f'{n} {t.dtype} {list(t.shape)}' for n, t in told.items() if n not in own or (t.dtype, t.shape) != (own[n].dtype, own[n].shape)), next((n for n in own if n not in told), None))
+def _differ(told, own):
+    return next((f'{n} {t.dtype} {list(t.shape)}' for n, t in told.items() if n not in own
+        or (t.dtype, t.shape) != (own[n].dtype, own[n].shape)), next((n for n in own if n not in told), None))
 
 def check_tensors(
     run:Run, # as it begins
     told:dict, # counts, checked
     tensors:dict,
 ):
-    "Are these tensors those of a run with these settings and counts? Raises ValueError with the name of the one that is not."
+    """Are these tensors those of a run with these settings and counts? Raises ValueError with the name of the one
+    that is not."""
     if odd := _differ(tensors, tensors_like(run, told, tensors)): raise ValueError(odd)
     for n, t in tensors.items():
         if n != 'curve' and not t.isfinite().all(): raise ValueError(f'{n} has numbers that are not finite')
-        if (n.startswith('opt.') and n.endswith('.exp_avg_sq') or n.startswith('generator.') and n.endswith(('.running_var', '.num_batches_tracked'))) and (t < 0).any(): raise ValueError(f'{n} has negative numbers')
-        if n.startswith('opt.') and n.endswith('.step') and not (1 <= t <= told['step'] and t == t.round()): raise ValueError(f'{n} is {t.item()}')
+        if ((n.startswith('opt.') and n.endswith('.exp_avg_sq') or n.startswith('generator.')
+                and n.endswith(('.running_var', '.num_batches_tracked'))) and (t < 0).any()):
+            raise ValueError(f'{n} has negative numbers')
+        if n.startswith('opt.') and n.endswith('.step') and not (1 <= t <= told['step'] and t == t.round()):
+            raise ValueError(f'{n} is {t.item()}')
     check_buffers(run, told['ranged'], tensors)
     check_curve(run, tensors['curve'])
     chance = torch.Generator()
     try: chance.set_state(tensors['chance'])
     except RuntimeError as e: raise ValueError('chance') from e
-    if not torch.equal(chance.get_state(), tensors['chance']) or not all(torch.randn(1, dtype=d, generator=chance).isfinite() for d in (torch.float32, torch.float64)): raise ValueError('chance')
+    if (not torch.equal(chance.get_state(), tensors['chance'])
+            or not all(torch.randn(1, dtype=d, generator=chance).isfinite() for d in (torch.float32, torch.float64))):
+        raise ValueError('chance')
 
 # %% ../../nbs/training/76_state.ipynb #ecf1fbb2
 FORMAT = dict(format='udfc_nb refine', version='1')
@@ -151,7 +177,9 @@ def write_state(
     meta = FORMAT | dict(settings=json.dumps(run.settings), state=text)
     try: write_atomic(path, to_bytes(tensors, meta | dict(sha256=digest(tensors, json.dumps(meta, sort_keys=True)))))
     except FileError: raise
-    except (OSError, ValueError) as e: raise FileError(f"cannot be written: {getattr(e, 'strerror', None) or e}", layer=str(path), hint='choose another name or folder') from e
+    except (OSError, ValueError) as e:
+        raise FileError(f"cannot be written: {getattr(e, 'strerror', None) or e}", layer=str(path),
+            hint='choose another name or folder') from e
 
 # %% ../../nbs/training/76_state.ipynb #c0a7e53d
 def read_state(
@@ -163,15 +191,19 @@ def read_state(
     tensors, meta = read_tensors(path)
     sha = meta.pop('sha256', None)
     if meta.get('format') != FORMAT['format']: fail('not a state that refine has written', 'choose another file')
-    if meta.get('version') != FORMAT['version']: fail(f"a state of version {meta.get('version')!r}, this package reads {FORMAT['version']}", 'name another file to begin anew')
+    if meta.get('version') != FORMAT['version']:
+        fail(f"a state of version {meta.get('version')!r}, this package reads {FORMAT['version']}",
+            'name another file to begin anew')
     if sha != digest(tensors, json.dumps(meta, sort_keys=True)): fail('the checksum does not fit the contents')
     try: theirs, told = (json.loads(meta[k]) for k in ('settings', 'state'))
     except (KeyError, ValueError, RecursionError) as e: fail(f'settings or state are no JSON: {str(e)[:100]}')
     if theirs != run.settings:
         if not isinstance(theirs, dict): fail('the settings are no table')
         odd = [n for n in {**run.settings, **theirs} if theirs.get(n, ()) != run.settings.get(n, ())]
-        named = [n if len(both := f'{n} {json.dumps(theirs.get(n))}, here {json.dumps(run.settings.get(n))}') > 100 else both for n in odd[:5]]
-        fail(f"the state of another run: {'; '.join(named)}", 'the same networks, schedule, seed and source are needed to go on; to begin anew, name another file')
+        named = [n if len(both := f'{n} {json.dumps(theirs.get(n))}, here {json.dumps(run.settings.get(n))}') > 100
+            else both for n in odd[:5]]
+        fail(f"the state of another run: {'; '.join(named)}",
+            'the same networks, schedule, seed and source are needed to go on; to begin anew, name another file')
     try:
         check_counts(run, told); check_tensors(run, told, tensors)
     except ValueError as e: fail(f'the state is not one of this run: {str(e)[:200]}')

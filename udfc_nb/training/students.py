@@ -63,10 +63,12 @@ class OnSteps(nn.Module):
     def forward(self, bias):
         layer, norm, grid = self.parts
         with torch.no_grad():
-            step, rest = layer.parametrizations.weight[0].scale.flatten().double()*grid.scale.double(), torch.zeros_like(bias, dtype=torch.float64)
+            step, rest = (layer.parametrizations.weight[0].scale.flatten().double()*grid.scale.double(),
+                torch.zeros_like(bias, dtype=torch.float64))
             if norm is not None:
                 c = (1. if norm.weight is None else norm.weight.double())/(norm.running_var.double()+norm.eps).sqrt()
-                step, rest = step*abs(c), c*((0. if layer.bias is None else layer.bias.double())-norm.running_mean.double())
+                step, rest = (step*abs(c), c*((0. if layer.bias is None
+                    else layer.bias.double())-norm.running_mean.double()))
             change = (on_steps(bias.double()+rest, step)-rest).to(bias.dtype)-bias
         return bias+change
 
@@ -80,7 +82,9 @@ def put_biases_on_steps(
     for name, q in codes.items():
         m, norm, grid = mods[name], mods.get(pairs.get(name)), getattr(mods[name], 'input_quantizer', None)
         owner = m if norm is None else norm
-        if grid is None or q.bits > 8 or grid.high-grid.low > 255 or owner.bias is None or q.scale.numel() not in (1, len(owner.bias)): continue
+        if (grid is None or q.bits > 8 or grid.high-grid.low > 255 or owner.bias is None
+                or q.scale.numel() not in (1, len(owner.bias))):
+            continue
         parametrize.register_parametrization(owner, 'bias', OnSteps(m, norm, grid))
 
 # %% ../../nbs/training/72_students.ipynb #8e241869
@@ -94,10 +98,14 @@ def student_of(
     mods = dict(net.named_modules())
     for p in net.parameters(): p.requires_grad_(True)
     for name, q in codes.items():
-        parametrize.register_parametrization(mods[name], 'weight', Grid(q.scale, q.zero, *codes_range(q), 'weights' in learned and q.bits < INPUT_BITS).to(mods[name].weight.device))
+        parametrize.register_parametrization(mods[name], 'weight',
+            Grid(q.scale, q.zero, *codes_range(q), 'weights' in learned
+            and q.bits < INPUT_BITS).to(mods[name].weight.device))
     for m in mods.values():
         q = getattr(m, 'input_quantizer', None)
-        if q is not None: m.input_quantizer = Grid(q.scale, q.zero_point, q.low, q.high, 'inputs' in learned and q.bits < INPUT_BITS).to(m.weight.device)
+        if q is not None:
+            m.input_quantizer = Grid(q.scale, q.zero_point, q.low, q.high, 'inputs' in learned
+                and q.bits < INPUT_BITS).to(m.weight.device)
     put_biases_on_steps(net, codes, pairs)
     return net
 
@@ -110,7 +118,8 @@ def settle_student(
     "Ends the training: rounded weights, plain grids."
     mods, before, codes, inputs = dict(student.named_modules()), dict(out.model.named_modules()), {}, {}
     for m in mods.values():
-        if parametrize.is_parametrized(m, 'bias'): parametrize.remove_parametrizations(m, 'bias', leave_parametrized=False)
+        if parametrize.is_parametrized(m, 'bias'):
+            parametrize.remove_parametrizations(m, 'bias', leave_parametrized=False)
     for name, q in out.codes.items():
         m = mods[name]
         g = m.parametrizations.weight[0]
@@ -127,7 +136,8 @@ def settle_student(
         inputs[name] = InputQuantizer(float(g.scale.clamp(min=1e-30)), round(float(g.zero)), old.bits, old.signed)
         quantize_input_(m, inputs[name])
     for name, m in mods.items():
-        for k in before[name]._parameters if name in before else (): m._parameters[k] = m._parameters.pop(k) # in their old order
+        # in their old order
+        for k in before[name]._parameters if name in before else (): m._parameters[k] = m._parameters.pop(k)
     biases_on_steps_(student, codes, inputs, folds_of(out.model, out.example))
     flags = dict(out.model.named_parameters())
     for name, p in student.named_parameters(): p.requires_grad_(flags[name].requires_grad); p.grad = None
@@ -141,9 +151,12 @@ def ticket(
     "The same channels with the weights of an initialisation, rounded to the nearest. Raises `UnsupportedError`."
     work = WorkingCopy(unwrap(initial))
     example = floating(out.example, work.device, work.dtype)
-    job = Job(work.net, find_sites(work.net, example, sites=out.report.settings.get('sites', 'own'), verify=False), RECIPES['prune'])
+    job = Job(work.net, find_sites(work.net, example, sites=out.report.settings.get('sites', 'own'), verify=False),
+        RECIPES['prune'])
     for name, k in out.kept.items():
-        if name not in job.sites or int(k.max()) >= len(job.layers[name].rows): raise UnsupportedError('no such site in the initial network', layer=name, hint='pass the same architecture, untrained')
+        if name not in job.sites or int(k.max()) >= len(job.layers[name].rows):
+            raise UnsupportedError('no such site in the initial network', layer=name,
+                hint='pass the same architecture, untrained')
         stays = torch.isin(torch.as_tensor(job.sites[name].rows, device=work.device), k.to(work.device))
         job.kept[name] = stays.nonzero().flatten(), (~stays).nonzero().flatten()
     job.run({n: q.bits for n, q in out.codes.items()})

@@ -45,25 +45,32 @@ def settings_of(
     run,
 )->dict: # name → value; of networks and source the digests
     "Everything that decides the result."
-    grids = [(n, float(q.scale), float(q.zero_point), q.low, q.high) for n, m in run.out.model.named_modules() if (q := getattr(m, 'input_quantizer', None)) is not None]
+    grids = [(n, float(q.scale), float(q.zero_point), q.low, q.high) for n, m in run.out.model.named_modules()
+        if (q := getattr(m, 'input_quantizer', None)) is not None]
     codes = {f'{n}.codes.{k}': getattr(q, k) for n, q in run.out.codes.items() for k in ('scale', 'zero')}
-    marks = dict(teacher=digest(run.teacher.state_dict()), network=digest(run.out.model.state_dict() | codes, json.dumps([grids, {n: q.bits for n, q in run.out.codes.items()}])), source=digest(run.source))
-    return json.loads(json.dumps(dict(method=type(run.how).__name__, seed=run.seed, shape=run.shape) | asdict(run.how) | marks))
+    marks = dict(teacher=digest(run.teacher.state_dict()),
+        network=digest(run.out.model.state_dict() | codes,
+        json.dumps([grids, {n: q.bits for n, q in run.out.codes.items()}])), source=digest(run.source))
+    return json.loads(json.dumps(dict(method=type(run.how).__name__, seed=run.seed,
+        shape=run.shape) | asdict(run.how) | marks))
 
 # %% ../../nbs/training/75_training.ipynb #ce2b7c12
-JUDGES = ImageSchedule(images=64, steps=60, class_weight=1.) # by eq. 70.2 sixty steps bring the images of the digits' network to a hundredth of noise
+# by eq. 70.2 sixty steps bring the images of the digits' network to a hundredth of noise
+JUDGES = ImageSchedule(images=64, steps=60, class_weight=1.)
 
 def _answers(model, example):
     "A network's answers, which must be one tensor (N, classes)."
     args, kwargs = call_args(model, example)
     with torch.no_grad(), eval_mode(model): z = model(*args, **kwargs)
     if isinstance(z, torch.Tensor) and z.dim() == 2 and z.shape[1] > 1: return z
-    raise UnsupportedError('the network does not answer with one tensor (N, classes)', layer='refine', hint='refine needs a classifier')
+    raise UnsupportedError('the network does not answer with one tensor (N, classes)', layer='refine',
+        hint='refine needs a classifier')
 
 def generator_of(run):
     "None for ZeroQ and Streams; GDFQ's knows the classes."
     if isinstance(run.how, (ZeroQ, Streams)): return None
-    return Generator(run.shape, run.classes if isinstance(run.how, GDFQ) else None, run.how.latent, run.how.width).to(run.device, run.work.dtype)
+    return Generator(run.shape, run.classes if isinstance(run.how, GDFQ) else None, run.how.latent,
+        run.how.width).to(run.device, run.work.dtype)
 
 def optimizers_of(run):
     "SGD for the student (Adam for Streams), Adam for the steps of its grids and for the generator."
@@ -74,9 +81,13 @@ def optimizers_of(run):
     if isinstance(how, Streams) and not (cut if how.weights is None else how.weights):
         rest = [p for p in rest if p.dim() < 2] or rest
     if isinstance(how, Streams): opts['student'] = torch.optim.Adam(rest, how.lr_student, weight_decay=how.weight_decay)
-    else: opts['student'] = torch.optim.SGD(rest, how.lr_student, momentum=.9, nesterov=how.nesterov, weight_decay=how.weight_decay)
+    else:
+        opts['student'] = torch.optim.SGD(rest, how.lr_student, momentum=.9, nesterov=how.nesterov,
+            weight_decay=how.weight_decay)
     if steps: opts['steps'] = torch.optim.Adam(steps, how.lr_steps)
-    if run.generator is not None: opts['generator'] = torch.optim.Adam(run.generator.parameters(), how.lr_generator, betas=(.5, .999) if isinstance(how, GDFQ) else (.9, .999))
+    if run.generator is not None:
+        opts['generator'] = torch.optim.Adam(run.generator.parameters(), how.lr_generator, betas=(.5, .999)
+            if isinstance(how, GDFQ) else (.9, .999))
     return opts
 
 # %% ../../nbs/training/75_training.ipynb #23c04430
@@ -91,7 +102,9 @@ class Run:
         source=None, # a `Refined`, an earlier result for the same teacher, whose images or generator are gone on with
     ):
         check_finite(teacher); check_finite(out.model)
-        if source is not None and not isinstance(getattr(source, 'made', None), dict): raise RecipeError(f'source={type(source).__name__}', layer='refine', hint='pass what an earlier `refine` returned')
+        if source is not None and not isinstance(getattr(source, 'made', None), dict):
+            raise RecipeError(f'source={type(source).__name__}', layer='refine',
+                hint='pass what an earlier `refine` returned')
         self.out, self.how, self.seed, self.step, self.curve = out, how, seed, 0, []
         self.slower = self.calmer = 1. # what all rates, and the student's, have been lowered to
         self.nearest = None # the smallest distance from the teacher at a check
@@ -107,7 +120,9 @@ class Run:
         self.first = WorkingCopy(out.model, self.device).net.requires_grad_(False) # the student as it was
         example = floating(out.example, self.device, self.work.dtype)
         answer = _answers(self.teacher, example)
-        if _answers(self.work.net, example).shape != answer.shape: raise UnsupportedError('teacher and compressed network have different classes', layer='teacher', hint='pass the network that was compressed')
+        if _answers(self.work.net, example).shape != answer.shape:
+            raise UnsupportedError('teacher and compressed network have different classes', layer='teacher',
+                hint='pass the network that was compressed')
         self.classes, self.gen = answer.shape[1], torch.Generator().manual_seed(seed)
         self.student = student_of(self.work.net, out.codes, how.learned, folds_of(out.model, out.example))
         self.images = self.judges = None # made by gradient: to learn from, to be judged on
@@ -137,15 +152,21 @@ def adopt(
     run:Run, # is changed
 ):
     "Takes over what an earlier run has made. Raises `RecipeError`."
-    if not torch.equal(run.source['teacher'], teacher_mark(run)): raise RecipeError('`source` was made from another network', layer='refine', hint='pass a result for the same teacher')
+    if not torch.equal(run.source['teacher'], teacher_mark(run)):
+        raise RecipeError('`source` was made from another network', layer='refine',
+            hint='pass a result for the same teacher')
     part = {n.removeprefix('generator.'): t for n, t in run.source.items() if n.startswith('generator.')}
     try:
         if run.generator is not None: run.generator.load_state_dict(part)
-    except RuntimeError as e: raise RecipeError('the generator of `source` is of another kind', layer='refine', hint='pass a result of the same method, width and latent') from e
+    except RuntimeError as e:
+        raise RecipeError('the generator of `source` is of another kind', layer='refine',
+            hint='pass a result of the same method, width and latent') from e
     if run.how.share and 'images' not in run.source: return # judges go with the images that they are not among
     for n in ('images', 'judges'):
         t = run.source.get(n)
-        if t is not None and t.shape[1:] != run.shape: raise RecipeError(f'the {n} of `source` are {tuple(t.shape[1:])}, not {run.shape}', layer='refine', hint='pass a result for images of the same size')
+        if t is not None and t.shape[1:] != run.shape:
+            raise RecipeError(f'the {n} of `source` are {tuple(t.shape[1:])}, not {run.shape}', layer='refine',
+                hint='pass a result for images of the same size')
         if t is not None: setattr(run, n, t.to(run.device, run.work.dtype))
 
 # %% ../../nbs/training/75_training.ipynb #57781852
@@ -186,7 +207,9 @@ def learn(
     who:str, # 'student' or 'generator'
 ):
     "A step of the one or the other. Raises `NonFiniteError` before anything has changed."
-    if not torch.isfinite(loss): raise NonFiniteError(f'the loss of the {who} is {loss.item()}', layer=f'step {run.step}', hint='take a smaller learning rate')
+    if not torch.isfinite(loss):
+        raise NonFiniteError(f'the loss of the {who} is {loss.item()}', layer=f'step {run.step}',
+            hint='take a smaller learning rate')
     _follow(loss, [run.opts[w] for w in ((who,) if who == 'generator' else ('student', 'steps')) if w in run.opts])
 
 def gdfq_step(run:Run)->dict: # name → loss
@@ -240,7 +263,8 @@ def observe_ranges(
 ):
     "Ends of every grid from what the layers of the student, still as it was, read without grids."
     mods, old = dict(run.student.named_modules()), dict(run.out.model.named_modules())
-    grids, ends = {n: m.input_quantizer for n, m in mods.items() if isinstance(getattr(m, 'input_quantizer', None), Grid)}, {}
+    grids, ends = ({n: m.input_quantizer for n, m in mods.items()
+        if isinstance(getattr(m, 'input_quantizer', None), Grid)}, {})
     def watch(n):
         def see(m, args):
             low, high = ends.get(n, (0., 0.))
@@ -277,4 +301,5 @@ def prepare(
     if run.how.share and run.images is None: run.images = _by_gradient(run, run.how.images, run.gen, progress)
     if getattr(run.how, 'ranges', False) and not run.ranged:
         observe_ranges(run, run.images); run.ranged = True
-    if run.judges is None: run.judges = _by_gradient(run, run.judging, torch.Generator().manual_seed(run.seed+1), progress)
+    if run.judges is None:
+        run.judges = _by_gradient(run, run.judging, torch.Generator().manual_seed(run.seed+1), progress)
