@@ -2,8 +2,8 @@
 import math
 import torch, torch.nn as nn
 from udfc_nb.recipes.recipe import BUDGETS, METRICS, PROJECTIONS, RANGES, RECIPES, REPAIRS, ROUNDINGS, SCALES, Recipe
-from udfc_nb.paper.assumption import CRITERIA
-from udfc_nb.paper.quantizer import GRIDS
+from udfc_nb.recipes.fit import CRITERIA
+from udfc_nb.recipes.rounding import GRIDS
 
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 NAN, INF = math.nan, math.inf

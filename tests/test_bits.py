@@ -2,13 +2,15 @@
 import copy
 import pytest, torch, torch.nn as nn, torch.nn.functional as F
 from udfc_nb import compress, load, RECIPES
-from udfc_nb.recipes.activations import RANGES, InputQuantizer, best_range, grid_of, image, quantize_input_, range_of
+from udfc_nb.recipes.ranges import RANGES, best_range, range_of
+from udfc_nb.recipes.activations import InputQuantizer, grid_of, quantize_input_
+from udfc_nb.graph.operations import image
 from udfc_nb.data.digits import accuracy, digits, digits_net
 from udfc_nb.errors import BitsError, RecipeError, UDFCError
 from udfc_nb.recipes.flips import flip
 from udfc_nb.graph.proof import find_sites
 from udfc_nb.moments.streams import Extents
-from udfc_nb.paper.quantizer import GRIDS
+from udfc_nb.recipes.rounding import GRIDS
 from udfc_nb.recipes.recipe import Recipe, recipe_from_json
 from udfc_nb.recipes.rounding import ROUNDINGS
 from nets import assert_unchanged, roughen, snapshot

@@ -219,14 +219,14 @@ def test_workers_find_what_one_finds_alone(way, alone, monkeypatch):
 BROAD = {'Exception', 'BaseException', 'RuntimeError', 'MemoryError'}
 RAISED_AGAIN = { # somebody else's code runs there; memory and our own errors pass, anything else gets a type
     'app.cli._from_module', 'app.cli._from_torchvision', 'app.cli._from_timm', 'app.cli.read_weights',
-    'app.cli.load_weights_', 'app.cli.first_answer', 'run.compress.check_device', 'data.digits.digits_net',
+    'app.cli.load_weights_', 'app.cli.first_answer', 'run.arguments.check_device', 'data.digits.digits_net',
     'data.networks.load_network',
     'graph.proof.copied', 'graph.record.record', 'moments.streams.run', 'files.export.float_graph',
     'files.export.onnx_info', 'files.export.export_program'}
 AN_ANSWER = { # what fails is told in the result; memory and our own errors pass
     'graph.record.passed': 'nothing is known about the operation',
     'graph.proof.differs': 'the cut network is another one', 'graph.proof._uncopied': 'this attribute cannot be copied',
-    'moments.walk.visit': 'the statistics are guessed', 'run.compress.check_range': 'is no number',
+    'moments.walk.visit': 'the statistics are guessed', 'run.arguments.check_range': 'is no number',
     'graph.operations._elementwise': 'the bounds are not known',
     'files.measure._prepared': 'a runtime that fails is a note in its row',
     'files.fitting._answers': 'does the network run with such a file'}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pytest, torch, torch.nn as nn
 from udfc_nb import RECIPES, compress, load
-from udfc_nb.recipes.activations import input_range
+from udfc_nb.recipes.ranges import input_range
 from udfc_nb.app.cli import main
 from udfc_nb.data.digits import digits_net
 from udfc_nb.errors import ExampleInputError, FileError, UDFCError, UnsupportedError

@@ -5,7 +5,7 @@ import pytest, torch, torch.nn as nn
 from udfc_nb import compress, load
 from udfc_nb.files.checkpoint import OneReading, file_rows, itemise, read_codes, read_file, write_atomic
 from udfc_nb.app.cli import file_text
-from udfc_nb.run.compress import Compressed
+from udfc_nb.run.result import Compressed
 from udfc_nb.errors import FileError, NonFiniteError, UDFCError, UnsupportedError
 from safetensors.torch import load as from_bytes
 from udfc_nb.files.format import NAMES, TYPES, read_tensors, signed

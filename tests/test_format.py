@@ -5,7 +5,7 @@ import pytest, torch, torch.nn as nn
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from udfc_nb import compress, load
-from udfc_nb.run.compress import Compressed
+from udfc_nb.run.result import Compressed
 from udfc_nb.errors import FileError
 from udfc_nb.files.format import OneReading, checksum, read_file, read_tensors
 sys.path.insert(0, str(Path(__file__).parents[1]/'fuzz'))

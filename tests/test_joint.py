@@ -8,10 +8,11 @@ from udfc_nb.data.digits import digits, digits_net
 from udfc_nb.errors import BudgetError
 from udfc_nb.app.evaluate import ImageFolderError, image_folder, image_transform, top_k
 from udfc_nb.graph.proof import find_sites
-from udfc_nb.recipes.job import Job, WorkingCopy
+from udfc_nb.recipes.job import Job
+from udfc_nb.run.working import WorkingCopy
 from udfc_nb.files.joint import FileSize, allot_both
-from udfc_nb.recipes.mixed import WIDTHS
-from udfc_nb.run.judge import Source
+from udfc_nb.run.budget import WIDTHS
+from udfc_nb.run.source import Source
 from nets import assert_unchanged, roughen, snapshot
 
 blank = torch.zeros(1, 1, 8, 8)

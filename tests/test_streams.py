@@ -7,7 +7,8 @@ from udfc_nb.errors import ExampleInputError
 from udfc_nb.graph.proof import find_sites
 from udfc_nb.moments.images import KINDS, inputs_like
 from udfc_nb.moments.streams import Stream
-from udfc_nb.run.judge import CHOSEN, Judge, Source
+from udfc_nb.run.source import CHOSEN, Source
+from udfc_nb.run.judge import Judge
 from udfc_nb.run.sensitivity import site_curves
 from nets import assert_unchanged, roughen, snapshot
 

@@ -20,12 +20,14 @@ from pathlib import Path
 import safetensors.torch, torch
 from torch import nn
 from .. import __version__
-from ..recipes.activations import input_range
+from ..recipes.ranges import input_range
 from ..run.sensitivity import site_curves
-from ..recipes.budget import CAP
+from ..run.budget import CAP
 from ..caller import let_through, out_of_memory
 from ..files.checkpoint import OneReading, file_rows, itemise, load, read_codes, read_file, write_atomic
-from ..run.compress import SEEDS, Compressed, check_device, compress
+from ..run.arguments import SEEDS, check_device
+from ..run.result import Compressed
+from ..run.compress import compress
 from .demo import demo_csv, demo_figure, demo_rows, demo_table, text_table
 from ..files.export import FORMATS, onnx_info
 from ..files.writing import check_writable

@@ -13,12 +13,13 @@ from tqdm.auto import tqdm
 from ..run.compress import compress
 from .demo import file_bytes, text_table
 from ..graph.proof import find_sites
-from ..recipes.job import Job, WorkingCopy, check_finite, floating
+from ..recipes.job import Job
+from ..run.working import WorkingCopy, check_finite, floating
 from .plots import LINES, message_figure, new_figure, size_axis, styled
-from ..paper.quantizer import GRIDS
+from ..recipes.rounding import GRIDS
 from ..recipes.recipe import get_recipe
-from ..run.judge import Source
-from ..run.sensitivity import with_weights
+from ..run.source import Source
+from ..run.sensitivity import site_judge, with_weights, without
 
 # %% ../../nbs/app/84_explore.ipynb #705afabe
 RATIOS, BITS = (0., .2, .4, .6), (8, 6, 4) # shares of channels that go, and widths of the weights
@@ -117,7 +118,7 @@ def sensitivity_rows(
     example = floating(example_inputs, work.device, work.dtype)
     job = Job(work.net, find_sites(work.net, example, ignored_layers, verify=False), recipe)
     job.source, rows = Source(work.net, job.graph, example, seed), []
-    judge = job.source.asked()
+    judge = site_judge(job.source)
     def ask(layer, ratio, width, new):
         with with_weights(job.source.net, new): J = judge(job.source.net, reestimate='pass')
         if J is not None: rows.append(dict(layer=layer, ratio=ratio, bits=width, unexplained=J))
@@ -126,7 +127,7 @@ def sensitivity_rows(
         for ratio in ratios if site else ():
             n = len(site.units)//site.groups
             stay = max(1, round(n*(1-ratio)))
-            new = job.without(site, *job.take(site, stay*site.groups)) if stay < n else {}
+            new = without(job, site, *job.take(site, stay*site.groups)) if stay < n else {}
             if new: ask(name, 1-stay/n, None, new)
         if not job.plain_weight(name): continue
         W = job.source.net.get_submodule(name).weight.detach()

@@ -19,12 +19,13 @@ from torch.utils._pytree import tree_leaves
 from safetensors import safe_open, SafetensorError
 import udfc_nb.files.export # gives what `compress` returns its `export`
 from ..files.checkpoint import load, write_atomic
-from ..run.compress import Compressed, compress
+from ..run.result import Compressed
+from ..run.compress import compress
 from ..data.digits import accuracy, digits, digits_net
 from ..errors import BitsError, BudgetError, Cancelled, ExampleInputError, FileError, RatioError, UDFCError, UnsupportedError
 from .evaluate import image_folder, top_k
 from ..graph.sites import layer_names, verdict
-from ..recipes.job import unwrap
+from ..run.working import unwrap
 from .plots import LINES, new_figure, size_axis, styled
 from ..run.report import Report
 

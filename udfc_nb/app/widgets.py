@@ -15,7 +15,7 @@ import html, torch
 from fastcore.basics import patch
 from ..errors import ExampleInputError, FileError, UDFCError, UnsupportedError
 from ..graph.proof import find_sites
-from ..recipes.job import unwrap
+from ..run.working import unwrap
 from .plots import picture
 from ..recipes.recipe import BUDGETS, RECIPES
 from .runs import (GOALS, IMAGES, Background, Subject, code_of, comparison_figure, digits_subject,

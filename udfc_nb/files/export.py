@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from fastcore.basics import patch
 from ..recipes.activations import by_output, folds_of
 from .checkpoint import write_atomic
-from ..run.compress import Compressed
+from ..run.result import Compressed
 from ..caller import let_through
 from ..errors import ExampleInputError, FileError, UnsupportedError
 from ..paper.notation import affine
@@ -434,17 +434,6 @@ def export_program(
     return len(buffer.getvalue())
 
 # %% ../../nbs/files/64_export.ipynb #46593537
-@patch
-def export(self:Compressed,
-    path, # ends in .onnx or .pt2
-    example_inputs=None, # tensor or tuple of tensors; None: what `compress` was given
-    form:str='quantized', # 'quantized': codes; 'float': their values
-    **kw, # of `onnx_graph`
-)->int: # bytes
-    "Writes the network for use elsewhere. Raises `FileError`, `UnsupportedError`, `ExampleInputError`, OSError."
-    return export_model(self.model, path, self.example if example_inputs is None else example_inputs, self.codes, form,
-        **kw)
-
 FORMATS = {'.onnx': export_onnx, '.pt2': export_program}
 
 def export_model(model, path, example_inputs, codes=None, form='quantized', **kw):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import torch, torch.nn as nn
 from safetensors.torch import save as to_bytes
-from ..run.compress import Compressed
+from ..run.result import Compressed
 from ..caller import let_through
 from ..errors import ExampleInputError, UnsupportedError
 from .export import _extra, export_onnx

@@ -7,7 +7,6 @@ __all__ = ['THRESHOLD', 'WEIGHT', 'merge_one', 'ratio', 'merge_derived', 'merge_
 
 # %% ../../nbs/peers/40_merging.ipynb #cf3fa07f
 import torch
-from ..recipes.recipe import Recipe, PROJECTIONS, RECIPES
 
 # %% ../../nbs/peers/40_merging.ipynb #1493697b
 THRESHOLD, WEIGHT = .1, .85 # of the published code, ResNet-56 on CIFAR-10
@@ -53,9 +52,3 @@ def merge_published(ch, kept, pruned, recipe):
     t = s*ratio(g, kept, pruned).T*ratio(v, pruned, kept)
     inner = s*(mu-over(v*be, g))[pruned][:, None]-mu[kept]
     return merge_one(ch.W, kept, pruned, t, over((over(g, v)[kept]*inner+be[kept]).abs(), t))
-
-# %% ../../nbs/peers/40_merging.ipynb #92a4d4a0
-PROJECTIONS.update({'merge': merge_derived, 'merge-published': merge_published})
-RECIPES.update({r.name: r for r in (
-    Recipe('neuron-merging', projection='merge-published', scale='none'),
-    Recipe('neuron-merging-derived', projection='merge', scale='none'))})

@@ -10,13 +10,15 @@ from collections import Counter
 from contextlib import contextmanager
 import torch, torch.nn as nn
 from torch.utils._pytree import tree_leaves
-from ..run.compress import Compressed
+from ..run.result import Compressed
 from ..errors import UnsupportedError
 from ..graph.proof import find_sites
 from .images import running_norms
-from ..recipes.job import Job, WorkingCopy, floating, unwrap
+from ..recipes.job import Job
+from ..run.working import WorkingCopy, floating, unwrap
 from ..recipes.recipe import RECIPES
-from ..run.judge import CHOSEN, FITTED_ON, Judge, Source
+from ..run.source import CHOSEN, FITTED_ON, Source
+from ..run.judge import Judge
 
 # %% ../../nbs/training/73_layerwise.ipynb #96bb11f7
 def beside(

@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import torch, torch.nn as nn
 from tqdm.auto import tqdm
-from ..run.compress import Compressed
+from ..run.result import Compressed
 from ..errors import ArgumentError, FileError, NonFiniteError, UDFCError, UnsupportedError
 from .images import ImageSchedule, running_norms
-from ..recipes.job import WorkingCopy, floating
+from ..run.working import WorkingCopy, floating
 from .layerwise import beside
-from ..run.judge import REPORTED, Judge, Source
+from ..run.source import REPORTED, Source
+from ..run.judge import Judge
 from .schedules import METHODS, get_schedule, rate
 from .state import FALLS, read_state, restore, state_of, write_state
 from .students import settle_student

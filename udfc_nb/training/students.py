@@ -9,11 +9,13 @@ __all__ = ['straight_through', 'Grid', 'codes_range', 'OnSteps', 'put_biases_on_
 import copy
 import torch, torch.nn as nn
 from torch.nn.utils import parametrize
-from ..recipes.activations import INPUT_BITS, InputQuantizer, biases_on_steps_, folds_of, on_steps, quantize_input_
-from ..run.compress import Compressed
+from ..recipes.ranges import INPUT_BITS
+from ..recipes.activations import InputQuantizer, biases_on_steps_, folds_of, on_steps, quantize_input_
+from ..run.result import Compressed
 from ..errors import UnsupportedError
 from ..graph.proof import find_sites
-from ..recipes.job import Job, WorkingCopy, floating, unwrap
+from ..recipes.job import Job
+from ..run.working import WorkingCopy, floating, unwrap
 from ..paper.quantizer import Quantized
 from ..recipes.recipe import RECIPES
 

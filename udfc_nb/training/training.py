@@ -14,13 +14,13 @@ from functools import cached_property
 import torch, torch.nn as nn
 import torch.nn.functional as F
 from ..recipes.activations import folds_of, grid_of
-from ..run.compress import Compressed
+from ..run.result import Compressed
 from ..errors import NonFiniteError, RecipeError, UnsupportedError
 from .generators import Generator, discrepancy, distillation, pleasing_loss
 from ..graph.record import call_args
 from .images import ImageSchedule, image_shape, make_images, running_norms
 from .layerwise import Layerwise
-from ..recipes.job import WorkingCopy, check_finite, floating, unwrap
+from ..run.working import WorkingCopy, check_finite, floating, unwrap
 from ..run.report import eval_mode
 from .schedules import GDFQ, Schedule, Streams, Transfer, ZeroQ
 from .students import Grid, student_of
