@@ -67,13 +67,14 @@ def choices(
     def other(recipe): return as_many(job, recipe, job.net, even, lambda done, total, layer: job.tick(layer))
     def damage(name): return math.inf if (J := dict(job.trials)[name]) is None else J
     if proven(kept := other(plain_of(r)).kept): yield 'plain', plain_of(r), kept
-    yield 'fast', RECIPES['fast'].but(**own_parts(r)), even
+    # where nothing is cut, streams add up the noise of all layers, magnified by the anchors
+    if even: yield 'fast', RECIPES['fast'].but(**own_parts(r)), even
     fits = {'counted': r.but(metric='counted')} | ({'mean': r.but(metric='mean')} if job.source.modelled() else {})
     for name, recipe in fits.items(): yield name, recipe, even
     name = min(fits, key=damage)
     recipe, chosen = fits[name], job
     def better(more): return damage(f'{name}, {more}') < damage(name)
-    if even: # where nothing is cut, streams add up the noise of all layers, magnified by the anchors
+    if even:
         yield f'{name}, streams', recipe.but(repair='streams'), even
         if better('streams'): name, recipe = f'{name}, streams', recipe.but(repair='streams')
     if even and r.criterion == RECIPES['best'].criterion and not job.fitted:
