@@ -65,3 +65,17 @@ def test_links_are_moved_to_the_top(script):
     assert (script.relative('[a](01_x.ipynb) [b](../LICENSE) [c](https://x.org/y) [d](#e)') == '[a](nbs/01_x.ipynb) '
         '[b](LICENSE) [c](https://x.org/y) [d](#e)')
     assert script.relative('```\n[a](b)\n```') == '```\n[a](b)\n```'
+
+
+CONTRIBUTING = (TOP/'CONTRIBUTING.md').read_text(encoding='utf-8')
+
+
+def test_contributing_fits_a_page():
+    assert CONTRIBUTING.count('\n') <= 65 and len(CONTRIBUTING.split()) <= 700
+    assert [o for o in links(CONTRIBUTING) if o and not (TOP/o).exists()] == []
+
+
+@pytest.mark.parametrize('text', [README, CONTRIBUTING], ids=['README', 'CONTRIBUTING'])
+def test_make_has_what_is_named(text):
+    targets = set(re.findall(r'^([\w-]+):', (TOP/'Makefile').read_text(), re.M))
+    assert set(re.findall(r'(?:^ {4}|`)make ([\w-]+)', text, re.M)) <= targets
