@@ -15,7 +15,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --no-input -q
 NBTEST := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --do_print
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev demo test test-slow test-torchvision test-data test-gpu zoo zoo-sample fuzz torture docs export check clean distclean
+.PHONY: help venv dev demo test test-slow test-torchvision test-data test-gpu zoo zoo-sample fuzz torture docs map words export
+.PHONY: check clean distclean
 
 help:
 	@echo "make demo       install into $(VENV) and run udfc demo"
@@ -29,7 +30,9 @@ help:
 	@echo "make fuzz       N=1000 random networks, arguments and files, from SEED=0: the right result or an error with a type"
 	@echo "make torture    writing is killed at any moment: the file is the old one or the new one, whole"
 	@echo "make docs       build the site into _docs (needs quarto)"
-	@echo "make export     notebooks to modules, notebooks cleaned"
+	@echo "make map        draw nbs/way.svg and nbs/imports.svg from the source"
+	@echo "make words      count the words of the trail, and of the book"
+	@echo "make export     notebooks to modules, notebooks cleaned, README and pictures"
 	@echo "make check      fail if make export would change a file"
 	@echo "make venv, make dev   only install; make clean, make distclean   remove what was made"
 
@@ -103,9 +106,16 @@ docs: $(VENV)/.installed-dev
 	@command -v quarto >/dev/null || { echo "make docs needs quarto: https://quarto.org/docs/get-started" >&2; exit 1; }
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev_docs --n_workers 2
 
+map:
+	$(PYTHON) .ci/map
+
+words:
+	$(PYTHON) .ci/words
+
 export: $(VENV)/.installed-dev
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/python .ci/map
 	$(BIN)/python .ci/readme
 
 check: $(VENV)/.installed-dev

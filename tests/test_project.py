@@ -27,7 +27,7 @@ def listed(contents):
     for entry in contents:
         if isinstance(entry, str): yield entry
         elif 'auto' in entry: yield from (p.relative_to(TOP/'nbs').as_posix() for p in (TOP/'nbs').glob(entry['auto']))
-        else: yield from listed(entry['contents'])
+        else: yield from listed(entry.get('contents', ())) # a line between sections has none
 
 
 def test_version(cfg):
