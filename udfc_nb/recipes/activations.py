@@ -29,15 +29,15 @@ class InputQuantizer:
     def low(self): return -2**(self.bits-1) if self.signed else 0
     @property
     def high(self): return self.low+2**self.bits-1
-    def codes(self, x): # integers, in x's floating type
+    def codes(self, x:torch.Tensor): # integers, in x's floating type
         return (torch.round(x/x.new_tensor(self.scale))+self.zero_point).clamp(self.low, self.high)
-    def __call__(self, x):
+    def __call__(self, x:torch.Tensor):
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
         return ((self.codes(wide)-self.zero_point)*wide.new_tensor(self.scale)).to(x.dtype)
 
 # %% ../../nbs/recipes/36_activations.ipynb #180b79c5
 def check_activation_bits(
-    bits, # width of the codes, 2 to 16
+    bits:int, # width of the codes, 2 to 16
     layer:str=None, # name for the message
 )->int:
     "Raises `BitsError` unless `bits` is a whole number from 2 to 16."
@@ -117,7 +117,7 @@ def folded_pairs(
 
 def folds_of(
     model:nn.Module, # is not changed
-    example_inputs, # what its forward takes; None: nothing is known
+    example_inputs:object, # what its forward takes; None: nothing is known
 )->list: # of pairs
     "`folded_pairs` of a network."
     if example_inputs is None: return []
@@ -150,13 +150,13 @@ def biases_on_steps_(
 
 # %% ../../nbs/recipes/36_activations.ipynb #4a47d0c9
 def read_through_grids(
-    job, # a run; its layers get the grids in `inputs`
+    job:object, # a run; its layers get the grids in `inputs`
 ):
     "Lets the layers of a run read through their grids."
     for name, q in job.inputs.items(): quantize_input_(job.mods[name], q)
 
 def set_inputs(
-    job, # a run that has ended
+    job:object, # a run that has ended
 ):
     "Gives the layers their grids, and moves their biases to the steps of their sums."
     biases_on_steps_(job.net, job.codes, job.inputs, folded_pairs(job.graph.nodes, job.mods))

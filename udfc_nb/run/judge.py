@@ -53,11 +53,11 @@ class Judge:
         stream, out = source.run(self.x, tuple(KINDS))
         self.kinds = len(source.of(KINDS))
         self.anchors, self.said = stream.anchors, [[_said(k) for k in self.parted(y)] for y in tensors_of(out)]
-    def parted(self, y): return y.chunk(self.kinds) if y.dim() and len(y) % self.kinds == 0 else (y,)
+    def parted(self, y:torch.Tensor): return y.chunk(self.kinds) if y.dim() and len(y) % self.kinds == 0 else (y,)
     def __call__(self,
         net:nn.Module,
-        kept=None, # function (name of a running mean) → indices of its channels that are left
-        **kwargs, # for the `Stream`
+        kept:object=None, # function (name of a running mean) → indices of its channels that are left
+        **kwargs:object, # for the `Stream`
     )->float: # mean over kinds and outputs; None where nothing can be compared
         "The unexplained share."
         out = tensors_of(Stream(net, self.kinds, self.anchors, kept, self.source.written, **kwargs).run(self.x))
