@@ -12,7 +12,7 @@ from udfc_nb.graph.proof import find_sites
 from udfc_nb.moments.streams import Extents
 from udfc_nb.recipes.rounding import GRIDS
 from udfc_nb.recipes.recipe import Recipe, recipe_from_json
-from udfc_nb.recipes.rounding import ROUNDINGS
+from udfc_nb.recipes.flips import ROUNDINGS
 from nets import assert_unchanged, roughen, snapshot
 
 blank = torch.zeros(1, 1, 8, 8)

@@ -12,6 +12,7 @@ from udfc_nb.recipes.job import Job
 from udfc_nb.run.working import WorkingCopy
 from udfc_nb.files.joint import FileSize, allot_both
 from udfc_nb.run.budget import WIDTHS
+from udfc_nb.run.sensitivity import bit_costs, site_costs
 from udfc_nb.run.source import Source
 from nets import assert_unchanged, roughen, snapshot
 
@@ -120,8 +121,8 @@ def test_curves_do_not_depend_on_the_order():
     def costs(turn):
         job = Job(WorkingCopy(net).net, find_sites(net, blank), RECIPES['best'])
         job.source = Source(net, job.graph, blank)
-        return (job.site_costs(dict(sorted(job.sites.items(), reverse=turn))),
-            job.bit_costs(sorted(job.order, reverse=turn)))
+        return (site_costs(job, dict(sorted(job.sites.items(), reverse=turn))),
+            bit_costs(job, sorted(job.order, reverse=turn)))
     for a, b in zip(costs(False), costs(True)):
         assert all(torch.allclose(torch.tensor(a[n]), torch.tensor(b[n]), rtol=1e-3) for n in a)
 

@@ -1,15 +1,15 @@
-# What a type checker sees of the package: the public face, with the methods that notebooks add to classes later.
+# What a type checker sees of the package: the public face, with the methods that notebooks add to classes within a module.
 # tests/test_project.py compares it with the package itself.
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 import torch
 from torch import nn
-from .compress import Compressed as _Compressed
+from .run.result import Compressed as _Compressed
 from .errors import UDFCError as UDFCError
 from .graph.sites import Graph as _Graph, Site
-from .recipe import Recipe as Recipe
-from .report import Report as _Report
+from .recipes.recipe import Recipe as Recipe
+from .run.report import Report as _Report
 
 __version__: str
 __all__ = ['compress', 'refine', 'Compressed', 'load', 'Recipe', 'RECIPES', 'find_sites', 'UDFCError']

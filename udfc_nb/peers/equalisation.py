@@ -82,7 +82,7 @@ def _columns(m, use):
 
 # %% ../../nbs/peers/41_equalisation.ipynb #96246998
 @torch.no_grad()
-def equalise(job):
+def equalise(job:object):
     "Cross-layer equalisation of all sites (DFQ), norms folded; the network's function stays."
     for name, site in job.sites.items():
         links = _chain(job, site)
@@ -106,7 +106,7 @@ def equalise(job):
 
 # %% ../../nbs/peers/41_equalisation.ipynb #80d42a05
 @torch.no_grad()
-def absorb(job):
+def absorb(job:object):
     "What a channel hardly ever falls below goes into the next layer's constant (DFQ)."
     for name, site in job.sites.items():
         links = _chain(job, site)

@@ -35,7 +35,7 @@ def ratio(
     b = x[bottom]
     return torch.where(b != 0, x[top][:, None]/torch.where(b != 0, b, 1.), 0.)
 
-def merge_derived(ch, kept, pruned, recipe):
+def merge_derived(ch:object, kept:torch.Tensor, pruned:torch.Tensor, recipe:object):
     "Neuron Merging as derived: t = s·cⱼ/cᵢ, shift |bⱼ − t·bᵢ|."
     length = ch.vectors.G.diagonal().clamp(min=0).sqrt()
     signed = length if ch.norm is None else length*ch.norm[0].double().sign()
@@ -43,7 +43,7 @@ def merge_derived(ch, kept, pruned, recipe):
     return merge_one(ch.W, kept, pruned, t, (b[pruned][:, None]-t*b[kept]).abs())
 
 # %% ../../nbs/peers/40_merging.ipynb #df4d6353
-def merge_published(ch, kept, pruned, recipe):
+def merge_published(ch:object, kept:torch.Tensor, pruned:torch.Tensor, recipe:object):
     "Neuron Merging as its published code has it."
     if ch.norm is None: return merge_derived(ch, kept, pruned, recipe)
     g, be, mu, v = (x.double() for x in ch.norm)

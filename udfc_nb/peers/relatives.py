@@ -17,11 +17,11 @@ def _ridge(G, kept, pruned):
     L, _ = factor(K, (RIDGE*K.diagonal().mean()).expand(len(K)))
     return torch.cholesky_solve(G[kept][:, pruned], L).T
 
-def lbyl(ch, kept, pruned, recipe):
+def lbyl(ch:object, kept:torch.Tensor, pruned:torch.Tensor, recipe:object):
     "LBYL as derived."
     return _ridge(ch.vectors.augmented(recipe.lam1), kept, pruned)
 
-def lbyl_published(ch, kept, pruned, recipe):
+def lbyl_published(ch:object, kept:torch.Tensor, pruned:torch.Tensor, recipe:object):
     "LBYL as its published code has it: the shifts on the diagonal."
     return _ridge(ch.vectors.G+recipe.lam1*torch.diag(ch.vectors.b**2), kept, pruned)
 

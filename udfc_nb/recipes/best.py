@@ -19,7 +19,7 @@ from .job import Job
 # %% ../../nbs/recipes/35_best.ipynb #dd4c4206
 class FieldJob(Job):
     "A run in the activation metric: with the moments of what each layer reads."
-    def __init__(self, net, graph, recipe, *progress):
+    def __init__(self, net:nn.Module, graph:object, recipe:object, *progress:object):
         super().__init__(net, graph, recipe, *progress)
         self.device = next(net.parameters(), torch.zeros(1)).device
         # node → (Δmean, Δvariance, variance); norm → running statistics; layer → exact copies
@@ -29,7 +29,7 @@ class FieldJob(Job):
         return MOMENTS[self.recipe.metric](self)
 
 @patch
-def run(self:FieldJob, bits):
+def run(self:FieldJob, bits:dict):
     "Front to back: refit, cut, round, re-estimate."
     self.begin()
     self.pending, done, first = set(self.order), set(), {}
@@ -56,7 +56,7 @@ def run(self:FieldJob, bits):
     self.end(bits)
 
 @patch
-def plain(self:FieldJob, name, bits):
+def plain(self:FieldJob, name:str, bits:int):
     "A layer without a model of what it reads: cut, and rounded to nearest."
     if self.inputs_kept(name) is not None or bits is not None: self.unrepaired.append(name)
     self.cut(name); self.pending.discard(name)
@@ -64,7 +64,7 @@ def plain(self:FieldJob, name, bits):
 
 # %% ../../nbs/recipes/35_best.ipynb #1b8ac947
 @patch
-def layer(self:FieldJob, n, m, bits):
+def layer(self:FieldJob, n:object, m:nn.Module, bits:int):
     "One layer: refitted to the inputs that are left, cut, rounded, and its change of statistics settled."
     name = n.target
     if name in self.kept and self.recipe.projection == 'refit': self.find_copies(name)
@@ -79,7 +79,7 @@ def layer(self:FieldJob, n, m, bits):
     if bits is not None: self.round_in(name, x, bits)
     self.settle(n, m, rows, [t[rows] for t in old], x.statistics(matrix(m)), len(W))
 
-def whole_channels(m, x, kept):
+def whole_channels(m:nn.Module, x:object, kept:torch.Tensor):
     "Behind a flatten whose entries are taken channel by channel: are the columns those of whole channels?"
     if kept is None or x.joint or not isinstance(m, nn.Linear): return True
     mask = torch.zeros(m.in_features, dtype=torch.bool); mask[kept] = True
@@ -87,13 +87,13 @@ def whole_channels(m, x, kept):
     return bool((mask == mask[:, :1]).all())
 
 @patch
-def kept_rows(self:FieldJob, m, name):
+def kept_rows(self:FieldJob, m:nn.Module, name:str):
     kept = self.outputs_kept(name)
     return (torch.arange(len(m.weight)) if kept is None else kept).to(self.device)
 
 # %% ../../nbs/recipes/35_best.ipynb #a1ae38f4
 @patch
-def reduce(self:FieldJob, name, m, x, W, rows):
+def reduce(self:FieldJob, name:str, m:nn.Module, x:object, W:torch.Tensor, rows:torch.Tensor):
     "Cuts a layer, its columns refitted; what is left of the patch."
     if self.layers[name].depthwise:
         if len(rows) == len(W): return x
@@ -113,7 +113,7 @@ def reduce(self:FieldJob, name, m, x, W, rows):
 
 # %% ../../nbs/recipes/35_best.ipynb #edf4bbdc
 @patch
-def find_copies(self:FieldJob, name):
+def find_copies(self:FieldJob, name:str):
     "What can be handed on exactly is handed on exactly: pruned channels that are multiples of one kept channel."
     site, (kept, pruned) = self.sites[name], self.kept[name]
     self.starts.clear() # weights have changed since the site before
@@ -126,7 +126,7 @@ def find_copies(self:FieldJob, name):
 
 # %% ../../nbs/recipes/35_best.ipynb #cc512c92
 @patch
-def round_in(self:FieldJob, name, x, bits):
+def round_in(self:FieldJob, name:str, x:object, bits:int):
     "Rounds a layer's weights in the metric of what it reads."
     m = self.mods[name]
     q = ROUNDINGS[self.recipe.rounding](x, m.weight.detach(), bits, self.recipe)
@@ -135,7 +135,7 @@ def round_in(self:FieldJob, name, x, bits):
 
 # %% ../../nbs/recipes/35_best.ipynb #eac8a560
 @patch
-def settle(self:FieldJob, n, m, rows, old, new, total):
+def settle(self:FieldJob, n:object, m:nn.Module, rows:torch.Tensor, old:tuple, new:tuple, total:int):
     "What changed in a layer's outputs: taken up by the norms behind it, or else by its own scale and bias."
     if self.recipe.repair not in ('moments', 'means'): return
     if self.recipe.repair == 'means': new = new[0], old[1] # variances stay as they were
@@ -146,7 +146,7 @@ def settle(self:FieldJob, n, m, rows, old, new, total):
 
 # %% ../../nbs/recipes/35_best.ipynb #984ce174
 @patch
-def carry(self:FieldJob, n):
+def carry(self:FieldJob, n:object):
     "Hands changes of statistics on to where they are taken up."
     if not any(a in self.drift for a in n.sources): return
     if n.kind == 'norm' and is_norm(m := self.mods.get(norm_name(n))):

@@ -9,7 +9,8 @@ __all__ = ['PROJECTIONS', 'Channels', 'no_projection', 'least_squares', 'exact_c
 from dataclasses import dataclass, replace
 import torch, torch.nn as nn
 from fastcore.basics import patch
-from ..paper.paths import from_filters, through_norm, through_depthwise, through_gate, through_slopes, through_sum, Vectors
+from ..paper.paths import Vectors, from_filters, through_depthwise, through_gate, through_norm, through_slopes
+from ..paper.paths import through_sum
 from ..paper.solution import copies, project
 from ..graph.record import evaluate, rerun
 from ..graph.sites import LAYERS
@@ -29,18 +30,18 @@ class Channels:
     linear:bool=True # does a multiple of a channel stay that multiple on the way to the reader?
 
 # %% ../../nbs/recipes/32_channels.ipynb #1f6b5ddb
-def no_projection(ch, kept, pruned, recipe):
+def no_projection(ch:Channels, kept:torch.Tensor, pruned:torch.Tensor, recipe:object):
     "Pruned channels are dropped: T = 0."
     return torch.zeros(len(pruned), len(kept), dtype=torch.float64, device=ch.W.device)
 
-def least_squares(ch, kept, pruned, recipe):
+def least_squares(ch:Channels, kept:torch.Tensor, pruned:torch.Tensor, recipe:object):
     "Eq. 20 on the augmented vectors."
     G = ch.vectors.augmented(recipe.lam1)
     # many answers may fit where G_KK is singular; of these a single kept channel passes the ReLU
     exact = copies(G, kept, pruned, groups=ch.groups)
     return torch.where(exact.any(1, keepdim=True), exact, project(G, kept, pruned, groups=ch.groups))
 
-def exact_copies(ch, kept, pruned, recipe):
+def exact_copies(ch:Channels, kept:torch.Tensor, pruned:torch.Tensor, recipe:object):
     "Only what can be handed on exactly: pruned channels that are multiples of one kept channel."
     return copies(ch.vectors.augmented(1.), kept, pruned, ch.linear, ch.groups)
 
@@ -54,7 +55,7 @@ class Recorded:
     "A network and its record: the channels of a site as their readers see them."
     def __init__(self,
         net:nn.Module, # a working copy, or the original
-        graph, # its `Graph`
+        graph:object, # its `Graph`
     ):
         self.net, self.graph, self.mods = net, graph, dict(net.named_modules())
         self.order, self.sites, self.layers = graph.order, {s.name: s for s in graph.sites}, graph.layers
@@ -63,7 +64,7 @@ class Recorded:
 
 # %% ../../nbs/recipes/32_channels.ipynb #24d7730b
 @patch
-def vectors(self:Recorded, path):
+def vectors(self:Recorded, path:object):
     "The channels at the end of a `Path`."
     m = self.mods[path.layer]
     if path.layer not in self.starts:
@@ -76,20 +77,20 @@ def vectors(self:Recorded, path):
     return v
 
 @patch
-def tensor(self:Recorded, name):
+def tensor(self:Recorded, name:str):
     "A parameter or buffer by its name."
     owner, _, field = name.rpartition('.')
     return getattr(self.mods[owner], field).detach()
 
 @patch
-def readers(self:Recorded, site):
+def readers(self:Recorded, site:object):
     "Path → uses of a site's readers."
     if site.name not in self.paths: self.paths[site.name] = consumer_paths(self.graph, site)
     return self.paths[site.name]
 
 # %% ../../nbs/recipes/32_channels.ipynb #771b81e5
 @patch
-def through(self:Recorded, v, s):
+def through(self:Recorded, v:Vectors, s:object):
     "The channels behind one step."
     at = torch.tensor(s.index, device=v.b.device)
     if s.kind == 'norm': return through_norm(v, *norm_affine(self.mods[s.module], at))
@@ -106,7 +107,7 @@ def through(self:Recorded, v, s):
 
 # %% ../../nbs/recipes/32_channels.ipynb #6e3b18f3
 @patch
-def gate(self:Recorded, path):
+def gate(self:Recorded, path:object):
     "A gate's channels before its last activations, and those activations' value and slope at the constant part."
     last = max((i+1 for i, s in enumerate(path.steps) if s.kind not in ('act', 'spatial')), default=0)
     v = self.vectors(replace(path, steps=path.steps[:last]))
@@ -118,13 +119,13 @@ def gate(self:Recorded, path):
     return v, y.detach(), slope
 
 @patch
-def apply(self:Recorded, s, x):
+def apply(self:Recorded, s:object, x:torch.Tensor):
     "Runs the recorded operation of an 'act' step on a tensor."
     return rerun(s.node, x, self.tensor)
 
 # %% ../../nbs/recipes/32_channels.ipynb #3c928ba9
 @patch
-def channels(self:Recorded, site, path):
+def channels(self:Recorded, site:object, path:object):
     "What a projection sees of a site along a path."
     first, stats = next((s for s in path.steps if s.kind == 'norm'), None), None
     W = out_first(self.mods[site.name]).detach().flatten(1)
@@ -137,7 +138,7 @@ def channels(self:Recorded, site, path):
         all(s.kind != 'act' or self.homogeneous(s) for s in path.steps))
 
 @patch
-def homogeneous(self:Recorded, s):
+def homogeneous(self:Recorded, s:object):
     "Does f(2x) = 2f(x) hold for an activation?"
     # beside what it reads of other axes
     x = torch.linspace(-3, 3, 7, device=self.mods[self.order[0]].weight.device).reshape(-1, *[1]*4)
@@ -146,13 +147,13 @@ def homogeneous(self:Recorded, s):
 
 # %% ../../nbs/recipes/32_channels.ipynb #9e8feab0
 @patch
-def plain_weight(self:Recorded, name):
+def plain_weight(self:Recorded, name:str):
     "Is the layer a convolution or linear module that reads its weight as it is stored?"
     # some are never run
     return name in self.layers and self.layers[name].plain and isinstance(self.mods.get(name), LAYERS)
 
 @patch
-def own_norm(self:Recorded, name):
+def own_norm(self:Recorded, name:str):
     "The batch norm that reads a layer's outputs, if nothing else does."
     calls = self.layers[name].calls if name in self.layers else ()
     users = [u for n in calls for u in n.users]

@@ -24,9 +24,9 @@ def channels_of(
     return (m.out_features, m.in_features) if isinstance(m, nn.Linear) else (m.out_channels, m.in_channels)
 
 def read_by(
-    m, # the layer that reads, a module
+    m:nn.Module, # the layer that reads, a module
     v:torch.Tensor, # variance of what it reads, channel by channel
-    norm=None, # the norm behind it
+    norm:nn.Module=None, # the norm behind it
 )->torch.Tensor: # one number for each input
     """Variance that each input brings to the outputs of a layer, in units of what the norm behind it expects, summed
     over the outputs."""
@@ -38,8 +38,8 @@ def read_by(
     return (w/expected*v).sum(1).flatten()
 
 def effect(
-    job, # a run, with its `Source`
-    site,
+    job:object, # a run, with its `Source`
+    site:object,
 )->torch.Tensor: # (C,), float64; None where a reader is not understood
     "What the readers of a site make of each of its channels: the variance that it brings to them."
     seen, out = (job.source.extents(),
@@ -55,8 +55,8 @@ def effect(
 
 # %% ../../nbs/recipes/38_fit.ipynb #e1f0a002
 def alike(
-    job,
-    site,
+    job:object,
+    site:object,
 )->torch.Tensor: # (C, C) bool
     """Which channels are exact multiples of each other for every reader, so that one can take the other's load
     whole; each is like itself."""
@@ -76,8 +76,8 @@ def alike(
 
 def norm_and_effect(
     W:torch.Tensor, # the site's filters, (C, …)
-    job,
-    site,
+    job:object,
+    site:object,
 )->torch.Tensor: # (C,), float64
     """The norm of a filter times the root of what its readers make of it. Of channels that are alike the longest has
     it all, and the others nothing."""
@@ -91,17 +91,17 @@ def norm_and_effect(
 CRITERIA = {'l1': lambda W, *_: filter_norms(W, 1), 'l2': lambda W, *_: filter_norms(W, 2), 'effect': norm_and_effect}
 
 # %% ../../nbs/recipes/38_fit.ipynb #393c0b4c
-def mean_of(a, b):
+def mean_of(a:object, b:object):
     "Half of two models of what a layer reads."
     if a is None or b is None or a.joint != b.joint or a.p.shape != b.p.shape: return b if a is None else a
     return Patch((a.p+b.p)/2, (a.G+b.G)/2, a.taps, a.joint, a.kappa)
 
-def counted(job):
+def counted(job:object):
     "Counted on images; of what is too wide for that, by the field."
     seen = job.source.counted()
     return seen if all(l.weight in seen for l in job.layers.values()) else {**job.source.modelled(), **seen}
 
-def mean_of_both(job):
+def mean_of_both(job:object):
     "The mean of what the field says and what was counted."
     field, seen = job.source.modelled(), job.source.counted()
     return {n: mean_of(seen.get(n), field.get(n)) for n in {**field, **seen}}
@@ -110,17 +110,17 @@ def mean_of_both(job):
 MOMENTS = {'field': lambda job: field_moments(job.graph, job.mods), 'counted': counted, 'mean': mean_of_both}
 
 # %% ../../nbs/recipes/38_fit.ipynb #961fe0cb
-def length(job, n, old, new):
+def length(job:object, n:object, old:tuple, new:tuple):
     """The factor for each output of a layer that has other statistics now; 1 for what the network returns, and where
     all outputs have one step."""
     one = n.target in job.codes and job.codes[n.target].scale.numel() < len(old[0])
     return torch.ones_like(old[0]) if one or ends(n) else repair_scale(old, new)[0]
 
 def rescale(
-    job,
-    name, # of a layer with a bias; is changed
-    s, # a factor for each of its outputs, (O,)
-    shift, # what its bias gets besides, (O,)
+    job:object,
+    name:str, # of a layer with a bias; is changed
+    s:torch.Tensor, # a factor for each of its outputs, (O,)
+    shift:torch.Tensor, # what its bias gets besides, (O,)
 ):
     "Gives a layer's outputs another length, and its bias a shift; the codes keep their values."
     m = job.mods[name]
@@ -134,7 +134,7 @@ def rescale(
 
 # %% ../../nbs/recipes/38_fit.ipynb #56edd3eb
 def recount(
-    job, # a run that has ended, with its `Source`
+    job:object, # a run that has ended, with its `Source`
 ):
     """Norms take the statistics of the compressed stream, in the units of training; a layer with a bias and no norm
     gets the original's mean and variance."""

@@ -37,10 +37,10 @@ def flip(
 
 # %% ../../nbs/recipes/34_flips.ipynb #4c63b7bc
 def round_flips(
-    x, # `Patch` of what the layer reads; not needed here
+    x:object, # `Patch` of what the layer reads; not needed here
     W:torch.Tensor, # (O, …)
     bits:int,
-    recipe, # its `grid` and `per_channel`
+    recipe:object, # its `grid` and `per_channel`
 )->tuple: # `Quantized`
     "Nearest, then SQuant's flips. Raises `BitsError`, `NonFiniteError`."
     q = round_nearest(x, W, bits, recipe)
@@ -57,7 +57,7 @@ def round_flips(
 ROUNDS = 2 # of scale and sweep; more gains below one percent
 
 def best_scale(
-    x, # `Patch`, which knows what belongs to one filter
+    x:object, # `Patch`, which knows what belongs to one filter
     W:torch.Tensor, # (g, o, n) filters
     codes:torch.Tensor, # (g, o, n), zero subtracted
     H:torch.Tensor, # (g, n, n) covariance of what they read
@@ -95,7 +95,7 @@ def sweep(
     return codes.transpose(1, 2)
 
 # %% ../../nbs/recipes/34_flips.ipynb #e2cab16d
-def round_descent(x, W, bits, recipe):
+def round_descent(x:object, W:torch.Tensor, bits:int, recipe:object):
     "Second-order rounding, then scales and sweeps in the same metric. Raises `BitsError`, `NonFiniteError`."
     q = round_second_order(x, W, bits, recipe)
     rows, ends = lambda t: x.fold(t.double().expand(W.shape).flatten(1)), code_range(recipe.grid, bits)

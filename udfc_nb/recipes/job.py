@@ -12,7 +12,8 @@ from fastcore.basics import patch
 from ..paper.assumption import check_ratio, n_kept, split_channels
 from ..paper.error import pruning_error
 from ..paper.solution import solve_scale
-from ..graph.surgery import cut_inputs, cut_outputs, cut_rest, kept_along, kept_columns, matrix, merge_into, norm_affine, out_first, scale_into
+from ..graph.surgery import cut_inputs, cut_outputs, cut_rest, kept_along, kept_columns, matrix, merge_into
+from ..graph.surgery import norm_affine, out_first, scale_into
 from .channels import PROJECTIONS, Recorded, fresh_norms
 from .fit import CRITERIA, recount
 from .rounding import GRIDS, own_scale
@@ -22,23 +23,23 @@ class Job(Recorded):
     "One run of a recipe on a working copy."
     def __init__(self,
         net:nn.Module, # working copy; is changed
-        graph, # its `Graph`
-        recipe, # a `Recipe`
-        progress=lambda done, total, layer: None, # called before every layer; may raise to stop
+        graph:object, # its `Graph`
+        recipe:object, # a `Recipe`
+        progress:object=lambda done, total, layer: None, # called before every layer; may raise to stop
     ):
         super().__init__(net, graph)
         self.recipe, self.progress, self.done, self.total = recipe, progress, 0, len(self.order)
         self.source, self.gone = None, None # a `Source` of images; which labels go
-        self.kept, self.codes, self.lost, self.bits = {}, {}, {}, {} # per layer: (K, P), `Quantized`, share of energy lost, width
-        self.worth = {} # site → the score of each channel
-        self.inputs = {} # layer → the grid that it reads through
-        self.unmerged = set() # readers whose path is not known
+        # per layer: (K, P), `Quantized`, share of energy lost, width
+        self.kept, self.codes, self.lost, self.bits = {}, {}, {}, {}
+        # site → the score of each channel; layer → the grid that it reads through; readers whose path is not known
+        self.worth, self.inputs, self.unmerged = {}, {}, set()
         # of a recipe that tries several: (candidate, unexplained share), and what was to stay at first
         self.trials, self.chosen, self.fitted = [], None, False # are channels and bits chosen for a size?
-        fresh = fresh_norms(net) # notes are for the report
-        self.notes = ([f'note: {len(fresh)} norms, the first is {fresh[0]!r}, have the running statistics of a fresh '
-            f'network; what stands on them is worth no more'] if fresh else [])
-    def tick(self, layer=''): self.progress(self.done, self.total, layer); self.done += 1
+        # for the report
+        self.notes = [f'note: {len(fresh)} norms, the first is {fresh[0]!r}, have the running statistics of a fresh '
+            f'network; what stands on them is worth no more'] if (fresh := fresh_norms(net)) else []
+    def tick(self, layer:str=''): self.progress(self.done, self.total, layer); self.done += 1
 
 # %% ../../nbs/recipes/31_job.ipynb #db33314a
 @patch
@@ -53,15 +54,11 @@ def select(
         if n < len(site.units): self.kept[name] = self.take(site, n)
 
 @patch
-def scores(self:Job, site):
-    "What each channel of a site is worth by the recipe's criterion, (C,)."
-    W = out_first(self.mods[site.name]).detach()[torch.as_tensor(site.rows)]
-    return CRITERIA[self.recipe.criterion](W, self, site)
-
-@patch
-def take(self:Job, site, n):
+def take(self:Job, site:object, n:int):
     "The n units of a site with the highest scores, equally many of every group, as channels (K, P)."
-    if site.name not in self.worth: self.worth[site.name] = self.scores(site)
+    if site.name not in self.worth:
+        W = out_first(self.mods[site.name]).detach()[torch.as_tensor(site.rows)]
+        self.worth[site.name] = CRITERIA[self.recipe.criterion](W, self, site)
     s = self.worth[site.name]
     units = torch.as_tensor(site.units, device=s.device)
     kept, _ = split_channels(s[units[:, 0]] if units.shape[1] == 1 else s[units].square().sum(1).sqrt(), n, site.groups)
@@ -70,7 +67,7 @@ def take(self:Job, site, n):
 
 # %% ../../nbs/recipes/31_job.ipynb #9e8feaa8
 @patch
-def prune(self:Job, name):
+def prune(self:Job, name:str):
     "Hands the pruned channels' load to the kept ones, in every consumer whose path is known."
     site, (kept, pruned), lost, total = self.sites[name], self.kept[name], 0., 0.
     self.starts.clear() # weights have changed since the site before
@@ -93,26 +90,26 @@ def begin(self:Job):
     if self.recipe.repair == 'streams': self.source.anchors # of the original, while it is whole
 
 @patch
-def inputs_kept(self:Job, name):
+def inputs_kept(self:Job, name:str):
     "Indices of a layer's inputs that stay; None if all do."
     l = self.layers.get(name)
     return None if l is None else kept_columns(self.graph.record, self.gone, l)
 
 @patch
-def outputs_kept(self:Job, name):
+def outputs_kept(self:Job, name:str):
     "Indices of a layer's outputs that stay; None if all do."
     l = self.layers.get(name)
     return (None if l is None or l.rows is None or not self.gone[l.rows].any()
         else torch.from_numpy(np.flatnonzero(~self.gone[l.rows])))
 
 @patch
-def left(self:Job, name):
+def left(self:Job, name:str):
     "Indices of the first axis of a parameter or buffer that are left; None for all."
     return kept_along(self.graph.record, self.gone, name, 0)
 
 # %% ../../nbs/recipes/31_job.ipynb #df170f5c
 @patch
-def cut(self:Job, name, sides=('in', 'out')):
+def cut(self:Job, name:str, sides:tuple=('in', 'out')):
     "Slices one layer to what is kept of it."
     l = self.layers[name]
     if l.name != name: return # another module of the same weight
@@ -121,7 +118,7 @@ def cut(self:Job, name, sides=('in', 'out')):
 
 # %% ../../nbs/recipes/31_job.ipynb #47fb77f9
 @patch
-def affine_of(self:Job, site, m):
+def affine_of(self:Job, site:object, m:nn.Module):
     "c and b right behind a site's producer."
     path = next((p for p in self.readers(site) if p is not None), None)
     first = next(iter(path.steps), None) if path is not None else None
@@ -132,13 +129,13 @@ def affine_of(self:Job, site, m):
         else torch.zeros_like(one).index_copy(0, self.alive(site), m.bias.detach()[self.rows_left(site)].double()))
 
 @patch
-def alive(self:Job, site):
+def alive(self:Job, site:object):
     "Indices of the channels that a site keeps."
-    return (self.kept[site.name][0] if site.name in self.kept
-        else torch.arange(site.size, device=self.mods[site.name].weight.device))
+    known = self.kept.get(site.name)
+    return torch.arange(site.size, device=self.mods[site.name].weight.device) if known is None else known[0]
 
 @patch
-def rows_left(self:Job, site):
+def rows_left(self:Job, site:object):
     "Where those stand among the rows that are left of the site's layer, which may have others besides."
     alive, rows = self.alive(site), self.outputs_kept(site.name)
     mine = torch.as_tensor(site.rows, device=alive.device)[alive]
@@ -146,12 +143,12 @@ def rows_left(self:Job, site):
 
 # %% ../../nbs/recipes/31_job.ipynb #f516aa71
 @patch
-def same_weight(self:Job, name):
+def same_weight(self:Job, name:str):
     "Other modules that hold a layer's weight and are rounded already."
     return [k for k in self.codes if k != name and name in self.layers and self.layers[name] is self.layers.get(k)]
 
 @patch
-def round(self:Job, name, bits):
+def round(self:Job, name:str, bits:int):
     "Rounds a layer's weights; if the recipe says so, the next layer (eq. 9) or its own grid corrects their length."
     if known := self.same_weight(name): self.codes[name] = self.codes[known[0]]; return
     m, r, site = self.mods[name], self.recipe, self.sites.get(name)
@@ -191,11 +188,12 @@ def run(
     self.end(bits)
 
 @patch
-def end(self:Job, bits):
+def end(self:Job, bits:dict):
     "The weights that an operation without a rule reads (attention) are rounded, and whatever is still whole is cut."
     for name, b in bits.items():
         if b is not None and name not in self.layers and any(f'{name}.weight' in r.read for r in self.graph.records):
             self.round(name, b)
-    cut_rest(self.net, self.graph.record, self.gone, [l for n in self.order if (l := self.layers[n]).name == n and l.plain])
+    cut_rest(self.net, self.graph.record, self.gone,
+        [l for n in self.order if (l := self.layers[n]).name == n and l.plain])
     if self.recipe.repair == 'streams': recount(self)
     self.tick()

@@ -29,7 +29,7 @@ def tails(
     return torch.where(d < 0, b/2*e-d, b/2*e), torch.where(d < 0, d*d+2*b*b-b*b*e, b*b*e)
 
 # %% ../../nbs/recipes/37_ranges.ipynb #64d94f36
-def positive(mean, std):
+def positive(mean:torch.Tensor, std:torch.Tensor):
     "P(z > 0)."
     e = torch.exp(-mean.abs()*math.sqrt(2)/std.clamp(min=TINY))/2
     return torch.where(mean < 0, e, 1-e)
@@ -81,10 +81,10 @@ def before_relu(
 
 # %% ../../nbs/recipes/37_ranges.ipynb #0b365211
 def bounds(
-    n, # `Node`
+    n:object, # `Node`
     known:dict, # node → bounds of the tensors before
     input_range:tuple, # of the network's inputs
-    tensor=None, # function (name) → parameter
+    tensor:object=None, # function (name) → parameter
 )->tuple: # (low, high)
     "Between what values an operation's result lies."
     if n.op == 'input': return input_range
@@ -106,7 +106,7 @@ def input_range(
     return min(-m/s for m, s in zip(mean, std)), max((1-m)/s for m, s in zip(mean, std))
 
 # %% ../../nbs/recipes/37_ranges.ipynb #1f666cf8
-def six_sigma(mean, std, bits, low=-math.inf, high=math.inf):
+def six_sigma(mean:torch.Tensor, std:torch.Tensor, bits:int, low:float=-math.inf, high:float=math.inf):
     "As `best_range`: six standard deviations of the widest channel (DFQ)."
     return max(low, min((mean-6*std).min().item(), 0.)), min(high, max((mean+6*std).max().item(), 0.))
 
@@ -127,7 +127,7 @@ def range_of(
 
 # %% ../../nbs/recipes/37_ranges.ipynb #687439c1
 def shown_range(
-    example, # what a network takes
+    example:object, # what a network takes
 )->tuple: # (low, high); None if they may be normalised
     "Between what values inputs lie that are not normalised."
     shown = [t for t in tensors_of(example) if t.is_floating_point() and t.numel()]
@@ -136,7 +136,7 @@ def shown_range(
 
 # %% ../../nbs/recipes/37_ranges.ipynb #9e58cad9
 def find_ranges(
-    job, # a run with its `Source`; its `inputs` are filled
+    job:object, # a run with its `Source`; its `inputs` are filled
     bits:dict, # layer name → width of what it reads, or None
     input_range:tuple=None, # of the network's inputs; None: INPUT_RANGE
 ):
@@ -166,7 +166,7 @@ def find_ranges(
             f"{', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}; they stay float")
 
 # %% ../../nbs/recipes/37_ranges.ipynb #6641297d
-def still_seen(job, name, seen):
+def still_seen(job:object, name:str, seen:tuple):
     "The same of the channels that a layer reads when it is cut."
     l, (mean, var, *ends) = job.layers[name], seen
     kept = job.outputs_kept(name) if l.depthwise else job.inputs_kept(name)

@@ -78,7 +78,7 @@ class Recipe:
             for v in self.prepare if what == 'prepare' else [getattr(self, what)]: _choose(v, table, what, self.name)
         for what in ('lam1', 'lam2'):
             if not _number(getattr(self, what)): refuse(what, 'take a finite number ≥ 0')
-    def but(self, **changes): return replace(self, **changes)
+    def but(self, **changes:object): return replace(self, **changes)
     def to_json(self): return json.dumps(asdict(self))
 
 # %% ../../nbs/recipes/30_recipe.ipynb #f4869dd7
@@ -108,12 +108,13 @@ RECIPES = {r.name: r for r in (
         repair='means', prepare=('equalise', 'absorb')),
     Recipe('omse', metric='field', projection='none', grid='symmetric', scale='none'),
     Recipe('squant', metric='field', projection='none', grid='symmetric', rounding='flips', scale='none'),
-    Recipe('lbyl', projection='lbyl', scale='none'), Recipe('lbyl-published', projection='lbyl-published', scale='none'),
+    Recipe('lbyl', projection='lbyl', scale='none'),
+    Recipe('lbyl-published', projection='lbyl-published', scale='none'),
     Recipe('data-free-pruning', metric='one-by-one', projection='none', scale='none'),
     Recipe('folding', metric='folding', projection='none', scale='none'))}
 
 def get_recipe(
-    recipe, # a `Recipe` or a name
+    recipe:Recipe, # a `Recipe` or a name
 )->Recipe:
     "The recipe of that name. Raises `RecipeError`."
     if isinstance(recipe, Recipe): return recipe

@@ -16,7 +16,7 @@ from .job import Job
 # %% ../../nbs/recipes/39_replace.ipynb #398164c9
 class ReplaceJob(Job):
     "A run in which every pruned channel is replaced by one that stays."
-    def select(self, ratio, layer_ratios, macs=None):
+    def select(self, ratio:float, layer_ratios:dict, macs:dict=None):
         if self.recipe.budget != 'uniform':
             raise RecipeError(f'budget={self.recipe.budget!r}', layer=f'recipe {self.recipe.name!r:.80}',
                 hint="a recipe that replaces channels takes budget='uniform'")
@@ -24,29 +24,29 @@ class ReplaceJob(Job):
         for name, site in self.sites.items():
             n = n_kept(site.size, check_ratio(layer_ratios.get(name, ratio), name))
             if n < site.size and self.replaces(site): self.kept[name] = self.take(site, n)
-    def replaces(self, site):
+    def replaces(self, site:object):
         return (site.groups == site.units.shape[1] == 1 and site.size == len(self.layers[site.name].rows)
             and all(p is not None for p in self.readers(site)))
-    def take(self, site, n):
+    def take(self, site:object, n:int):
         "A size budget also takes from sites without replacements."
         if not self.replaces(site): return super().take(site, n)
         to = self.to[site.name] = self.replace(site, n)
         here = torch.arange(site.size, device=to.device) == to
         return here.nonzero()[:, 0], (~here).nonzero()[:, 0]
-    def prune(self, name):
+    def prune(self, name:str):
         if name not in self.to: return super().prune(name)
         kept, pruned = self.kept[name]
         self.merge_rows(self.sites[name], self.to[name])
         T = (self.to[name][pruned][:, None] == kept).double()
         for u in self.sites[name].consumers: merge_into(self.mods[u.module], u, T, kept, pruned)
-    def merge_rows(self, site, to): pass
+    def merge_rows(self, site:object, to:torch.Tensor): pass
 
 # %% ../../nbs/recipes/39_replace.ipynb #879f7247
-def incoming(job, site):
+def incoming(job:Job, site:object):
     "Gram matrix of a site's augmented vectors, shifts in full."
     return job.channels(site, next(iter(job.readers(site)))).vectors.augmented(1.)
 
-def outgoing(job, site):
+def outgoing(job:Job, site:object):
     "Gram matrix of the columns with which a site's channels are read."
     A = torch.zeros(site.size, site.size, dtype=torch.float64, device=job.mods[site.name].weight.device)
     for u in site.consumers:
@@ -59,14 +59,14 @@ def outgoing(job, site):
 # %% ../../nbs/recipes/39_replace.ipynb #126878bb
 class OneByOneJob(ReplaceJob):
     "Data-free parameter pruning (Srinivas and Babu, 2015)."
-    def replace(self, site, n): return one_by_one(incoming(self, site), outgoing(self, site), n)
+    def replace(self, site:object, n:int): return one_by_one(incoming(self, site), outgoing(self, site), n)
 
 # %% ../../nbs/recipes/39_replace.ipynb #6453b98c
 class FoldingJob(ReplaceJob):
     "Model folding (2025): clusters, their means, and a factor on γ."
-    def replace(self, site, n): return cluster(incoming(self, site)+outgoing(self, site), n)
+    def replace(self, site:object, n:int): return cluster(incoming(self, site)+outgoing(self, site), n)
     @torch.no_grad()
-    def merge_rows(self, site, to):
+    def merge_rows(self, site:object, to:torch.Tensor):
         m, steps = self.mods[site.name], next(iter(self.readers(site))).steps
         norms = [s for s in steps if s.kind == 'norm']
         if (len(norms) != 1 or any(s.kind not in ('norm', 'act', 'spatial') for s in steps)

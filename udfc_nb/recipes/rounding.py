@@ -19,7 +19,7 @@ GRIDS = {'paper': paper_grid, 'symmetric': symmetric_grid, 'asymmetric': asymmet
 CLIPS = torch.linspace(.3, 1, 36) # shares of max|w| that are tried as the end of the grid
 PIECE = 1 << 17 # weights looked at together: half a megabyte
 
-def code_range(grid, bits):
+def code_range(grid:str, bits:int):
     "The smallest and the largest code of a grid."
     centred = grid == 'symmetric' or grid == 'dense' and bits > FITTED
     return (1-2**(bits-1), 2**(bits-1)-1) if centred else (0, 2**bits-1)
@@ -70,7 +70,7 @@ def fitted_ends(
             best = [torch.where(new[-1] < best[-1], *pair) for pair in zip(new, best)]
     return best[2], best[3]
 
-def dense_grid(W, bits, per_channel=True, clip=1., variance=None):
+def dense_grid(W:torch.Tensor, bits:int, per_channel:bool=True, clip:float=1., variance:torch.Tensor=None):
     """All 2ᵏ levels, fitted to each filter, with the `variance` (O, n) of what each weight reads; from 8 bits on
     symmetric integers. Raises `BitsError`, `NonFiniteError`."""
     if bits > FITTED or not W.numel():
@@ -121,10 +121,10 @@ def second_order(
 
 # %% ../../nbs/recipes/33_rounding.ipynb #d393a9c6
 def round_nearest(
-    x, # `Patch` of what the layer reads, or None
+    x:object, # `Patch` of what the layer reads, or None
     W:torch.Tensor, # (O, …)
     bits:int,
-    recipe, # its `grid` and `per_channel`
+    recipe:object, # its `grid` and `per_channel`
 )->tuple: # `Quantized`
     """To the nearest point of the grid, with the best clip where every channel has its own. Raises `BitsError`,
     `NonFiniteError`."""
@@ -134,14 +134,14 @@ def round_nearest(
         else 1.)
 
 def spread_of(
-    x, # `Patch` of what a layer reads
+    x:object, # `Patch` of what a layer reads
     W:torch.Tensor, # (O, n) its filters
 )->torch.Tensor: # (O, n)
     "The variance of what each weight reads, damped."
     d = x.covariance.diagonal(dim1=1, dim2=2).clamp(min=0)
     return x.unfold((d+DAMPING*d.mean(1, keepdim=True))[:, None].expand(x.fold(W).shape))
 
-def round_second_order(x, W, bits, recipe):
+def round_second_order(x:object, W:torch.Tensor, bits:int, recipe:object):
     "As `round_nearest`, each error passed on in the metric of the patch."
     q = round_nearest(x, W, bits, recipe)
     rows = lambda t: x.fold(t.double().expand(W.shape).flatten(1))[:, :, :1]
@@ -152,7 +152,7 @@ def round_second_order(x, W, bits, recipe):
 # %% ../../nbs/recipes/33_rounding.ipynb #7ff2fed1
 def own_scale(
     old:torch.Tensor, # weights before they were rounded, (O, n)
-    q, # `Quantized`
+    q:object, # `Quantized`
 )->torch.Tensor: # shaped like `q.scale`
     """s̃ for the layer's own norm (its γ; β and the statistics stay) or else its own step: eq. 21 without the
     shift."""

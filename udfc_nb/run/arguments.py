@@ -32,8 +32,8 @@ def _check_whole(b, n):
 
 # %% ../../nbs/run/56_arguments.ipynb #3ed13435
 def check_size(
-    size_budget, # bytes
-    pruning_ratio=0., weight_bits=None, # what it replaces
+    size_budget:float, # bytes
+    pruning_ratio:float=0., weight_bits:float=None, # what it replaces
 ):
     "Raises `BudgetError` unless `size_budget` is a positive number that stands alone."
     if isinstance(size_budget, bool) or not isinstance(size_budget, (int, float)) or not 0 < size_budget < float('inf'):
@@ -67,7 +67,7 @@ def _has_filters(m):
         for t in (*m._parameters.values(), *m._buffers.values())))
 
 def check_device(
-    device, # a name, a number or a torch.device
+    device:object, # a name, a number or a torch.device
 )->torch.device:
     "The device of that name. Raises `ArgumentError` unless it is there and holds numbers."
     try: found = torch.empty(0, device=device).device
@@ -79,7 +79,7 @@ def check_device(
     return found
 
 def check_range(
-    ends, # (low, high)
+    ends:tuple, # (low, high)
 )->tuple: # of floats
     "Raises `ArgumentError` unless these are two finite numbers, the lower one first."
     try: low, high = (float(e) for e in (() if isinstance(ends, (str, bytes, Mapping, set)) else ends))
@@ -155,8 +155,9 @@ class Asked:
     size:float=None # bytes to aim at
 
 def check_arguments(
-    model, example_inputs, recipe, budget, pruning_ratio, weight_bits, activation_bits, size_budget, ignored_layers,
-    layer_ratios, layer_bits, input_range, images, seed, sites, verify, more_examples, device, progress, # of `compress`
+    model:nn.Module, example_inputs:object, recipe:Recipe|str, budget:str|dict, pruning_ratio:float, weight_bits:float,
+    activation_bits:int, size_budget:float, ignored_layers:tuple, layer_ratios:dict, layer_bits:dict, input_range:tuple,
+    images:object, seed:int, sites:str, verify:bool, more_examples:tuple, device:object, progress:object,
 )->Asked:
     """Looks at all arguments before anything is computed. Raises the errors of `udfc_nb.errors`; each names the
     argument, what was given and what can be."""
@@ -192,7 +193,7 @@ def check_arguments(
             except error as e: raise error(f'{what} has {v!r:.80}', layer=n, hint=e.hint) from None
     _check_widths(recipe.grid, weight_bits, widths)
     settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, activation_bits=activation_bits,
-        budget=costs or recipe.budget, size_budget=size_budget,
-        ignored_layers=list(ignored), layer_ratios=ratios, layer_bits=widths, sites=sites, seed=seed)
-    return Asked(model, (example_inputs, *more_examples), recipe, settings, input_range, images, verify, device, progress,
-        size_budget)
+        budget=costs or recipe.budget, size_budget=size_budget, ignored_layers=list(ignored), layer_ratios=ratios,
+        layer_bits=widths, sites=sites, seed=seed)
+    return Asked(model, (example_inputs, *more_examples), recipe, settings, input_range, images, verify, device,
+        progress, size_budget)

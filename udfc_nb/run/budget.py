@@ -6,6 +6,7 @@
 __all__ = ['CAP', 'WIDTHS', 'hull', 'allot', 'Sizes', 'allot_bits']
 
 # %% ../../nbs/run/59_budget.ipynb #d4fbc495
+import math
 from bisect import bisect_left
 import torch
 from ..errors import BitsError, BudgetError
@@ -17,7 +18,7 @@ CAP = .9 # at most this share of a site's channels may go
 
 # %% ../../nbs/run/59_budget.ipynb #2ccbce04
 def hull(
-    curve, # costs of 0, 1, … channels less
+    curve:list, # costs of 0, 1, … channels less
 )->list: # of (first count, last count, slope)
     "The lower convex hull of a cost curve, as segments."
     points = []
@@ -32,7 +33,7 @@ def hull(
 def allot(
     curves:dict, # site → costs of 0, 1, … steps less, up to the cap
     gains:dict, # site → what one step saves
-    size, # function (site → steps less) → size of the network
+    size:object, # function (site → steps less) → size of the network
     target:float, # the size to come down to
 )->dict: # site → steps less
     """Steps are taken in the order of cost per saving along the hulls (the Lagrangian optimum) until the size is
@@ -51,7 +52,7 @@ def allot(
 class Sizes:
     "Parameters or MACs of a network as a function of the channels that its sites keep."
     def __init__(self,
-        job, # a run: its modules and sites
+        job:object, # a run: its modules and sites
         macs:dict=None, # layer → MACs, or another cost; None: parameters
     ):
         self.job, self.per = (job, {n: m.weight.numel() if macs is None else macs[n] for n, m in job.mods.items()
@@ -59,15 +60,16 @@ class Sizes:
         self.uses = {}
         for name, site in job.sites.items():
             for u in site.uses: self.uses.setdefault(u.module, []).append((u, name, site.size))
-    def share(self, module, role, less):
+    def share(self, module:str, role:str, less:dict):
         "The share of a module's entries that is left."
         m, uses = self.job.mods[module], [t for t in self.uses.get(module, ()) if t[0].role == role]
         total = channels_of(m)[role == 'in']
         return 1-sum(less.get(s, 0)*u.index.size/size for u, s, size in uses)/max(total, 1)
-    def __call__(self, less):
-        return sum(v*self.share(n, 'out', less)*self.share(n, 'in', less)*self.share(n, 'depthwise', less)
-            for n, v in self.per.items())
-    def gain(self, site, step): return self({})-self({site: step})
+    def left(self, module:str, less:dict):
+        "What is left of a module's own."
+        return math.prod((self.share(module, r, less) for r in ('out', 'in', 'depthwise')), start=self.per[module])
+    def __call__(self, less:dict): return sum(self.left(n, less) for n in self.per)
+    def gain(self, site:object, step:int): return self({})-self({site: step})
 
 # %% ../../nbs/run/59_budget.ipynb #d50e5802
 WIDTHS = (2, 3, 4, 5, 6, 7, 8) # that a layer may get

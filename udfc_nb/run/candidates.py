@@ -20,7 +20,7 @@ from .source import CHOSEN, REPORTED
 def attempt(
     job:Job, # is not changed
     judge:Judge,
-    recipe, kept:dict, bits:dict, # of the candidate
+    recipe:object, kept:dict, bits:dict, # of the candidate
 )->tuple: # the run of the candidate, and its unexplained share
     "Carries out one candidate and asks the judge."
     one = METRICS[recipe.metric](deepcopied(job.net, {}), job.graph, recipe, lambda done, total, layer: job.tick(layer))
@@ -32,10 +32,10 @@ def attempt(
 # %% ../../nbs/run/54_candidates.ipynb #e1f0a003
 def as_many(
     job:Job,
-    recipe, # another `Recipe`
-    net, # of the same structure
+    recipe:object, # another `Recipe`
+    net:object, # of the same structure
     kept:dict, # site → (K, P)
-    *progress,
+    *progress:object,
 )->Job:
     "A run that keeps as many channels of every site, by the criterion of another recipe."
     other = Job(net, job.graph, recipe, *progress)
@@ -45,12 +45,12 @@ def as_many(
         other.kept[n] = other.take(s, len(s.units)*len(k)//s.size)
     return other
 
-def own_parts(recipe):
+def own_parts(recipe:object):
     "What a recipe asks for that differs from `best`."
     return dict(per_channel=recipe.per_channel) | {k: v for k in ('criterion', 'grid')
         if (v := getattr(recipe, k)) != getattr(RECIPES['best'], k)}
 
-def plain_of(recipe):
+def plain_of(recipe:object):
     "Small filters dropped, weights to the nearest, with what a recipe asks for."
     return RECIPES['prune'].but(**(own_parts(recipe) if recipe.metric == 'judged' else {}))
 
@@ -59,7 +59,7 @@ def choices(
     job:Job, # its channels are selected
     closed:tuple, # sites that have a ratio of their own
     costs:dict, # layer → what it costs; None: parameters
-    proven, # function (site → (K, P)): does this cut hold?
+    proven:object, # function (site → (K, P)): does this cut hold?
 ):
     """The candidates, one after the other, as (name, recipe, what stays); the later ones build on the best of those
     before."""
@@ -93,7 +93,7 @@ def best_of(
     bits:dict, # layer → width or None
     closed:tuple=(), # sites that have a ratio of their own
     costs:dict=None, # layer → what it costs; None: parameters
-    proven=lambda kept: True, # does this cut hold?
+    proven:object=lambda kept: True, # does this cut hold?
 )->Job: # a run that has ended
     "All candidates; the one with the least damage stays, of equals the first."
     job.begin()
@@ -111,7 +111,7 @@ def best_of(
     job.done = job.total; job.tick()
     return winner
 
-def unseen(job, judge, bits):
+def unseen(job:Job, judge:Judge, bits:dict):
     "Where the outputs say nothing that could be compared, what is fitted is taken."
     one, J = attempt(job, judge, job.recipe.but(metric='counted'), job.kept, bits)
     job.trials.append(('counted', J))

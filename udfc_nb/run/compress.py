@@ -28,7 +28,7 @@ from .working import WorkingCopy, floating, original, record_with, without_grids
 
 # %% ../../nbs/run/55_compress.ipynb #b71c8dee
 @contextmanager
-def ticking(progress):
+def ticking(progress:object):
     "The function that a run calls per layer."
     if callable(progress): yield progress; return
     with tqdm(disable=not progress, desc='compress', unit='layer') as bar:
@@ -63,7 +63,7 @@ class Seen:
     notes:list
 
 def recorded(
-    asked, # `Asked`
+    asked:object, # `Asked`
 )->Seen:
     "Runs a copy of the network on its examples."
     model, s = asked.model, asked.settings
@@ -86,7 +86,7 @@ def recorded(
         {n: None if n in anew | idle else b for n, b in bits.items()}, reads, grids, notes)
 
 # %% ../../nbs/run/55_compress.ipynb #cac511af
-def selected(asked, seen, graph, tick):
+def selected(asked:object, seen:object, graph:object, tick:object):
     "A run that knows which channels stay and how many bits each layer gets."
     s, job = asked.settings, METRICS[asked.recipe.metric](seen.work.net, graph, asked.recipe, tick)
     job.source, seen.source.graph, job.bits = seen.source, graph, seen.bits
@@ -99,7 +99,7 @@ def selected(asked, seen, graph, tick):
         job.bits = fit_size(job, asked.size, seen.bits, free, set(s['layer_ratios']), seen.reads)
     return job
 
-def chosen(asked, seen, tick):
+def chosen(asked:object, seen:object, tick:object):
     "As `selected`, with a cut that is proven."
     job, (graph, *how) = None, seen.proof
     def select(graph):
@@ -111,7 +111,7 @@ def chosen(asked, seen, tick):
     return job
 
 # %% ../../nbs/run/55_compress.ipynb #6c53fe52
-def carried_out(asked, seen, job):
+def carried_out(asked:object, seen:object, job:object):
     "The run that has ended: its layers cut, fitted, rounded, its norms re-estimated."
     s, recipe, graph = asked.settings, job.recipe, job.graph
     def proven(kept):
@@ -132,7 +132,7 @@ def carried_out(asked, seen, job):
 
 # %% ../../nbs/run/55_compress.ipynb #410251f1
 def run_stages(
-    asked, # `Asked`
+    asked:object, # `Asked`
 )->Compressed:
     "Record, select and prove, carry out, judge, report."
     with ticking(asked.progress) as tick:

@@ -56,10 +56,10 @@ class Judge:
     def answers(self, net, anchors, *args, **kwargs):
         return tensors_of(Stream(net, self.kinds, anchors, *args, written=self.source.written, **kwargs).run(self.x))
     def rows(self, out): return [[_said(k) for k in self.parted(y)] for y in tensors_of(out)]
-    def parted(self, y): return y.chunk(self.kinds) if y.dim() and len(y) % self.kinds == 0 else (y,)
+    def parted(self, y:torch.Tensor): return y.chunk(self.kinds) if y.dim() and len(y) % self.kinds == 0 else (y,)
     def __call__(self,
         net:nn.Module,
-        kept=None, # function (name of a running mean) → indices of its channels that are left
+        kept:object=None, # function (name of a running mean) → indices of its channels that are left
         reestimate:str=None, # as `Stream` takes it; then only with anchors
     )->float: # mean over views, kinds and outputs; None where nothing can be compared
         "The unexplained share."

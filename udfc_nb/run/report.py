@@ -28,7 +28,7 @@ def layer_macs(
 
 # %% ../../nbs/run/52_report.ipynb #5ff5c91d
 @contextmanager
-def eval_mode(model):
+def eval_mode(model:nn.Module):
     "The network in eval mode, and afterwards every module in the mode it was in."
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
@@ -51,7 +51,7 @@ def _watching(model, calls):
 # %% ../../nbs/run/52_report.ipynb #3e373cb7
 def count(
     model:nn.Module, # is not changed
-    example_inputs, # tensor, tuple or dict that the forward takes
+    example_inputs:object, # tensor, tuple or dict that the forward takes
 )->dict: # layer name → dict(params, macs), in the order of the modules
     "Parameters and MACs of every convolution and linear layer, for one image. Raises `ExampleInputError`."
     calls, net, (args, kwargs) = {}, twin(model).eval(), call_args(model, fresh(example_inputs))

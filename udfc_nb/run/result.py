@@ -41,7 +41,7 @@ class Compressed:
         path:str|PathLike, # ends in .onnx or .pt2
         example_inputs:object=None, # tensor or tuple of tensors; None: what `compress` was given
         form:str='quantized', # 'quantized': codes; 'float': their values
-        **kw, # of `onnx_graph`
+        **kw:object, # of `onnx_graph`
     )->int: # bytes
         "Writes the network for use elsewhere. Raises `FileError`, `UnsupportedError`, `ExampleInputError`, OSError."
         from udfc_nb.files.export import export_model
@@ -58,7 +58,7 @@ def _row(name, job, old, new, before, after):
         'params': after['params'], 'params_before': before['params'], 'macs': after['macs'],
         'macs_before': before['macs']}
 
-def report_rows(asked, seen, job):
+def report_rows(asked:object, seen:object, job:object):
     "What a run has done, layer by layer and in total."
     def size(m): return sum(p.numel() for p in m.parameters())
     old, after, total = dict(asked.model.named_modules()), count(job.net, seen.example), size(job.net)
@@ -70,7 +70,7 @@ def report_rows(asked, seen, job):
     return Report(rows, totals, asdict(job.recipe), __version__, asked.settings, job.notes)
 
 # %% ../../nbs/run/57_result.ipynb #955cf3c3
-def untouched(model):
+def untouched(model:nn.Module):
     "A note on the parameters that stand in no convolution, linear layer or norm."
     held = {id(p) for n, m in model.named_modules() if isinstance(m, LAYERS) or is_norm(m) for p in m.parameters()}
     rest = [(n, p.numel()) for n, p in model.named_parameters() if id(p) not in held
@@ -88,9 +88,9 @@ def _sound(net):
     return net
 
 def report(
-    asked, # `Asked`
-    seen, # `Seen`
-    job, # the run that has ended
+    asked:object, # `Asked`
+    seen:object, # `Seen`
+    job:object, # the run that has ended
     judged:dict, # what the judge says of it
 )->Compressed:
     "The last stage: what was done, and the network as it came."
@@ -112,7 +112,7 @@ def file_bytes(
     with tempfile.TemporaryDirectory() as folder: return out.save(Path(folder)/'packed.safetensors')
 
 def within(
-    run, # function (bytes to aim at) → `Compressed`
+    run:object, # function (bytes to aim at) → `Compressed`
     most:float, # bytes that its file may have
 )->Compressed:
     "Aims lower until the file is no larger than asked for. Raises `BudgetError`."

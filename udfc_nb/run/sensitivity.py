@@ -62,10 +62,10 @@ def cost_of(
     with with_weights(source.net, new): J = judge(source.net, reestimate='pass')
     return None if J is None else damage(J)
 
-def step_of(site): # channels in a step: one unit of every group
+def step_of(site:object): # channels in a step: one unit of every group
     return site.groups*site.units.shape[1]
 
-def without(job, site, kept, pruned):
+def without(job:Job, site:object, kept:torch.Tensor, pruned:torch.Tensor):
     "Layer → its weight without the columns that read some of a site's channels."
     new = {}
     for u in site.consumers:
@@ -112,7 +112,7 @@ def site_costs(
 # %% ../../nbs/run/53_sensitivity.ipynb #f51ae8c2
 def bit_costs(
     job:Job, # with its `Source`
-    names, # of layers
+    names:object, # of layers
 )->dict: # name → damage at each of WIDTHS
     """What rounding costs at the output, layer by layer: asked at 3 bits, and carried to others by the error of the
     weights."""
@@ -137,8 +137,7 @@ def spread_bits(
     free = {n for n, b in bits.items() if b == average}
     curves, sizes = bit_costs(job, free), Sizes(job)
     less = {n: len(p) for n, (_, p) in job.kept.items()}
-    left = {n: sizes.per[n]*sizes.share(n, 'out', less)*sizes.share(n, 'in', less)*sizes.share(n, 'depthwise', less)
-        for n in curves}
+    left = {n: sizes.left(n, less) for n in curves}
     widths = allot_bits(curves, left, average) if curves else {}
     return {n: widths.get(n, int(average)) if n in free else b for n, b in bits.items()}
 
@@ -172,8 +171,8 @@ def spent(
 @guarded()
 def site_curves(
     model:nn.Module, # is not changed
-    example_inputs, # a tensor, tuple or dict
-    recipe='best', # a `Recipe` or a name: its criterion says which channels go
+    example_inputs:object, # a tensor, tuple or dict
+    recipe:object='best', # a `Recipe` or a name: its criterion says which channels go
     ignored_layers:tuple=(),
     seed:int=0, # of the images made of nothing
 )->dict: # site → damage at the output when 0, 1, … steps go (a step is one channel, or one of every group)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WORK', 'FEW', 'MANY', 'SETS', 'FITTED_ON', 'CHOSEN', 'REPORTED', 'LARGE', 'WIDEST', 'small', 'signals',
-           'check_images', 'Source', 'joined']
+           'check_images', 'Source']
 
 # %% ../../nbs/run/50_source.ipynb #2989cfbd
-import functools, math
+import math
 import torch, torch.nn as nn
 from torch.utils._pytree import tree_leaves, tree_map
 from fastcore.basics import patch
@@ -26,11 +26,11 @@ SETS = FITTED_ON, CHOSEN, REPORTED = range(3) # the numbers of three sets of ima
 LARGE = 2**26 # numbers that one operation may give
 WIDEST = 160 # pixels along an axis beyond which an image is halved
 
-def small(k): # pixels
+def small(k:int): # pixels
     while k > WIDEST: k = math.ceil(k/2)
     return k
 
-def signals(nodes):
+def signals(nodes:list):
     "Does a convolution read what comes in as a matrix?"
     todo = [n for n in nodes if n.op == 'input' and len(n.shape) == 2]
     while todo:
@@ -43,8 +43,8 @@ def signals(nodes):
 
 # %% ../../nbs/run/50_source.ipynb #9095f9bd
 def check_images(
-    images, # a tensor, or tuples, lists and dicts of tensors
-    seed=0,
+    images:object, # a tensor, or tuples, lists and dicts of tensors
+    seed:int=0,
 ):
     "Raises `ExampleInputError` unless there are images for three sets, all finite, and the seed is a whole number."
     tensors = [t for t in tree_leaves(images) if isinstance(t, torch.Tensor) and t.dim()]
@@ -61,11 +61,11 @@ class Source:
     anchored."""
     def __init__(self,
         net:nn.Module, # the original, in eval mode; is not changed
-        graph, # its `Graph`
-        example, # tensor, tuple or dict
+        graph:object, # its `Graph`
+        example:object, # tensor, tuple or dict
         seed:int=0,
         input_range:tuple=None, # (low, high) of its inputs
-        images=None, # unlabelled inputs of the user's own, in the place of those made of nothing
+        images:object=None, # unlabelled inputs of the user's own, in the place of those made of nothing
     ):
         self.net, self.graph, self.example, self.seed, self.input_range, self.given = (net, graph, example, seed,
             input_range, images)
@@ -75,12 +75,12 @@ class Source:
         self.batch = None # the only one that the network takes
         self.fitting, self._anchors, self._seen, self._counted, self._modelled, self.judge, self._macs, self.size = (
             [None]*8)
-    def of_another(self, net):
+    def of_another(self, net:nn.Module):
         "The same for another network of the same structure."
         return Source(net.eval(), self.graph, self.example, self.seed, self.input_range, self.given)
     @property
     def kinds(self): return len(self.of(FITTED))
-    def of(self, kinds):
+    def of(self, kinds:tuple):
         "The kinds of image that can be had, each of them a part of the batch."
         return ('given',) if self.given is not None or self.batch and self.batch % len(kinds) else tuple(kinds)
     @property
@@ -113,18 +113,19 @@ class Source:
             and n.target in self.graph.layers]
         has_bias = lambda l: getattr(self.net.get_submodule(l.name), 'bias', None) is not None
         return {l.weight for l, n in calls if l.plain and not l.transposed and has_bias(l) and not absorbed(n)}
-    def make(self, n, kind, number, size=None):
+    def make(self, n:int, kind:str, number:int, size:object=None):
         gen = torch.Generator().manual_seed(self.seed*1000+number*10+list(KINDS).index(kind))
         return inputs_like(self.example, n, kind, gen, size or self.size, self.signals, self.input_range)
-    def images(self, n, number, kinds=FITTED):
+    def images(self, n:int, number:int, kinds:tuple=FITTED):
         "n inputs, equally many of each kind; `number` of the set."
         if self.given is self.example: return self.example
         if self.given is not None:
             return tree_map(lambda t: t[number::len(SETS)][:n] if isinstance(t, torch.Tensor) and t.dim() else t,
                 self.given)
-        parts = [self.make(math.ceil((self.batch or n)/len(kinds)), k, number) for k in kinds]
-        return (resized(functools.reduce(joined, parts), batch=self.batch-len(kinds)*math.ceil(self.batch/len(kinds)))
-            if self.batch else functools.reduce(joined, parts))
+        def joined(*t): return torch.cat(t) if isinstance(t[0], torch.Tensor) and t[0].dim() else t[0]
+        each = math.ceil((self.batch or n)/len(kinds))
+        out = tree_map(joined, *(self.make(each, k, number) for k in kinds))
+        return resized(out, batch=self.batch-each*len(kinds)) if self.batch else out
     @property
     def enough(self):
         "How many images a pass has."
@@ -133,7 +134,7 @@ class Source:
 
 # %% ../../nbs/run/50_source.ipynb #cc61750b
 @patch
-def run(self:Source, x, kinds=FITTED, **kwargs):
+def run(self:Source, x:torch.Tensor, kinds:tuple=FITTED, **kwargs:object):
     "The original on some images: the `Stream`, and what came out."
     stream = Stream(self.net, len(self.of(kinds)), written=self.written, **kwargs)
     return stream, stream.run(x)
@@ -169,7 +170,7 @@ def _fit(self:Source, *counts):
     self._anchors = stream.anchors
 
 @patch
-def follow(self:Source, net, kept, **kwargs):
+def follow(self:Source, net:nn.Module, kept:object, **kwargs:object):
     "The images to fit on, through a compressed network beside the original's anchors."
     return Stream(net, self.kinds, self.anchors, kept, self.written, **kwargs).run(self.fitting)
 
@@ -177,10 +178,3 @@ def follow(self:Source, net, kept, **kwargs):
 def anchors(self:Source):
     if self._anchors is None: self._fit()
     return self._anchors
-
-# %% ../../nbs/run/50_source.ipynb #8495367e
-def joined(a, b):
-    "Two batches as one."
-    if isinstance(a, torch.Tensor): return torch.cat([a, b]) if a.dim() else a
-    if isinstance(a, dict): return {k: joined(a[k], b[k]) for k in a}
-    return type(a)(joined(x, y) for x, y in zip(a, b)) if isinstance(a, (tuple, list)) else a

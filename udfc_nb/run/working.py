@@ -49,7 +49,7 @@ def check_finite(
 # %% ../../nbs/run/58_working.ipynb #f7ab505c
 class WorkingCopy:
     "A copy in eval mode that can be given back as the original came; half precision is computed in float32."
-    def __init__(self, model, device=None):
+    def __init__(self, model:nn.Module, device:object=None):
         first = next(model.parameters(), torch.zeros(1))
         self.home, self.dtypes = first.device, {n: t.dtype for n, t in _state(model)}
         self.net = copied(model)
@@ -74,8 +74,8 @@ class WorkingCopy:
 
 # %% ../../nbs/run/58_working.ipynb #c996b46d
 def floating(
-    tree, # a tensor, or tuples, lists and dicts of tensors
-    device, dtype, # None: as they are
+    tree:object, # a tensor, or tuples, lists and dicts of tensors
+    device:object, dtype:torch.dtype, # None: as they are
 ): # the same tree
     "Inputs on a device, the floating ones in a dtype."
     return tree_map(lambda t: t.to(device, dtype or t.dtype if t.is_floating_point() else t.dtype)
@@ -84,25 +84,25 @@ def floating(
 # %% ../../nbs/run/58_working.ipynb #06a97c6f
 def _as_it_is(x): return x
 
-def without_grids(net):
+def without_grids(net:nn.Module):
     "Lets layers read as it is what they read through grids of a run before; name → grid."
     grids = {n: q for n, m in net.named_modules() if isinstance(m, LAYERS)
         and callable(q := getattr(m, 'input_quantizer', None)) and not isinstance(q, nn.Module)}
     for n in grids: net.get_submodule(n).input_quantizer = _as_it_is
     return grids
 
-def with_grids(net, grids):
+def with_grids(net:nn.Module, grids:dict):
     "Gives them back to the layers that have no new ones."
     for n, q in grids.items():
         if (m := net.get_submodule(n)).input_quantizer is _as_it_is: m.input_quantizer = q
 
-def original(model, work):
+def original(model:nn.Module, work:WorkingCopy):
     "The network as it came, for running beside the copy: of the same weights where device and type are the same."
     same = all(t.device == work.device and t.dtype == (work.dtype or t.dtype)
         for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
     return (twin(model) if same else copied(work.net)).eval()
 
-def record_with(work, examples, ignored, sites):
+def record_with(work:WorkingCopy, examples:tuple, ignored:tuple, sites:str):
     "The first example, and what `sites_of` gives; a network whose types do not run together is computed in one."
     example, *more = (floating(e, work.device, work.dtype) for e in examples)
     try: return example, *sites_of(work.net, example, ignored, sites, tuple(more))
