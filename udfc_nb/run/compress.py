@@ -16,9 +16,10 @@ from ..graph.proof import copied, prove
 from ..graph.sites import is_under, layer_names
 from ..peers.equalisation import PREPARATIONS
 from ..recipes.activations import set_inputs
+from ..recipes.job import Job
 from ..recipes.ranges import find_ranges, shown_range
 from ..recipes.recipe import METRICS, Recipe
-from .arguments import check_arguments
+from .arguments import Asked, check_arguments
 from .candidates import best_of, judged
 from .report import count
 from .result import Compressed, report, within
@@ -63,7 +64,7 @@ class Seen:
     notes:list
 
 def recorded(
-    asked:object, # `Asked`
+    asked:Asked,
 )->Seen:
     "Runs a copy of the network on its examples."
     model, s = asked.model, asked.settings
@@ -86,7 +87,7 @@ def recorded(
         {n: None if n in anew | idle else b for n, b in bits.items()}, reads, grids, notes)
 
 # %% ../../nbs/run/55_compress.ipynb #cac511af
-def selected(asked:object, seen:object, graph:object, tick:object):
+def selected(asked:Asked, seen:Seen, graph:object, tick:object):
     "A run that knows which channels stay and how many bits each layer gets."
     s, job = asked.settings, METRICS[asked.recipe.metric](seen.work.net, graph, asked.recipe, tick)
     job.source, seen.source.graph, job.bits = seen.source, graph, seen.bits
@@ -99,7 +100,7 @@ def selected(asked:object, seen:object, graph:object, tick:object):
         job.bits = fit_size(job, asked.size, seen.bits, free, set(s['layer_ratios']), seen.reads)
     return job
 
-def chosen(asked:object, seen:object, tick:object):
+def chosen(asked:Asked, seen:Seen, tick:object):
     "As `selected`, with a cut that is proven."
     job, (graph, *how) = None, seen.proof
     def select(graph):
@@ -111,7 +112,7 @@ def chosen(asked:object, seen:object, tick:object):
     return job
 
 # %% ../../nbs/run/55_compress.ipynb #6c53fe52
-def carried_out(asked:object, seen:object, job:object):
+def carried_out(asked:Asked, seen:Seen, job:Job):
     "The run that has ended: its layers cut, fitted, rounded, its norms re-estimated."
     s, recipe, graph = asked.settings, job.recipe, job.graph
     def proven(kept):
@@ -132,7 +133,7 @@ def carried_out(asked:object, seen:object, job:object):
 
 # %% ../../nbs/run/55_compress.ipynb #410251f1
 def run_stages(
-    asked:object, # `Asked`
+    asked:Asked,
 )->Compressed:
     "Record, select and prove, carry out, judge, report."
     with ticking(asked.progress) as tick:
