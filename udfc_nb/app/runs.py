@@ -23,7 +23,8 @@ from ..run.compress import Compressed, compress
 from ..data.digits import accuracy, digits, digits_net
 from ..errors import BitsError, BudgetError, Cancelled, ExampleInputError, FileError, RatioError, UDFCError, UnsupportedError
 from .evaluate import image_folder, top_k
-from ..graph.sites import layer_names, verdict
+from ..graph.sites import verdict
+from ..graph.kinds import layer_names
 from ..recipes.job import unwrap
 from .plots import LINES, new_figure, size_axis, styled
 from ..run.report import Report

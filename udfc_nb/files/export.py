@@ -21,8 +21,8 @@ from ..caller import let_through
 from ..errors import ExampleInputError, FileError, UnsupportedError
 from ..paper.notation import affine
 from ..paper.quantizer import Quantized
-from ..graph.record import call_args
-from ..graph.sites import LAYERS
+from ..graph.running import call_args
+from ..graph.kinds import LAYERS
 from ..graph.surgery import norm_affine
 
 # %% ../../nbs/files/64_export.ipynb #4a6ad7b1

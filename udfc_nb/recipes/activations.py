@@ -16,8 +16,10 @@ from fastcore.basics import patch
 from ..errors import BitsError, UnsupportedError
 from ..moments.rectified import relu_moments
 from ..graph.operations import EVERYTHING, OPERATIONS, image
-from ..graph.record import record, rerun, tensors_of
-from ..graph.sites import LAYERS
+from ..graph.record import record
+from ..graph.nodes import rerun
+from ..graph.running import tensors_of
+from ..graph.kinds import LAYERS
 from ..graph.steps import NORMS, norm_name, source_of
 from ..graph.surgery import norm_affine
 from .job import Job

@@ -8,7 +8,7 @@ __all__ = ['Sizes', 'inputs_of', 'outputs_of', 'FieldJob', 'whole_channels']
 # %% ../../nbs/recipes/35_best.ipynb #f222f3ed
 import torch, torch.nn as nn
 from fastcore.basics import patch
-from ..graph.sites import LAYERS
+from ..graph.kinds import LAYERS
 from ..graph.steps import PASSING, absorbed, is_norm, norm_name
 from ..graph.surgery import cut_rest, matrix, merge_into
 from .job import Job, JOBS

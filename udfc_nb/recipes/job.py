@@ -19,9 +19,9 @@ from ..paper.assumption import CRITERIA, check_ratio, n_kept, split_channels
 from ..paper.error import pruning_error
 from ..paper.solution import solve_scale
 from ..paper.paths import from_filters, through_norm, through_depthwise, through_gate, through_slopes, through_sum, Vectors
-from ..graph.proof import copied
-from ..graph.record import evaluate, rerun
-from ..graph.sites import LAYERS
+from ..graph.copies import copied
+from ..graph.nodes import evaluate, rerun
+from ..graph.kinds import LAYERS
 from ..graph.steps import NORMS, consumer_paths, ends, norm_name
 from ..graph.surgery import cut_inputs, cut_outputs, cut_rest, kept_along, kept_columns, matrix, merge_into, norm_affine, out_first, scale_into
 from .recipe import Channels, PROJECTIONS

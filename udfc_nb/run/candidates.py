@@ -10,7 +10,7 @@ import math
 import torch
 from fastcore.basics import patch
 from ..errors import BudgetError
-from ..graph.proof import deepcopied
+from ..graph.copies import deepcopied
 from ..recipes.job import Job, JOBS
 from ..recipes.recipe import METRICS, RECIPES
 from .judge import CHOSEN, Judge

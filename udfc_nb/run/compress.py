@@ -21,9 +21,12 @@ from ..caller import guarded, let_through
 from ..errors import ArgumentError, BitsError, BudgetError, ExampleInputError, LayerNameError, NonFiniteError, RatioError
 from ..paper.quantizer import GRIDS, check_bits
 from ..paper.assumption import check_ratio
-from ..graph.record import call_args, check_names
-from ..graph.proof import copied, prove, sites_of, twin
-from ..graph.sites import LAYERS, POLICIES, PRUNED, SINGLE, is_under, layer_names
+from ..graph.running import call_args, check_names
+from ..graph.proof import prove, sites_of
+from ..graph.copies import copied, twin
+from ..graph.sites import POLICIES
+from ..graph.kinds import LAYERS, is_under, layer_names
+from ..graph.classes import PRUNED, SINGLE
 from ..graph.steps import is_norm
 from ..recipes.mixed import WIDTHS
 from ..recipes.recipe import PREPARATIONS, RECIPES, get_recipe
