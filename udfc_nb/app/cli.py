@@ -35,7 +35,7 @@ from ..files.measure import RUNTIMES, bench, bench_csv, bench_table
 from ..errors import ArgumentError, ExampleInputError, FileError, OutOfMemoryError, UDFCError
 from ..graph.proof import find_sites
 from ..graph.sites import POLICIES, verdict
-from ..graph.classes import PRUNED
+from ..graph.reasons import PRUNED
 from ..recipes.recipe import RECIPES, get_recipe, recipe_from_json
 from .tools import SHELLS, completion, doctor_text, open_workbench
 from ..run.report import count

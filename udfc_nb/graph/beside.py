@@ -10,11 +10,12 @@ import os, traceback
 from dataclasses import dataclass, field
 import numpy as np, torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from .labels import varying
-from .rules import ACT, BRANCHED, COUNTED, FIXED
+from .shadow import storage_of
+from .nodes import Call, tensors_in
+from .reasons import ACT, BRANCHED, COUNTED, FIXED
 from .weights import PRODUCTS, convolution
-from .operations import OPERATIONS, operation_of
+from .operations import OPERATIONS, Operation, operation_of
 from .running import is_own, is_random, perform
 from .record import Recorder
 
@@ -33,21 +34,20 @@ class Masked(Recorder):
         super().__init__(*args, **kwargs)
         # per operation: its node, and values or number of each output
         self.removed, self.values = torch.from_numpy(removed), []
-    def execute(self, call):
+    def execute(self, call:Call):
         args = list(call.args)
         for i in READERS.get(call.name, ()):
             labels = call.planes_of(args[i]).get(ACT)
             if labels is not None and (gone := self.removed[labels]).any():
                 args[i] = args[i].masked_fill(gone.to(args[i].device), 0)
         return perform(call.func, tuple(args), call.kwargs, self.ran, self.wide)
-    def tie(self, a, b, kind='with'): pass # all that is said of the structure is known
-    def freeze(self, labels, why): pass
-    def balance(self, atoms, strict=True): pass
+    def tie(self, a:torch.Tensor, b:torch.Tensor, kind:str='with'): pass # all that is said of the structure is known
+    def freeze(self, labels:torch.Tensor, why:str): pass
+    def balance(self, atoms:np.ndarray, strict:bool=True): pass
     def _view(self, call, parts): pass
-    def follow(self, call, operation, parts):
+    def follow(self, call:Call, operation:Operation, parts:bool):
         super().follow(call, operation, parts)
-        changed = any(a.alias_info is not None and a.alias_info.is_write for a in call.func._schema.arguments)
-        stored = {} if changed else {t.untyped_storage()._cdata for t in call.tensors if t.layout == torch.strided}
+        stored = set() if call.writes else call.stored_in
         self.values.append((call.node, [self._kept(o, stored) for o in call.outs]))
     def _kept(self, o, stored):
         if o.layout != torch.strided: return None
@@ -56,7 +56,7 @@ class Masked(Recorder):
         keep = torch.ones((), dtype=torch.bool, device='cpu')
         for labels in planes.values():
             if labels.dim() == o.dim(): keep = keep & ~self.removed[labels]
-        if o.untyped_storage()._cdata in stored: return int(keep.sum())*(o.numel()//keep.numel()) # a view: its size
+        if storage_of(o) in stored: return int(keep.sum())*(o.numel()//keep.numel()) # a view: its size
         axes = varying(keep)
         if len(axes) == 1: return o.detach().index_select(axes[0], keep.reshape(-1).nonzero()[:, 0].to(o.device))
         if keep.all(): return o.detach().clone()
@@ -65,7 +65,7 @@ class Masked(Recorder):
 # %% ../../nbs/graph/15c_beside.ipynb #36444fd1
 class Differs(Exception):
     "The cut network does something else: why, the kind of reason for it, and in which output of an operation."
-    def __init__(self, why, kind=FIXED, output=None):
+    def __init__(self, why:str, kind:str=FIXED, output:int=None):
         super().__init__(why)
         self.kind, self.output = kind, output
 
@@ -114,7 +114,7 @@ class Follow(TorchDispatchMode):
         self.calls += 1
         self.name = operation_of(func)[0]
         out = perform(func, args, kwargs or {}, self.calls, self.masked.wide)
-        outs = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+        outs = tensors_in(out)
         if not outs: return out
         if self.at >= len(self.masked.values): raise Differs('one operation more', BRANCHED)
         node, expected = self.masked.values[self.at]
@@ -125,7 +125,7 @@ class Follow(TorchDispatchMode):
         self.masked.values[self.at] = node, None
         self.at += 1
         return out
-    def compare(self, a, b, made, k):
+    def compare(self, a:object, b:torch.Tensor, made:bool, k:int):
         if a is None: return
         count = a if isinstance(a, int) else a.numel()
         if count != b.numel(): raise Differs(f'{self.name} gives {b.numel()} numbers instead of {count}', output=k)

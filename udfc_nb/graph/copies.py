@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 from ..caller import let_through
 from ..errors import UnsupportedError
+from .shadow import storage_of
 from .running import attributes, tensors_of
 
 # %% ../../nbs/graph/15b_copies.ipynb #08fa273a
@@ -31,7 +32,7 @@ def _like(t, generator, shape):
 SMALL = 64 # pixels along an axis that a proof uses where the network takes so few
 
 def resized(
-    example, # tensors in tuples and dicts
+    example:object, # tensors in tuples and dicts
     size:Callable=None, # function (pixels along an axis) → pixels
     batch:int=0, # so many more
     generator:torch.Generator=None, # for noise; None: the example itself, cropped
@@ -135,8 +136,8 @@ def copied(
             raise UnsupportedError(f'the network cannot be copied: {type(e).__name__}: {str(e)[:200]}',
                 layer=_uncopied(model),
                 hint='set this attribute to None before, or give its class a `__deepcopy__`') from e
-    stored = ((n, t.untyped_storage()) for n, t in tensors if t.layout == torch.strided)
-    ORIGINS[net] = {s._cdata: (n, StorageWeakRef(s)) for n, s in stored}
+    ORIGINS[net] = {storage_of(t): (n, StorageWeakRef(t.untyped_storage())) for n, t in tensors
+        if t.layout == torch.strided}
     return net
 
 def _uncopied(model):

@@ -61,65 +61,83 @@ def _first(node, ends, run): return ends[0]
 
 def _union(node, ends, run): return min(e[0] for e in ends), max(e[1] for e in ends)
 
-def _with_zero(node, ends, run): return min(ends[0][0], 0.), max(ends[0][1], 0.)
+def _with_zero(node, ends, run): return _union(node, (ends[0], (0., 0.)), run)
 
 def _non_negative(node, ends, run): return (0. if ends[0][0] >= 0 else -math.inf), math.inf
 
 # %% ../../nbs/graph/11_operations.ipynb #1b5fc541
-def _entries(names, *record): return dict.fromkeys(names.split(), Operation(*record))
+# what computes with channels, or mixes what stands along an axis
+_MIXING = {
+    Operation(convolution, 'layer'): '''
+        convolution _convolution convolution_overrideable _slow_conv2d_forward thnn_conv2d mkldnn_convolution
+        cudnn_convolution''',
+    Operation(product, 'layer'): ' '.join(PRODUCTS),
+    Operation(batch_norm, 'norm'): '''
+        native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm
+        miopen_batch_norm _batch_norm_with_update _batch_norm_no_update''',
+    Operation(group_norm, 'own statistics'): 'native_group_norm',
+    Operation(layer_norm, 'own statistics'): 'native_layer_norm _fused_rms_norm',
+    Operation(along, 'own statistics'): '_softmax _log_softmax cumsum cumprod logcumsumexp sort topk argsort',
+    Operation(reduced, 'reduce', _non_negative): 'sum',
+    Operation(reduced, 'reduce', _with_zero): 'mean amax amin max min',
+    Operation(reduced, 'statistic'): '''
+        var std var_mean std_mean norm linalg_vector_norm logsumexp argmax argmin any all prod median nanmedian nansum
+        aminmax''',
+    Operation(spatial, 'spatial', _with_zero): '''
+        avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool1d max_pool2d
+        mkldnn_max_pool2d adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d
+        adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d mkldnn_adaptive_avg_pool2d
+        max_unpool2d max_unpool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
+        _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d
+        upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d
+        reflection_pad3d replication_pad1d replication_pad2d replication_pad3d''',
+    Operation(sampled, 'other'): 'grid_sampler_2d grid_sampler_3d _grid_sampler_2d_cpu_fallback cudnn_grid_sampler',
+    Operation(embedding): 'embedding',
+    Operation(glu): 'glu',
+    Operation(weight_norm, 'weight'): '_weight_norm_interface',
+    Operation(crossed): '''
+        _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
+        _scaled_dot_product_efficient_attention _scaled_dot_product_attention_math _scaled_dot_product_cudnn_attention
+        _fused_sdp_choice''',
+    Operation(by_value): '_local_scalar_dense item equal is_nonzero',
+    Operation(nothing): '''
+        empty_like full_like rand_like randn_like zeros_like ones_like new_empty new_zeros new_ones new_full
+        new_empty_strided''',
+}
 
-OPERATIONS = { # name without namespace and underscore (of others than torch's own: 'namespace::name') → its record
-    **_entries('''convolution _convolution convolution_overrideable _slow_conv2d_forward thnn_conv2d mkldnn_convolution
-        cudnn_convolution''', convolution, 'layer'),
-    **_entries(' '.join(PRODUCTS), product, 'layer'),
-    **_entries('''native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm
-        miopen_batch_norm _batch_norm_with_update _batch_norm_no_update''', batch_norm, 'norm'),
-    **_entries('native_group_norm', group_norm, 'own statistics'),
-    **_entries('native_layer_norm _fused_rms_norm', layer_norm, 'own statistics'),
-    **_entries('_softmax _log_softmax cumsum cumprod logcumsumexp sort topk argsort', along, 'own statistics'),
-    **_entries('sum', reduced, 'reduce', _non_negative),
-    **_entries('mean amax amin max min', reduced, 'reduce', _with_zero),
-    **_entries('''var std var_mean std_mean norm linalg_vector_norm logsumexp argmax argmin any all prod median nanmedian nansum
-        aminmax''', reduced, 'statistic'),
-    **_entries('''avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices max_pool3d_with_indices max_pool1d max_pool2d mkldnn_max_pool2d
-        adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
-        fractional_max_pool2d fractional_max_pool3d mkldnn_adaptive_avg_pool2d max_unpool2d max_unpool3d''', spatial,
-        'spatial', _with_zero),
-    **_entries('''upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
-        upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
-        reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d''',
-        spatial, 'spatial', _with_zero),
-    **_entries('grid_sampler_2d grid_sampler_3d _grid_sampler_2d_cpu_fallback cudnn_grid_sampler', sampled, 'other'),
-    **_entries('constant_pad_nd', padded, 'pad', _with_zero),
-    **_entries('cat', concatenated, 'cat', _union),
-    **_entries('index_select index gather roll take_along_dim', placed),
-    **_entries('''stack repeat flip pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col tril triu
-        slice_scatter select_scatter repeat_interleave rot90''', moved),
-    **_entries('''clone _to_copy contiguous detach alias expand lift lift_fresh lift_fresh_copy view_as_real_copy
-        native_dropout dropout''', same, 'same', _first),
-    **_entries('uniform normal exponential log_normal cauchy geometric random', same),
-    **_entries('''view _unsafe_view reshape _reshape_alias _reshape_copy view_copy squeeze unsqueeze flatten
-        unflatten''', same, 'reshape', _first),
-    **_entries('permute transpose t movedim', same, 'permute', _first),
-    **_entries('slice select narrow diagonal unfold as_strided', same, 'slice', _first),
-    **_entries('split split_with_sizes unbind chunk unsafe_split unsafe_chunk unsafe_split_with_sizes getitem', same,
-    'split', _first),
-    **_entries('copy', overwritten), **_entries('embedding', embedding), **_entries('glu', glu),
-    **_entries('_weight_norm_interface', weight_norm, 'weight'),
-    **_entries('''_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
-        _scaled_dot_product_attention_math _scaled_dot_product_cudnn_attention _fused_sdp_choice''', crossed),
-    **_entries('_local_scalar_dense item equal is_nonzero', by_value),
-    **_entries('empty_like full_like rand_like randn_like zeros_like ones_like new_empty new_zeros new_ones new_full '
-    'new_empty_strided', nothing),
-    **_entries('''hardswish celu _prelu_kernel prelu hardtanh relu6 leaky_relu threshold rrelu_with_noise bernoulli masked_fill where clamp
-        log_sigmoid_forward softplus hardshrink softshrink elu add sub mul div rsub pow nan_to_num isnan isinf lerp addcmul addcdiv
-        fake_quantize_per_tensor_affine_cachemask _fake_quantize_per_tensor_affine_cachemask_tensor_qparams
-        fake_quantize_per_channel_affine_cachemask _fake_quantize_learnable_per_tensor_affine _fake_quantize_learnable_per_channel_affine''',
-        pointwise, 'act', _elementwise)}
+# %% ../../nbs/graph/11_operations.ipynb #048076ac
+# what moves or copies elements, or works on each of them
+_MOVING = {
+    Operation(padded, 'pad', _with_zero): 'constant_pad_nd',
+    Operation(concatenated, 'cat', _union): 'cat',
+    Operation(placed): 'index_select index gather roll take_along_dim',
+    Operation(moved): '''
+        stack repeat flip pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col tril triu
+        slice_scatter select_scatter repeat_interleave rot90''',
+    Operation(same, 'same', _first): '''
+        clone _to_copy contiguous detach alias expand lift lift_fresh lift_fresh_copy view_as_real_copy native_dropout
+        dropout''',
+    Operation(same): 'uniform normal exponential log_normal cauchy geometric random',
+    Operation(same, 'reshape', _first): '''
+        view _unsafe_view reshape _reshape_alias _reshape_copy view_copy squeeze unsqueeze flatten unflatten''',
+    Operation(same, 'permute', _first): 'permute transpose t movedim',
+    Operation(same, 'slice', _first): 'slice select narrow diagonal unfold as_strided',
+    Operation(same, 'split', _first): '''
+        split split_with_sizes unbind chunk unsafe_split unsafe_chunk unsafe_split_with_sizes getitem''',
+    Operation(overwritten): 'copy',
+    Operation(pointwise, 'act', _elementwise): '''
+        hardswish celu _prelu_kernel prelu hardtanh relu6 leaky_relu threshold rrelu_with_noise bernoulli masked_fill
+        where clamp log_sigmoid_forward softplus hardshrink softshrink elu add sub mul div rsub pow nan_to_num isnan
+        isinf lerp addcmul addcdiv fake_quantize_per_tensor_affine_cachemask
+        _fake_quantize_per_tensor_affine_cachemask_tensor_qparams fake_quantize_per_channel_affine_cachemask
+        _fake_quantize_learnable_per_tensor_affine _fake_quantize_learnable_per_channel_affine''',
+}
+# name without namespace and underscore (of others than torch's own: 'namespace::name') → its record
+OPERATIONS = {name: o for o, names in {**_MIXING, **_MOVING}.items() for name in names.split()}
 
 # %% ../../nbs/graph/11_operations.ipynb #a233120c
 def operation_of(
-    func, # an operation of torch
+    func:Callable, # an operation of torch
 )->tuple: # (name, its `Operation`)
     "The record of an operation: from the table, or, where torch itself says that it is elementwise, the common one."
     space, _, name = getattr(getattr(func, '_schema', None), 'name', str(func)).rpartition('::')

@@ -63,7 +63,7 @@ def _mended(graph, failure, attempt, held, patient):
 # %% ../../nbs/graph/16_proof.ipynb #6a27687c
 def sites_of(
     net:nn.Module, # a private copy
-    example_inputs, # tensor, tuple or dict
+    example_inputs:object, # tensor, tuple or dict
     ignored:tuple=(), # as `ignored_layers` of `find_sites`
     policy:str='own', # as `sites` of `find_sites`
     more_examples:tuple=(),
@@ -91,7 +91,7 @@ def _auxiliary(net, example, records):
 @guarded('smaller example_inputs need less, and so does verify=False')
 def find_sites(
     model:nn.Module, # is not changed
-    example_inputs, # tensor, tuple or dict that the forward takes
+    example_inputs:object, # tensor, tuple or dict that the forward takes
     ignored_layers:tuple=(), # names of layers to leave whole, or of modules not to look into
     *,
     sites:str='own', # 'own': channels that one layer makes; 'all': of layers that meet in a sum as well

@@ -14,7 +14,7 @@ import numpy as np, torch, torch.nn as nn
 from fastcore.basics import patch
 from ..caller import let_through
 from ..errors import UDFCError
-from .rules import BRANCHED, COUNTED
+from .reasons import BRANCHED, COUNTED
 from .running import call_args, fresh, quiet, tensors_of
 from .record import Recorder, record
 from .sites import Graph
@@ -52,7 +52,7 @@ class Prover:
     def __init__(self,
         net:nn.Module, # a private copy
         rec:Recorder, # of its run on the example
-        example, # tensor, tuple or dict
+        example:object, # tensor, tuple or dict
         more:tuple=(), # further examples
         train:bool=False, # try it in training mode too
     ):
@@ -157,9 +157,7 @@ def suspects(
 def _labels(record, node):
     "Labels of a tensor: along its one axis of channels, or those of the parameters that it comes from."
     if node.channels is not None: return [node.channels]
-    if node.op == 'parameter':
-        shape = record.parameters[node.target].shape
-        return [np.arange(a, a+n) for a, n in zip(record.atoms[node.target], shape) if a]
+    if node.op == 'parameter': return [*record.axes(node.target).values()]
     return [] if node.live else [l for n in node.inputs for l in _labels(record, n)]
 
 # %% ../../nbs/graph/15d_prover.ipynb #6530c82d

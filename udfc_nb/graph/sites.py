@@ -10,9 +10,9 @@ import html
 from dataclasses import dataclass, field
 import numpy as np, torch, torch.nn as nn
 from fastcore.basics import patch
-from .kinds import LAYERS, is_under, layer_names, _channels
-from .rules import UNUSED
-from .classes import Classes, IGNORED, KIND, ONE, PROOF, PRUNED, UNREACHED, _site, use_of
+from .kinds import LAYERS, is_under, layer_names, sizes_of
+from .reasons import IGNORED, KIND, ONE, PROOF, PRUNED, UNREACHED, UNUSED
+from .classes import Classes, Site, _site, use_of
 
 # %% ../../nbs/graph/13_sites.ipynb #2acd53fc
 POLICIES = ('own', 'all')
@@ -44,7 +44,7 @@ class Graph:
             and n.target in self.layers))
 
 @patch
-def site(self:Graph, name): return next((s for s in self.sites if s.name == name), None)
+def site(self:Graph, name:str)->Site: return next((s for s in self.sites if s.name == name), None)
 
 @patch
 def removed(self:Graph,
@@ -73,12 +73,11 @@ def _uses(graph):
             if atoms is None or l.depthwise and role == 'in': continue
             for s in sites_at(atoms.ravel()):
                 s.uses.append(use_of(s, l.name, role, atoms.ravel(), graph.classes, l.calls[0]))
-    for name, t in record.parameters.items():
+    for name in record.parameters:
         holder = name.rpartition('.')[0]
         if name in weights or holder in layers and name == f'{holder}.bias': continue
-        for d, first in enumerate(record.atoms[name]):
-            atoms = np.arange(first, first+t.shape[d])
-            for s in sites_at(atoms) if first else ():
+        for atoms in record.axes(name).values():
+            for s in sites_at(atoms):
                 role, module = ('norm', holder) if holder in owners else ('entries', name)
                 if (s.name, role, module) in seen: continue
                 seen.add((s.name, role, module))
@@ -119,10 +118,8 @@ def _ignored(model, records, ignored):
     for r in records:
         for l in r.layers.values():
             if l.rows is not None and is_under(l.name, ignored): yield l.rows, IGNORED
-        for name, first in r.atoms.items():
-            if whole and isinstance(name, str) and is_under(name, whole):
-                for f, n in zip(first, r.parameters[name].shape if name in r.parameters else ()):
-                    if f: yield np.arange(f, f+n), IGNORED
+        for name in r.parameters:
+            if is_under(name, whole): yield from ((atoms, IGNORED) for atoms in r.axes(name).values())
         for node in r.nodes if whole else ():
             if is_under(node.module, whole):
                 for n in (node, *node.inputs):
@@ -139,7 +136,7 @@ def graph_of(
     "The sites that records leave."
     classes = Classes(records, policy, [*held, *_ignored(model, records, ignored)])
     graph = Graph(records, [], {}, classes,
-        {n: _channels(m) for n, m in model.named_modules() if isinstance(m, LAYERS)}, policy, list(held))
+        {n: sizes_of(m)[0] for n, m in model.named_modules() if isinstance(m, LAYERS)}, policy, list(held))
     graph.failed, layers = {}, graph.layers
     whole = [c for c, (number, _) in classes.reason.items() if number == PROOF]
     balanced = [b for r in records for b, strict in r.balanced if strict or not np.isin(classes.of[b], whole).any()]

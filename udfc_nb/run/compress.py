@@ -26,7 +26,7 @@ from ..graph.proof import prove, sites_of
 from ..graph.copies import copied, twin
 from ..graph.sites import POLICIES
 from ..graph.kinds import LAYERS, is_under, layer_names
-from ..graph.classes import PRUNED, SINGLE
+from ..graph.reasons import PRUNED, SINGLE
 from ..graph.steps import is_norm
 from ..recipes.mixed import WIDTHS
 from ..recipes.recipe import PREPARATIONS, RECIPES, get_recipe
