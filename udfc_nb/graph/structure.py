@@ -70,16 +70,14 @@ def label(self:Structure, t:torch.Tensor, planes:dict):
     if c in self.names:
         for p in planes.values(): self.freeze(p, WRITTEN)
         return
-    if c not in self.shadows:
-        self.shadows[c], self.alive[c] = Shadow(t), StorageWeakRef(t.untyped_storage())
+    if c not in self.shadows: self.shadows[c], self.alive[c] = Shadow(t), StorageWeakRef(t.untyped_storage())
     for k, p in planes.items(): self.shadows[c].write(k, t, p)
 
 @patch
 def forget(self:Structure):
     "Storages that are gone."
     for c in [c for c, ref in self.alive.items() if ref.expired()]:
-        del self.alive[c]
-        for d in (self.shadows, self.origin, self.writes): d.pop(c, None)
+        for d in (self.alive, self.shadows, self.origin, self.writes): d.pop(c, None)
         self.fresh.discard(c)
 
 @patch
@@ -88,9 +86,7 @@ def axes(self:Structure, name:str)->dict: # axis → labels along it
     return {d: np.arange(a, a+n) for d, (a, n) in enumerate(zip(self.atoms[name], self.parameters[name].shape)) if a}
 
 @patch
-def names_of(self:Structure, name:str)->list:
-    "All names of the tensor of that name."
-    return self.aliases[name]
+def names_of(self:Structure, name:str)->list: return self.aliases[name] # all of the tensor of that name
 
 @patch
 def is_made(self:Structure, t:torch.Tensor)->bool: return storage_of(t) in self.fresh
@@ -98,8 +94,7 @@ def is_made(self:Structure, t:torch.Tensor)->bool: return storage_of(t) in self.
 # %% ../../nbs/graph/10f_structure.ipynb #994ba4d5
 @patch
 def tie(self:Structure, a:torch.Tensor, b:torch.Tensor, kind:str='with'):
-    """These live and die together. Kinds: 'read' (columns), 'with' (parameters), 'gate' (a product), 'sum' (of two
-    activations)."""
+    "These live and die together: 'read' by columns, 'with' parameters, a 'gate' of two activations, or their 'sum'."
     self.edges.append((pairs(a, b), kind, self.node))
 
 @patch
@@ -195,10 +190,9 @@ def depthwise(self:Structure, call:Call, rows:torch.Tensor):
 @patch
 def grouped(self:Structure, call:Call, w:torch.Tensor, groups:int)->torch.Tensor:
     "Atoms for the columns of a grouped convolution: each group reads others."
-    name = call.weight
-    if (name, 'columns') not in self.atoms: self.atoms[name, 'columns'] = self.n; self.n += groups*w.size(1)
-    first = self.atoms[name, 'columns']
-    return torch.arange(first, first+groups*w.size(1), device='cpu').reshape(groups, -1)
+    key, n = (call.weight, 'columns'), groups*w.size(1)
+    if key not in self.atoms: self.atoms[key] = self.n; self.n += n
+    return torch.arange(self.atoms[key], self.atoms[key]+n, device='cpu').reshape(groups, -1)
 
 @patch
 def counts(self:Structure, call:Call, attribute:str, labels:torch.Tensor):

@@ -66,10 +66,9 @@ def cut_axis(net:nn.Module, record:object, removed:np.ndarray, name:str, axis:in
     "Slices a tensor along one axis."
     index = kept_along(record, removed, name, axis)
     if index is None: return
-    names = record.names_of(name)
     owner, _, field = name.rpartition('.')
     old = getattr(net.get_submodule(owner), field)
-    set_tensor(net, names, old.detach().index_select(axis, index.to(old.device)))
+    set_tensor(net, record.names_of(name), old.detach().index_select(axis, index.to(old.device)))
 
 # %% ../../nbs/graph/15_surgery.ipynb #9ded5b89
 def remember(net:nn.Module, record:object, removed:np.ndarray, name:str):
@@ -92,8 +91,7 @@ def axis_of(
     layer:object, # one of its `Layer`s
     labels:np.ndarray, # its rows or columns
 )->int:
-    """Along which axis of a layer's weight they stand: convolutions, linear layers and products have them in
-    different places."""
+    "Along which axis of a layer's weight they stand; that differs between kinds of layers."
     return next(d for d, atoms in record.axes(layer.weight).items() if labels.flat[0] in atoms)
 
 def cut_inputs(net:nn.Module, record:object, removed:np.ndarray, layer:object):
@@ -169,12 +167,10 @@ def columns_of(
 
 def _parts(layer, use):
     "A site's columns of a layer, group by group: (the group's weights, entries of its channels, which channels)."
-    w, g = out_first(layer), getattr(layer, 'groups', 1)
+    w = out_first(layer)
     index, channels = (torch.as_tensor(a, device=w.device) for a in (use.index, use.channels))
-    if g == 1: return [(w, index, channels)]
-    n = w.shape[1]
-    return [(part, index[mine]-q*n, channels[mine]) for q, part in enumerate(w.chunk(g))
-        if (mine := index[:, 0]//n == q).any()]
+    return [(part, index[mine]-q*w.shape[1], channels[mine]) for q, part in enumerate(w.chunk(layer.groups))
+        if (mine := index[:, 0]//w.shape[1] == q).any()] if hasattr(layer, 'groups') else [(w, index, channels)]
 
 # %% ../../nbs/graph/15_surgery.ipynb #97afc7ad
 @torch.no_grad()
