@@ -23,6 +23,7 @@ from .record import Recorder
 READERS = {**{k: (0,) for k, o in OPERATIONS.items() if o.labels is convolution}, # which arguments are read
     **{k: v[:2] for k, v in PRODUCTS.items()}}
 
+# %% ../../nbs/graph/15c_beside.ipynb #136035b7
 class Masked(Recorder):
     """A record of the original in which every reader sees the removed channels as zeros; it keeps what the others
     must be."""

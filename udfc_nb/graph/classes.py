@@ -69,6 +69,7 @@ class Classes:
                     node.number)
         self.reason.setdefault(zero, (0, INPUT))
 
+# %% ../../nbs/graph/12c_classes.ipynb #3dd065ab
 @patch
 def hold(self:Classes, labels:np.ndarray, why:str, number:int):
     for c in np.unique(self.of[labels]): self.reason[c] = min(self.reason.get(c, (number+1, '')), (number, why))

@@ -72,6 +72,7 @@ def evaluate(
     if node.op == 'part': return run(node.args[0])[node.args[1]]
     return _one(run(node))
 
+# %% ../../nbs/graph/10d_nodes.ipynb #a2cb8585
 def _one(out): return out[0] if isinstance(out, tuple) else out
 
 def _again(node, value):
@@ -107,6 +108,7 @@ class Layer:
     transposed:bool = False
     groups:int = 1
 
+# %% ../../nbs/graph/10d_nodes.ipynb #ca599091
 class Call:
     "One operation while it runs: what a rule is given."
     def __init__(self, name:str, func:Callable, args:tuple, kwargs:dict, node:Node):

@@ -44,6 +44,7 @@ def prove(
     if not graph.sites: proof.share = 0.
     return graph
 
+# %% ../../nbs/graph/16_proof.ipynb #51530b18
 def _mended(graph, failure, attempt, held, patient):
     "What must stay so that a failure goes away, and the next graph and failure."
     of, reason, last = graph.classes.of, failure.reason, None

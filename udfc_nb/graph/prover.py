@@ -61,6 +61,7 @@ class Prover:
         self.single = False # does it run in single precision only?
         self._set(self.whole <= WIDE)
 
+# %% ../../nbs/graph/15d_prover.ipynb #9af0b228
 @patch
 def _set(self:Prover, wide):
     net, example, more = self.plain

@@ -64,6 +64,7 @@ def node_of(self:Traced, t:torch.Tensor)->Node:
     made[at] = (node, len(count))
     return node
 
+# %% ../../nbs/graph/11b_traced.ipynb #d148ad48
 @patch
 def note(self:Traced, node:Node, out:torch.Tensor):
     "Says which node an output comes from."
