@@ -1,7 +1,10 @@
 """Random arguments of `compress`, good ones and bad ones."""
 import math
 import torch, torch.nn as nn
-from udfc_nb.recipes.recipe import BUDGETS, METRICS, PROJECTIONS, RANGES, RECIPES, REPAIRS, ROUNDINGS, SCALES, Recipe
+from udfc_nb.recipes.recipe import BUDGETS, METRICS, RECIPES, REPAIRS, SCALES, Recipe
+from udfc_nb.recipes.channels import PROJECTIONS
+from udfc_nb.recipes.ranges import RANGES
+from udfc_nb.recipes.flips import ROUNDINGS
 from udfc_nb.recipes.fit import CRITERIA
 from udfc_nb.recipes.rounding import GRIDS
 

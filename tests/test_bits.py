@@ -5,7 +5,8 @@ from udfc_nb import compress, load, RECIPES
 from udfc_nb.recipes.ranges import RANGES, best_range, range_of
 from udfc_nb.recipes.activations import InputQuantizer, grid_of, quantize_input_
 from udfc_nb.graph.operations import image
-from udfc_nb.data.digits import accuracy, digits, digits_net
+from udfc_nb.data.blocks import accuracy
+from udfc_nb.data.digits import digits, digits_net
 from udfc_nb.errors import BitsError, RecipeError, UDFCError
 from udfc_nb.recipes.flips import flip
 from udfc_nb.graph.proof import find_sites

@@ -221,11 +221,11 @@ RAISED_AGAIN = { # somebody else's code runs there; memory and our own errors pa
     'app.cli._from_module', 'app.cli._from_torchvision', 'app.cli._from_timm', 'app.cli.read_weights',
     'app.cli.load_weights_', 'app.cli.first_answer', 'run.arguments.check_device', 'data.digits.digits_net',
     'data.networks.load_network',
-    'graph.proof.copied', 'graph.record.record', 'moments.streams.run', 'files.export.float_graph',
+    'graph.copies.copied', 'graph.record.record', 'moments.streams.run', 'files.export.float_graph',
     'files.export.onnx_info', 'files.export.export_program'}
 AN_ANSWER = { # what fails is told in the result; memory and our own errors pass
     'graph.record.passed': 'nothing is known about the operation',
-    'graph.proof.differs': 'the cut network is another one', 'graph.proof._uncopied': 'this attribute cannot be copied',
+    'graph.prover.differs': 'the cut network is another one', 'graph.copies._uncopied': 'this attribute cannot be copied',
     'moments.walk.visit': 'the statistics are guessed', 'run.arguments.check_range': 'is no number',
     'graph.operations._elementwise': 'the bounds are not known',
     'files.measure._prepared': 'a runtime that fails is a note in its row',

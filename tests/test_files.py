@@ -3,7 +3,9 @@ import json, os, stat, subprocess, sys, time
 from pathlib import Path
 import pytest, torch, torch.nn as nn
 from udfc_nb import compress, load
-from udfc_nb.files.checkpoint import OneReading, file_rows, itemise, read_codes, read_file, write_atomic
+from udfc_nb.files.format import OneReading, read_file
+from udfc_nb.files.checkpoint import file_rows, itemise, read_codes
+from udfc_nb.files.writing import write_atomic
 from udfc_nb.app.cli import file_text
 from udfc_nb.run.result import Compressed
 from udfc_nb.errors import FileError, NonFiniteError, UDFCError, UnsupportedError

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest, torch, torch.nn as nn, torch.nn.functional as F, torch.nn.utils.prune
 from hypothesis import given, settings, strategies as st
 from udfc_nb import compress
-from udfc_nb.graph.record import record, rerun
+from udfc_nb.graph.record import record
+from udfc_nb.graph.nodes import rerun
 from udfc_nb.recipes.recipe import RECIPES
 from udfc_nb.run.report import count
 from nets import roughen

@@ -1,8 +1,10 @@
 """The proof of a cut: sizes that a forward computes from a channel count, or has as a number, are found by running
 the cut network."""
 import pytest, torch, torch.nn as nn, torch.nn.functional as F
-from udfc_nb.graph.proof import choose, culprits, difference, find_sites, prove, resized, sites_of
-from udfc_nb.graph.proof import copied
+from udfc_nb.graph.proof import find_sites, prove, sites_of
+from udfc_nb.graph.prover import choose, culprits
+from udfc_nb.graph.beside import difference
+from udfc_nb.graph.copies import copied, resized
 
 
 # ---- ten baked sizes
@@ -15,8 +17,7 @@ def condition(x): return x*2 if x.shape[1] == 16 else x
 def asserted(x): torch._assert(x.shape[1] == 16, 'sixteen channels'); return x
 def expanded(x): return x+x.new_zeros(1).expand(16)[:, None, None]
 def literal_split(x): a, b = torch.split(x, [6, 10], 1); return torch.cat([b, a], 1)
-def of_module(x, m):
-    return x.reshape(len(x), m.width, x.shape[2]*x.shape[3]).reshape(x.shape[0], -1, *x.shape[2:]).relu()
+def of_module(x, m): return x.reshape(len(x), m.width, x.shape[2:].numel()).reshape(len(x), -1, *x.shape[2:]).relu()
 def indexed(x, m): return x[:, m.order]
 def literal_permute(x): return x.flatten(2).permute(0, 2, 1).reshape(len(x), -1, 16).permute(0, 2, 1).reshape(x.shape)
 

@@ -5,8 +5,10 @@ from collections import OrderedDict
 import pytest, torch, torch.nn as nn, torch.nn.functional as F, torchvision
 import torch.utils.checkpoint as checkpoint
 from udfc_nb.errors import ExampleInputError, UDFCError, UnsupportedError
-from udfc_nb.graph.labels import Shadow, core, slabs
-from udfc_nb.graph.proof import copied, find_sites
+from udfc_nb.graph.labels import core, slabs
+from udfc_nb.graph.shadow import Shadow
+from udfc_nb.graph.proof import find_sites
+from udfc_nb.graph.copies import copied
 from udfc_nb.graph.record import record
 
 

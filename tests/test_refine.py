@@ -4,7 +4,8 @@ import copy, functools, importlib, json, math, os, random, signal, stat, tempfil
 from pathlib import Path
 import pytest, torch, torch.nn as nn
 from udfc_nb import compress, load, refine
-from udfc_nb.data.digits import DigitsNet, accuracy, digits, digits_net
+from udfc_nb.data.digits import DigitsNet, digits, digits_net
+from udfc_nb.data.blocks import accuracy
 from udfc_nb.errors import ArgumentError, Cancelled, ExampleInputError, FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
 from udfc_nb.training.images import ImageSchedule
 from udfc_nb.training.refine import distance, finish, judge_of, train

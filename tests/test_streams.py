@@ -2,7 +2,8 @@
 import copy
 import pytest, torch, torch.nn as nn
 from udfc_nb import RECIPES, Recipe, compress
-from udfc_nb.data.digits import accuracy, digits, digits_net
+from udfc_nb.data.blocks import accuracy
+from udfc_nb.data.digits import digits, digits_net
 from udfc_nb.errors import ExampleInputError
 from udfc_nb.graph.proof import find_sites
 from udfc_nb.moments.images import KINDS, inputs_like

@@ -21,7 +21,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from udfc_nb import compress
-from udfc_nb.data.networks import accuracy, load_network, shared_data_dir, test_images
+from udfc_nb.data.blocks import accuracy
+from udfc_nb.data.networks import load_network, shared_data_dir, test_images
 
 TABLE = Path(__file__).with_name('hold.csv')
 COLUMNS = ('network ratio bits activation_bits recipe accuracy base judged plain_judged params params_before seconds '

@@ -17,8 +17,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import hold
 from udfc_nb import RECIPES
-from udfc_nb.data.networks import accuracy, load_network, test_images
-from udfc_nb.graph.proof import copied, find_sites
+from udfc_nb.data.blocks import accuracy
+from udfc_nb.data.networks import load_network, test_images
+from udfc_nb.graph.copies import copied
+from udfc_nb.graph.proof import find_sites
 from udfc_nb.recipes.recipe import METRICS
 from udfc_nb.run.compress import bits_per_layer
 from udfc_nb.run.judge import Judge

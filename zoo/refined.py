@@ -19,7 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from udfc_nb import compress
-from udfc_nb.data.networks import accuracy, load_network, test_images
+from udfc_nb.data.blocks import accuracy
+from udfc_nb.data.networks import load_network, test_images
 from udfc_nb.training.refine import refine
 from udfc_nb.training.schedules import METHODS
 from udfc_nb.training.training import STEPS, Run, prepare, set_mode

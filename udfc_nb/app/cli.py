@@ -24,7 +24,9 @@ from ..recipes.ranges import input_range
 from ..run.sensitivity import site_curves
 from ..run.budget import CAP
 from ..caller import let_through, out_of_memory
-from ..files.checkpoint import OneReading, file_rows, itemise, load, read_codes, read_file, write_atomic
+from ..files.format import OneReading, read_file
+from ..files.checkpoint import file_rows, itemise, load, read_codes
+from ..files.writing import write_atomic
 from ..run.arguments import SEEDS, check_device
 from ..run.result import Compressed
 from ..run.compress import compress
@@ -32,11 +34,13 @@ from .demo import demo_csv, demo_figure, demo_rows, demo_table, text_table
 from ..files.export import FORMATS, onnx_info
 from ..files.writing import check_writable
 from .evaluate import MEAN, STD, image_folder, image_transform, top_k
-from ..training.refine import METHODS, refine
+from ..training.schedules import METHODS
+from ..training.refine import refine
 from ..files.measure import RUNTIMES, bench, bench_csv, bench_table
 from ..errors import ArgumentError, ExampleInputError, FileError, OutOfMemoryError, UDFCError
 from ..graph.proof import find_sites
-from ..graph.sites import POLICIES, PRUNED, verdict
+from ..graph.sites import POLICIES, verdict
+from ..graph.reasons import PRUNED
 from ..recipes.recipe import RECIPES, get_recipe, recipe_from_json
 from .tools import SHELLS, completion, doctor_text, open_workbench
 from ..run.report import count

@@ -11,7 +11,8 @@ import csv, io, os, tempfile, torch
 from tqdm.auto import tqdm
 import udfc_nb.files.checkpoint # gives what `compress` returns its `save`
 from ..run.compress import compress
-from ..data.digits import accuracy, digits, digits_net
+from ..data.blocks import accuracy
+from ..data.digits import digits, digits_net
 from ..recipes.recipe import RECIPES
 
 # %% ../../nbs/app/83_demo.ipynb #08029450

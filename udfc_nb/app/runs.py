@@ -18,13 +18,16 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 from safetensors import safe_open, SafetensorError
 import udfc_nb.files.export # gives what `compress` returns its `export`
-from ..files.checkpoint import load, write_atomic
+from ..files.checkpoint import load
+from ..files.writing import write_atomic
 from ..run.result import Compressed
 from ..run.compress import compress
-from ..data.digits import accuracy, digits, digits_net
+from ..data.blocks import accuracy
+from ..data.digits import digits, digits_net
 from ..errors import BitsError, BudgetError, Cancelled, ExampleInputError, FileError, RatioError, UDFCError, UnsupportedError
 from .evaluate import image_folder, top_k
-from ..graph.sites import layer_names, verdict
+from ..graph.kinds import layer_names
+from ..graph.sites import verdict
 from ..run.working import unwrap
 from .plots import LINES, new_figure, size_axis, styled
 from ..run.report import Report

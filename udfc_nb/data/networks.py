@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from .digits import Branch, accuracy, conv3x3, group, projection
+from .blocks import Branch, accuracy, conv3x3, group, projection
 from ..caller import let_through
 from ..errors import FileError
 

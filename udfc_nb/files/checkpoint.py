@@ -17,8 +17,8 @@ from .format import coded_parts, decode, describe, encode, read_file, read_tenso
 from ..paper.quantizer import Quantized
 from .writing import write_atomic
 from .fitting import BY_ROW, SIDES, _check_fit, _check_shapes, _fits, _kind, _shapes, assembled, named_tensors
-from ..graph.record import call_args
-from ..graph.sites import LAYERS
+from ..graph.running import call_args
+from ..graph.kinds import LAYERS
 from ..run.result import Compressed
 from ..run.working import unwrap
 

@@ -15,14 +15,14 @@ import numpy as np, torch, torch.nn as nn
 from torch.utils._pytree import tree_map
 from fastcore.basics import patch
 from ..recipes.activations import by_output, folds_of
-from .checkpoint import write_atomic
+from .writing import write_atomic
 from ..run.result import Compressed
 from ..caller import let_through
 from ..errors import ExampleInputError, FileError, UnsupportedError
 from ..paper.notation import affine
 from ..paper.quantizer import Quantized
-from ..graph.record import call_args
-from ..graph.sites import LAYERS
+from ..graph.running import call_args
+from ..graph.kinds import LAYERS
 from ..graph.surgery import norm_affine
 
 # %% ../../nbs/files/64_export.ipynb #4a6ad7b1

@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from ..caller import let_through
 from .format import _fail, blank, coded_parts
-from ..graph.proof import deepcopied
-from ..graph.record import attributes, tensors_of
-from ..graph.sites import LAYERS
+from ..graph.copies import deepcopied
+from ..graph.running import attributes, tensors_of
+from ..graph.kinds import LAYERS
 
 # %% ../../nbs/files/62_fitting.ipynb #ce64115c
 def _kind(dtype): return 'complex' if dtype.is_complex else 'real' if dtype.is_floating_point else 'whole'

@@ -16,7 +16,7 @@ from ..run.budget import CAP, Sizes, WIDTHS, hull
 from ..run.report import Report
 from ..run.result import Compressed, file_bytes
 from ..run.sensitivity import bit_costs, site_costs, step_of
-from .checkpoint import MAX_BITS
+from .format import MAX_BITS
 from ..errors import BudgetError
 
 # %% ../../nbs/files/66_joint.ipynb #097dadd4

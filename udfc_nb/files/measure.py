@@ -18,8 +18,8 @@ from ..caller import let_through
 from ..errors import ExampleInputError, UnsupportedError
 from .export import _extra, export_onnx
 from ..run.report import count, eval_mode
-from ..graph.record import call_args
-from ..graph.sites import LAYERS
+from ..graph.running import call_args
+from ..graph.kinds import LAYERS
 
 # %% ../../nbs/files/65_measure.ipynb #d626448d
 def processor()->dict: # name, cores, vnni

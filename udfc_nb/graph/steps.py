@@ -10,8 +10,9 @@ __all__ = ['NORMS', 'SPATIAL', 'PASSED', 'PASSING', 'is_norm', 'norm_name', 'Ste
 from dataclasses import dataclass
 import numpy as np
 import torch, torch.nn as nn
-from .record import Node
-from .sites import Graph, Site, _use
+from .nodes import Node
+from .sites import Graph
+from .classes import Site, use_of
 
 # %% ../../nbs/graph/14_steps.ipynb #7bf62c6a
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -56,7 +57,7 @@ def place_of(
     labels:np.ndarray, # of a tensor's channels
 )->tuple: # the position of each channel of the site; None where they are not each at one place
     "Where a site's channels stand."
-    use = _use(site, '', '', labels, graph.classes) if labels is not None else None
+    use = use_of(site, '', '', labels, graph.classes) if labels is not None else None
     if use is None or use.coarse or len(use.channels) < site.size: return None
     return tuple(use.index[:, 0].tolist())
 

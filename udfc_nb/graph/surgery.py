@@ -8,8 +8,10 @@ __all__ = ['set_tensor', 'kept_along', 'kept_columns', 'in_groups', 'cut_axis', 
            'scale_into']
 
 # %% ../../nbs/graph/15_surgery.ipynb #81b99a3e
+from collections.abc import Iterable
 import numpy as np
 import torch, torch.nn as nn
+from .kinds import resize
 from ..paper.notation import affine
 from ..paper.reconstruction import merge_columns, scale_columns
 
@@ -33,19 +35,18 @@ def set_tensor(
 
 # %% ../../nbs/graph/15_surgery.ipynb #c8dcb021
 def kept_along(
-    record, # a `Recorder`
+    record:object, # a `Recorder`
     removed:np.ndarray, # of bool, one for each label
     name:str, # of a parameter or buffer
     axis:int,
 )->torch.Tensor: # indices, or None if all stay
     "What stays along one axis of a tensor."
-    first, n = record.atoms[name][axis], record.parameters[name].shape[axis]
-    gone = removed[first:first+n] if first else np.zeros(n, bool)
-    return torch.from_numpy(np.flatnonzero(~gone)) if gone.any() else None
+    atoms = record.axes(name).get(axis)
+    return None if atoms is None or not removed[atoms].any() else torch.from_numpy(np.flatnonzero(~removed[atoms]))
 
 def kept_columns(
-    record, removed:np.ndarray,
-    layer, # a `Layer`
+    record:object, removed:np.ndarray, # a `Recorder`, and of bool, one for each label
+    layer:object, # a `Layer`
 )->torch.Tensor: # indices among all inputs, or None if all stay
     "What stays of the inputs of a layer, group after group."
     if layer.columns is None or not removed[layer.columns].any(): return None
@@ -61,17 +62,16 @@ def in_groups(
     local = columns.reshape(groups, -1)-torch.arange(groups, device=columns.device)[:, None]*w.shape[1]
     return torch.cat([part[:, c] for part, c in zip(w.chunk(groups), local)])
 
-def cut_axis(net, record, removed, name, axis):
+def cut_axis(net:nn.Module, record:object, removed:np.ndarray, name:str, axis:int):
     "Slices a tensor along one axis."
     index = kept_along(record, removed, name, axis)
     if index is None: return
-    names = record.names_of(name)
     owner, _, field = name.rpartition('.')
     old = getattr(net.get_submodule(owner), field)
-    set_tensor(net, names, old.detach().index_select(axis, index.to(old.device)))
+    set_tensor(net, record.names_of(name), old.detach().index_select(axis, index.to(old.device)))
 
 # %% ../../nbs/graph/15_surgery.ipynb #9ded5b89
-def remember(net, record, removed, name):
+def remember(net:nn.Module, record:object, removed:np.ndarray, name:str):
     "The numbers that a module keeps about itself."
     try: m = net.get_submodule(name)
     except AttributeError: return # a weight that has the name of no module
@@ -83,27 +83,18 @@ def remember(net, record, removed, name):
         if isinstance(t := held.get(k), torch.Tensor)), getattr(m, 'weight', None))
     if isinstance(m, nn.RNNBase):
         m._flat_weights, m.input_size = [getattr(m, k) for k in m._flat_weights_names], m.weight_ih_l0.shape[1]
-    if w is None: return
-    if isinstance(m, nn.modules.conv._ConvNd):
-        out, inn = (w.shape[1]*m.groups, w.shape[0]) if m.transposed else (w.shape[0], w.shape[1]*m.groups)
-        m.out_channels, m.in_channels = out, inn
-    elif isinstance(m, nn.Linear): m.out_features, m.in_features = w.shape
-    else:
-        for k in ('num_features', 'num_channels', 'num_parameters'):
-            if isinstance(getattr(m, k, None), int): setattr(m, k, len(w))
+    if w is not None: resize(m, w)
 
 # %% ../../nbs/graph/15_surgery.ipynb #a47b9874
 def axis_of(
-    record,
-    layer, # one of its `Layer`s
+    record:object, # a `Recorder`
+    layer:object, # one of its `Layer`s
     labels:np.ndarray, # its rows or columns
 )->int:
-    """Along which axis of a layer's weight they stand: convolutions, linear layers and products have them in
-    different places."""
-    return next(d for d, (first, n) in enumerate(zip(record.atoms[layer.weight],
-        record.parameters[layer.weight].shape)) if first <= labels.flat[0] < first+n)
+    "Along which axis of a layer's weight they stand; that differs between kinds of layers."
+    return next(d for d, atoms in record.axes(layer.weight).items() if labels.flat[0] in atoms)
 
-def cut_inputs(net, record, removed, layer):
+def cut_inputs(net:nn.Module, record:object, removed:np.ndarray, layer:object):
     "Slices a layer to the inputs that stay."
     columns = kept_columns(record, removed, layer)
     if columns is None: return
@@ -113,7 +104,7 @@ def cut_inputs(net, record, removed, layer):
     else: cut_axis(net, record, removed, layer.weight, axis_of(record, layer, layer.columns))
     if layer.plain: remember(net, record, removed, layer.name)
 
-def cut_outputs(net, record, removed, layer):
+def cut_outputs(net:nn.Module, record:object, removed:np.ndarray, layer:object):
     "Slices a layer, its bias too, to the outputs that stay."
     cut_axis(net, record, removed, layer.weight, axis_of(record, layer, layer.rows))
     bias = f'{layer.name}.bias'.lstrip('.')
@@ -121,7 +112,7 @@ def cut_outputs(net, record, removed, layer):
     if layer.plain: remember(net, record, removed, layer.name)
 
 # %% ../../nbs/graph/15_surgery.ipynb #fba55fda
-def cut_rest(net, record, removed, done=()):
+def cut_rest(net:nn.Module, record:object, removed:np.ndarray, done:Iterable=()):
     "Slices all tensors but the weights and biases of some `Layer`s, which are cut already."
     skip = {l.weight for l in done} | {f'{l.name}.bias'.lstrip('.') for l in done}
     names = [n for n in record.parameters if n not in skip]
@@ -133,13 +124,12 @@ def cut_rest(net, record, removed, done=()):
 
 def cut(
     net:nn.Module, # is changed
-    record, # its `Recorder`
+    record:object, # its `Recorder`
     removed:np.ndarray, # of bool, one for each label
 )->nn.Module: # the same
     "Takes the labels out of every tensor of a network."
-    plain = [l for l in record.layers.values()]
-    for l in plain:
-        if l.columns is not None and l.groups > 1: cut_inputs(net, record, removed, l)
+    for l in record.layers.values():
+        if l.groups > 1: cut_inputs(net, record, removed, l)
     cut_rest(net, record, removed)
     for module, *_ in record.numbers: remember(net, record, removed, module)
     return net
@@ -169,7 +159,7 @@ def norm_affine(
 # %% ../../nbs/graph/15_surgery.ipynb #2224e42b
 def columns_of(
     layer:nn.Module, # the consumer, without groups
-    use, # its `Use`
+    use:object, # its `Use`
 )->torch.Tensor: # (out, channels, entries of each)
     "A site's columns of a layer."
     w = out_first(layer).detach()
@@ -177,18 +167,16 @@ def columns_of(
 
 def _parts(layer, use):
     "A site's columns of a layer, group by group: (the group's weights, entries of its channels, which channels)."
-    w, g = out_first(layer), getattr(layer, 'groups', 1)
+    w = out_first(layer)
     index, channels = (torch.as_tensor(a, device=w.device) for a in (use.index, use.channels))
-    if g == 1: return [(w, index, channels)]
-    n = w.shape[1]
-    return [(part, index[mine]-q*n, channels[mine]) for q, part in enumerate(w.chunk(g))
-        if (mine := index[:, 0]//n == q).any()]
+    return [(part, index[mine]-q*w.shape[1], channels[mine]) for q, part in enumerate(w.chunk(layer.groups))
+        if (mine := index[:, 0]//w.shape[1] == q).any()] if hasattr(layer, 'groups') else [(w, index, channels)]
 
 # %% ../../nbs/graph/15_surgery.ipynb #97afc7ad
 @torch.no_grad()
 def merge_into(
     layer:nn.Module, # the consumer; is changed, its pruned columns become zero
-    use, # its `Use`: where the site's channels stand among its columns
+    use:object, # its `Use`: where the site's channels stand among its columns
     T:torch.Tensor, # (|P|, |K|)
     kept:torch.Tensor, # K
     pruned:torch.Tensor, # P
@@ -204,7 +192,7 @@ def merge_into(
 @torch.no_grad()
 def scale_into(
     layer:nn.Module, # the consumer; is changed
-    use, # its `Use`
+    use:object, # its `Use`
     scale:torch.Tensor, # s̃, (C,)
 ):
     "Eq. 9 on a module."

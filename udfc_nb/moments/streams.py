@@ -15,8 +15,8 @@ from fastcore.basics import patch
 from ..caller import let_through
 from ..errors import ExampleInputError
 from ..graph.operations import OPERATIONS, operation_of
-from ..graph.proof import twin
-from ..graph.record import call_args, fresh, quiet
+from ..graph.copies import twin
+from ..graph.running import call_args, fresh, quiet
 from .refit import MAX_PATCH, Patch
 
 # %% ../../nbs/moments/26_streams.ipynb #a4782dfd

@@ -13,8 +13,9 @@ from dataclasses import replace
 import torch, torch.nn as nn
 from fastcore.basics import patch
 from ..caller import let_through
-from ..graph.record import Node, evaluate, rerun
-from ..graph.sites import Graph, LAYERS
+from ..graph.nodes import Node, evaluate, rerun
+from ..graph.sites import Graph
+from ..graph.kinds import LAYERS
 from ..graph.steps import is_norm, norm_name
 from .rectified import *
 from .field import *

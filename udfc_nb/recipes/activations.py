@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch, torch.nn as nn
 from ..errors import BitsError, UnsupportedError
 from ..graph.record import record
-from ..graph.sites import LAYERS
+from ..graph.kinds import LAYERS
 from ..graph.steps import NORMS, norm_name
 from ..graph.surgery import norm_affine
 

@@ -12,8 +12,8 @@ from fastcore.basics import patch
 from ..paper.paths import Vectors, from_filters, through_depthwise, through_gate, through_norm, through_slopes
 from ..paper.paths import through_sum
 from ..paper.solution import copies, project
-from ..graph.record import evaluate, rerun
-from ..graph.sites import LAYERS
+from ..graph.nodes import evaluate, rerun
+from ..graph.kinds import LAYERS
 from ..graph.steps import NORMS, consumer_paths, norm_name
 from ..graph.surgery import norm_affine, out_first
 from ..peers.merging import merge_derived, merge_published

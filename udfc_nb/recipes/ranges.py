@@ -11,7 +11,8 @@ import math
 import torch
 from ..moments.rectified import relu_moments
 from ..graph.operations import EVERYTHING, OPERATIONS
-from ..graph.record import rerun, tensors_of
+from ..graph.nodes import rerun
+from ..graph.running import tensors_of
 from ..graph.steps import source_of
 from .activations import grid_of, reader_of
 

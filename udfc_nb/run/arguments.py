@@ -16,8 +16,9 @@ from ..caller import let_through
 from ..errors import ArgumentError, BitsError, BudgetError, ExampleInputError, LayerNameError, RatioError
 from ..paper.assumption import check_ratio
 from ..paper.quantizer import check_bits
-from ..graph.record import call_args, check_names
-from ..graph.sites import LAYERS, POLICIES
+from ..graph.running import call_args, check_names
+from ..graph.kinds import LAYERS
+from ..graph.sites import POLICIES
 from ..recipes.activations import check_activation_bits
 from ..recipes.recipe import Recipe, get_recipe
 from ..recipes.rounding import GRIDS

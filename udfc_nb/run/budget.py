@@ -10,7 +10,7 @@ import math
 from bisect import bisect_left
 import torch
 from ..errors import BitsError, BudgetError
-from ..graph.sites import LAYERS
+from ..graph.kinds import LAYERS
 from ..recipes.fit import channels_of
 
 # %% ../../nbs/run/59_budget.ipynb #cf7a834a

@@ -8,7 +8,7 @@ __all__ = ['attempt', 'as_many', 'own_parts', 'plain_of', 'choices', 'best_of', 
 # %% ../../nbs/run/54_candidates.ipynb #1d98db0b
 import math
 from ..errors import BudgetError
-from ..graph.proof import copied, deepcopied
+from ..graph.copies import copied, deepcopied
 from ..recipes.activations import set_inputs
 from ..recipes.job import Job
 from ..recipes.recipe import METRICS, RECIPES

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch, torch.nn as nn
 from tqdm.auto import tqdm
 from ..caller import guarded
-from ..graph.proof import copied, prove
-from ..graph.sites import is_under, layer_names
+from ..graph.copies import copied
+from ..graph.proof import prove
+from ..graph.kinds import is_under, layer_names
 from ..peers.equalisation import PREPARATIONS
 from ..recipes.activations import set_inputs
 from ..recipes.job import Job

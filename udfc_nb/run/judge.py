@@ -7,7 +7,7 @@ __all__ = ['TIE', 'JUDGED', 'rows_of', 'unexplained', 'Judge']
 
 # %% ../../nbs/run/51_judge.ipynb #1b156c93
 import torch, torch.nn as nn
-from ..graph.record import tensors_of
+from ..graph.running import tensors_of
 from ..moments.images import KINDS
 from ..moments.streams import Anchors, Stream
 from .source import Source

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 import torch, torch.nn as nn
 from fastcore.basics import patch
 from ..errors import FileError
-from ..graph.proof import twin
-from ..graph.record import call_args, fresh, quiet
-from ..graph.sites import LAYERS
+from ..graph.copies import twin
+from ..graph.running import call_args, fresh, quiet
+from ..graph.kinds import LAYERS
 
 # %% ../../nbs/run/52_report.ipynb #2e303596
 def layer_macs(

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch, torch.nn as nn
 from .. import __version__
 from ..errors import BudgetError, NonFiniteError
-from ..graph.sites import LAYERS, PRUNED, SINGLE
+from ..graph.kinds import LAYERS
+from ..graph.reasons import PRUNED, SINGLE
 from ..graph.steps import is_norm
 from ..recipes.fit import channels_of
 from .report import Report, count

@@ -12,7 +12,7 @@ import torch, torch.nn as nn
 from torch.utils._pytree import tree_leaves, tree_map
 from fastcore.basics import patch
 from ..errors import ExampleInputError
-from ..graph.proof import resized
+from ..graph.copies import resized
 from ..graph.steps import absorbed
 from ..moments.images import FITTED, KINDS, inputs_like
 from ..moments.streams import Counting, Extents, Stream

@@ -11,8 +11,9 @@ import torch, torch.nn as nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 from ..errors import ExampleInputError, NonFiniteError, UnsupportedError
-from ..graph.proof import copied, sites_of, twin
-from ..graph.sites import LAYERS
+from ..graph.copies import copied, twin
+from ..graph.proof import sites_of
+from ..graph.kinds import LAYERS
 
 # %% ../../nbs/run/58_working.ipynb #d6229fb1
 def unwrap(

@@ -10,7 +10,8 @@ __all__ = ['FALLS', 'COUNTS', 'CURVE', 'MOMENTA', 'FORMAT', 'state_of', 'restore
 import json, math, time
 import torch
 from safetensors.torch import save as to_bytes
-from ..files.checkpoint import read_tensors, write_atomic
+from ..files.format import read_tensors
+from ..files.writing import write_atomic
 from ..errors import FileError
 from .images import running_norms
 from .schedules import Streams

@@ -17,7 +17,7 @@ from ..recipes.activations import folds_of, grid_of
 from ..run.result import Compressed
 from ..errors import NonFiniteError, RecipeError, UnsupportedError
 from .generators import Generator, discrepancy, distillation, pleasing_loss
-from ..graph.record import call_args
+from ..graph.running import call_args
 from .images import ImageSchedule, image_shape, make_images, running_norms
 from .layerwise import Layerwise
 from ..run.working import WorkingCopy, check_finite, floating, unwrap
