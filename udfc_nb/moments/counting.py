@@ -57,7 +57,11 @@ class Counting:
         most:int=MAX_PATCH, # entries up to which the taps are taken together
     ):
         self.gen, self.kinds, self.most, self.sums = gen, kinds, most, {}
-    def __call__(self, weight, op, args):
+    def __call__(self,
+        weight:str, # of a layer
+        op:str, args:tuple, # the operation and its arguments
+    ):
+        "Counts what it reads."
         x, groups, window = geometry_of(op, args)
         if args[6] if window else x.shape[1] > self.most: return # a transposed convolution, or too wide a matrix
         for k, part in enumerate(x.chunk(self.kinds)):
@@ -100,7 +104,11 @@ class Extents:
     """What the layers of a network read, channel by channel: weight → mean and variance of each call, and the least
     and largest value."""
     def __init__(self): self.seen = {}
-    def __call__(self, weight, op, args):
+    def __call__(self,
+        weight:str, # of a layer
+        op:str, args:tuple, # the operation and its arguments
+    ):
+        "Notes what it reads."
         x, *_ = geometry_of(op, args)
         m, v = moments_of(x)
         M, V, low, high = self.seen.get(weight, (m[:0], v[:0], 0., 0.))
