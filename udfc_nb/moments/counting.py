@@ -8,7 +8,7 @@ __all__ = ['PATCHES', 'some_patches', 'geometry_of', 'Counting', 'Extents']
 # %% ../../nbs/moments/27_counting.ipynb #44b44261
 import math
 import torch, torch.nn as nn
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from .refit import MAX_PATCH, Patch
 from .streams import moments_of
 
@@ -56,7 +56,7 @@ class Counting:
         kinds:int=2, # equal parts of the batch, one for each kind of image
         most:int=MAX_PATCH, # entries up to which the taps are taken together
     ):
-        self.gen, self.kinds, self.most, self.sums = gen, kinds, most, {}
+        store_attr(); self.sums = {}
     def __call__(self,
         weight:str, # of a layer
         op:str, args:tuple, # the operation and its arguments

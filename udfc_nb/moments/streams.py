@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 import torch, torch.nn as nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from ..caller import let_through
 from ..errors import ExampleInputError
 from ..graph.operations import OPERATIONS, operation_of
@@ -69,11 +69,9 @@ class Stream(TorchDispatchMode):
         repair:Callable=None,
     ):
         super().__init__()
-        # what a forward writes goes with the twin
-        self.net, self.kinds, self.first, self.anchors, self.kept = (twin(net), kinds, anchors is None, anchors
-            or Anchors(), kept or (lambda name: None))
-        self.written, self.count, self.outputs = written, count, outputs
-        self.reestimate, self.repair = reestimate, repair
+        store_attr('kinds, written, count, outputs, reestimate, repair')
+        self.net = twin(net) # what a forward writes goes with it
+        self.first, self.anchors, self.kept = anchors is None, anchors or Anchors(), kept or (lambda name: None)
         self.names, self.home, self.calls = {}, dict(net.named_buffers()), Counter()
         for n, t in [*self.net.named_parameters(), *self.net.named_buffers()]:
             if t.layout == torch.strided and t.numel(): self.names.setdefault(_place(t), n)

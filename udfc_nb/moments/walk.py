@@ -9,7 +9,7 @@ __all__ = ['LAGS', 'find_roots', 'Walk', 'module_of', 'reads', 'field_moments']
 import math
 import torch, torch.nn as nn
 from dataclasses import replace
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from ..caller import let_through
 from ..graph.record import Node
 from ..graph.sites import Graph, LAYERS
@@ -54,7 +54,7 @@ class Walk:
         mods:dict, # name → module of the network whose weights are read
         lags:int=LAGS,
     ):
-        self.graph, self.nodes, self.mods, self.lags = graph, graph.nodes, mods, lags
+        store_attr(); self.nodes = graph.nodes
         # fallbacks: (node, why) wherever the model had to guess; nodes that stand on a guess
         self.fields, self.fallbacks, self.guessed = {}, [], set()
         joins = {n: n.sources for n in self.nodes if n.kind in ('add', 'sub', 'cat') and len(n.sources) > 1}
