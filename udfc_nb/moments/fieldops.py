@@ -13,7 +13,8 @@ from dataclasses import replace
 from ..paper.paths import symmetric_product
 from .rectified import activation_moments, clark_max, series
 from .field import Field, by_half, reverse, shrink_field, symmetric
-from .convolution import Geometry, between_taps, conv_field, decimate, kernel_spectrum, rescale, taps_inside
+from .convolution import Geometry, between_taps, conv_field, decimate, kernel_spectrum, rescale
+from .convolution import taps_inside
 
 # %% ../../nbs/moments/23_fieldops.ipynb #7400cec6
 def _inverse(std):

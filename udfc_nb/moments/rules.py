@@ -14,8 +14,8 @@ from ..graph.steps import is_norm
 from .rectified import CLOSED
 from .field import Field, shrink_field
 from .convolution import Geometry, conv_field, filter_statistics, norm_field, patch_moments, scaled
-from udfc_nb.moments.fieldops import (activate_field, add_field, average_pool, cat_field, global_pool, max_pool, pad_channels,
-    subsample, whole_image)
+from .fieldops import activate_field, add_field, average_pool, cat_field, global_pool
+from .fieldops import max_pool, pad_channels, subsample, whole_image
 from .streams import WEIGHTS
 
 # %% ../../nbs/moments/28_rules.ipynb #f42a7fea
