@@ -10,7 +10,7 @@ from udfc_nb.data.digits import digits, digits_net
 from udfc_nb.errors import BitsError, RecipeError, UDFCError
 from udfc_nb.recipes.flips import flip
 from udfc_nb.graph.proof import find_sites
-from udfc_nb.moments.streams import Extents
+from udfc_nb.moments.counting import Extents
 from udfc_nb.recipes.rounding import GRIDS
 from udfc_nb.recipes.recipe import Recipe, recipe_from_json
 from udfc_nb.recipes.flips import ROUNDINGS

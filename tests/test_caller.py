@@ -135,7 +135,7 @@ def test_an_error_of_the_network_is_told_in_any_run(calls):
 
 @pytest.mark.parametrize('kind', FULL)
 @pytest.mark.parametrize('module,name,settings',
-    [('moments.walk', 'conv_field', dict(weight_bits=3)), ('moments.walk', 'activate_field', dict(weight_bits=3)),
+    [('moments.rules', 'conv_field', dict(weight_bits=3)), ('moments.rules', 'activate_field', dict(weight_bits=3)),
     ('graph.operations', 'image', dict(activation_bits=8))])
 def test_want_of_memory_in_a_rule_is_no_form_that_it_does_not_foresee(module, name, settings, kind, monkeypatch):
     "The second call has no memory: a guess would give another, worse network."
@@ -147,7 +147,7 @@ def test_want_of_memory_in_a_rule_is_no_form_that_it_does_not_foresee(module, na
     net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)).eval()
     monkeypatch.setattr(where, name, full)
     with pytest.raises(OutOfMemoryError) as info: compress(net, x, recipe='field', **settings)
-    assert info.value.layer is not None or module != 'walk'
+    assert info.value.layer is not None or module != 'moments.rules'
 
 @pytest.mark.parametrize('ask', [lambda net: find_sites(net, x), lambda net: site_curves(net, x)])
 def test_want_of_memory_elsewhere(ask):

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 NBS = Path(__file__).resolve().parents[1]/'nbs'
-PAGES = sorted(p.name for p in NBS.glob('*.ipynb') if re.match(r'0[0-5]|2|43|50', p.name))
-PAPER = [p for p in PAGES if p[0] == '0'] # their equations bear the paper's numbers, letters between
+PAGES = sorted(str(p.relative_to(NBS)) for p in NBS.glob('*/*.ipynb')
+    if re.match(r'paper/0[0-5]|moments/|recipes/|files/66|app/80', str(p.relative_to(NBS))))
+PAPER = [p for p in PAGES if p.startswith('paper/')] # their equations bear the paper's numbers, letters between
 EQUATION = re.compile(r'\$\$(.+?)\$\$( \{#(eq-[\w-]+)\})?', re.S)
 
 
@@ -19,6 +20,10 @@ def numbers(page):
     "The numbers that the page's head gives its equations, in their order."
     m = re.search(r'eq-labels: \[(.*?)\]', cells(page)[0][1])
     return re.findall(r'"(.*?)"', m[1]) if m else None
+
+
+def test_the_pages_are_found():
+    assert len(PAPER) == 6 and len(PAGES) > 20 and sum(len(equations(p)) for p in PAGES) > 100
 
 
 @pytest.mark.parametrize('page', PAGES)

@@ -7,6 +7,7 @@ __all__ = ['SHAPES', 'PARTIALS', 'SHORTEST', 'KINDS', 'FITTED', 'coloured_noise'
 
 # %% ../../nbs/moments/25_images.ipynb #78c11711
 import functools, math
+from collections.abc import Callable
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 from ..errors import ExampleInputError
@@ -26,12 +27,11 @@ def coloured_noise(
     power:float=1., # by which the amplitude falls with the frequency: 1 pink, 2 brown
 )->torch.Tensor: # (n, channels, *size), each channel of mean 0 and variance 1 over the batch
     "Noise whose amplitude falls with the frequency; half of it is common to the channels."
-    axes = tuple(range(2, 2+len(size)))
-    f = [torch.fft.fftfreq(k).reshape([-1 if a == d else 1 for a in range(len(size))]) for d, k in enumerate(size)]
-    amplitude = (sum(g.square() for g in f).sqrt()+1/max(size))**-power
-    def noise(c):
-        return _standard(torch.fft.ifftn(torch.fft.fftn(torch.randn(n, c, *size, generator=gen), dim=axes)*amplitude,
-            dim=axes).real)
+    axes, squares = tuple(range(2, 2+len(size))), torch.zeros(())
+    for k in size: squares = squares[..., None]+torch.fft.fftfreq(k).square()
+    amplitude = (squares.sqrt()+1/max(size))**-power
+    noise = lambda c: _standard(torch.fft.ifftn(amplitude*torch.fft.fftn(torch.randn(n, c, *size, generator=gen),
+        dim=axes), dim=axes).real)
     return _standard(noise(channels)+noise(1))
 
 # %% ../../nbs/moments/25_images.ipynb #60034ae2
@@ -49,21 +49,21 @@ def dead_leaves(
     gen:torch.Generator=None, # on the CPU
 )->torch.Tensor: # (n, channels, *size), each channel of mean 0 and variance 1 over the batch
     "Shapes that hide one another."
-    dim, s, ones = len(size), max(size), (1,)*len(size)
-    # (1, dim, *size)
-    grid = torch.stack(torch.meshgrid(*(torch.arange(k, dtype=torch.float32) for k in size), indexing='ij'))[None]
-    base, spread = torch.randn(n, channels, *ones, generator=gen), .1+.5*torch.rand(n, 1, *ones, generator=gen)
-    x, small, big = base.expand(n, channels, *size).clone(), (max(s/40, .5))**-2, (s/2)**-2
+    dim, s = len(size), max(size)
+    wide = lambda t: t[(...,)+(None,)*dim]
+    normal = lambda *shape: torch.randn(n, *shape, generator=gen)
+    grid = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing='ij'))[None].float() # (1, dim, *size)
+    base, spread = wide(normal(channels)), wide(.1+.5*torch.rand(n, 1, generator=gen))
+    x, small, big = base.expand(n, channels, *size), max(s/40, .5)**-2, (s/2)**-2
     for _ in range(SHAPES):
         u = torch.rand(n, dim+3, generator=gen)
         r = (small-u[:, 0]*(small-big)).rsqrt() # density r⁻³
-        stretch = torch.exp(.4*torch.randn(n, dim, generator=gen))
+        stretch = torch.exp(.4*normal(dim))
         turn = _turns(n, dim, gen)*stretch[:, :, None]/r[:, None, None]
-        at = grid-(u[:, 3:]*torch.tensor(size))[(...,)+(None,)*dim]
-        at = torch.einsum('nij,nj...->ni...', turn, at)
-        inside = torch.where((u[:, 1] < .5)[(...,)+(None,)*dim], at.square().sum(1), at.abs().amax(1).square()) < 1
-        slope = .3*torch.randn(n, channels, generator=gen)[(...,)+(None,)*dim]*(at[:, :1]*r[(...,)+(None,)*(dim+1)]/s)
-        colour = base+spread*torch.randn(n, channels, *ones, generator=gen)+slope
+        at = torch.einsum('nij,nj...->ni...', turn, grid-wide(u[:, 3:]*torch.tensor(size)))
+        inside = torch.where(wide(u[:, 1] < .5), at.square().sum(1), at.abs().amax(1).square()) < 1
+        slope = .3*wide(normal(channels))*(at[:, :1]*wide(r[:, None])/s)
+        colour = base+spread*wide(normal(channels))+slope
         x = torch.where(inside[:, None], colour, x)
     return _standard(x+.02*torch.randn(x.shape, generator=gen))
 
@@ -88,7 +88,12 @@ def tones(
         x += a*torch.sin(2*math.pi*(f*torch.arange(s)+u(channels, 1)))
     return _standard(x/x.square().mean(2, keepdim=True).sqrt().clamp(min=1e-12)+.1*torch.randn(x.shape, generator=gen))
 
-def scenes(n, channels, size, gen=None):
+def scenes(
+    n:int, # inputs
+    channels:int, # of one
+    size:tuple, # its lengths along any number of axes
+    gen:torch.Generator=None, # on the CPU
+)->torch.Tensor: # (n, channels, *size), each channel of mean 0 and variance 1 over the batch
     "Things that last: shapes in an image or a volume, tones in a signal."
     return (tones if len(size) == 1 else dead_leaves)(n, channels, size, gen)
 
@@ -106,14 +111,14 @@ def _drawn(t, n, gen):
     return torch.randn(shape, generator=gen)*(std or 1.)+(mean if std else 0.)
 
 def inputs_like(
-    example, # what a network takes: a tensor, or tuples, lists and dicts of tensors
+    example:object, # what a network takes: a tensor, or tuples, lists and dicts of tensors
     n:int, # examples in the batch
     kind:str='leaves', # a key of KINDS
     gen:torch.Generator=None, # on the CPU
-    size=None, # function (pixels along an axis) → pixels; None: as many
+    size:Callable=None, # (pixels along an axis) → pixels; None: as many
     signals:bool=False, # are matrices batches of signals?
     input_range:tuple=None, # (low, high) of the network's inputs
-): # the same tree, with tensors like the example's
+)->object: # the same tree, with tensors like the example's
     "A batch of inputs made of nothing. Raises `ExampleInputError` where there is no tensor with a batch."
     def one(t):
         if not isinstance(t, torch.Tensor) or not t.dim(): return t

@@ -11,7 +11,7 @@ from ..errors import RatioError
 
 # %% ../../nbs/paper/02_assumption.ipynb #a8baeae8
 def check_ratio(
-    ratio, # a number in [0, 1)
+    ratio:float, # a number in [0, 1)
     layer:str=None, # name for the message
 ):
     "Raises `RatioError` unless `ratio` is a number in [0, 1)."

@@ -12,7 +12,7 @@ from ..errors import BitsError, NonFiniteError
 
 # %% ../../nbs/paper/01_quantizer.ipynb #3af756ce
 def check_bits(
-    bits, # bit-width, a number in [1, 32]
+    bits:float, # bit-width, a number in [1, 32]
     layer:str=None, # name for the message
 ):
     "Raises `BitsError` unless `bits` is a number in [1, 32]."
@@ -60,7 +60,7 @@ def paper_grid(
     W:torch.Tensor, # weights, output channels first
     bits:int, # 1 to 32
     per_channel:bool=True, # a scale per output channel, or one for the tensor
-    clip=1., # the grid ends at clip·max|W|
+    clip:float|torch.Tensor=1., # the grid ends at clip·max|W|
 )->Quantized:
     "Eq. 3: 2ᵏ levels from −M to M, none of them zero. Raises `BitsError`, `NonFiniteError`."
     n = 2**_whole(bits)-1
@@ -73,7 +73,7 @@ def symmetric_grid(
     W:torch.Tensor, # weights, output channels first
     bits:int, # 2 to 32
     per_channel:bool=True, # a scale per output channel, or one for the tensor
-    clip=1., # the grid ends at clip·max|W|
+    clip:float|torch.Tensor=1., # the grid ends at clip·max|W|
 )->Quantized:
     """Signed integers −(2ᵏ⁻¹−1) … 2ᵏ⁻¹−1 times a scale: what integer hardware and ONNX take. Raises `BitsError`,
     `NonFiniteError`."""
@@ -89,7 +89,7 @@ def asymmetric_grid(
     W:torch.Tensor, # weights (output channels first) or activations
     bits:int, # 1 to 32
     per_channel:bool=True, # a scale per output channel, or one for the tensor
-    clip=1., # the grid ends at clip times the range
+    clip:float|torch.Tensor=1., # the grid ends at clip times the range
 )->Quantized:
     """Unsigned integers 0 … 2ᵏ−1 over [min, max] with an integer zero point, so that the value 0 is exact. Raises
     `BitsError`, `NonFiniteError`."""

@@ -15,7 +15,8 @@ from ..errors import ExampleInputError
 from ..graph.copies import resized
 from ..graph.steps import absorbed
 from ..moments.images import FITTED, KINDS, inputs_like
-from ..moments.streams import Counting, Extents, Stream
+from ..moments.counting import Counting, Extents
+from ..moments.streams import Stream
 from .report import count
 from ..moments.walk import field_moments
 
