@@ -7,7 +7,7 @@ from udfc_nb import UDFCError, find_sites
 from nets import Block, Chain, Perceptron, Residual, assert_unchanged, first_tensor, relative, roughen, snapshot
 
 # What is tested here does not hang on the recipe; this one is quick, and the same ratio holds at every site.
-compress = functools.partial(udfc_nb.run.compress, recipe='paper')
+compress = functools.partial(udfc_nb.compress, recipe='paper')
 images = torch.randn(3, 3, 12, 12)
 
 
@@ -456,7 +456,8 @@ def test_the_reason_names_what_is_in_the_way(case):
     "A reason that is an operation's comes with its file and line."
     make, reason = WHY[case]
     if reason.endswith(' at'):
-        reason += (f' test_compress.py:{next(i for i, l in enumerate(open(__file__), 1) if l.rstrip().endswith(f"# {case}"))}')
+        line = next(i for i, l in enumerate(open(__file__), 1) if l.rstrip().endswith(f'# {case}'))
+        reason += f' test_compress.py:{line}'
     model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3), make(), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)))
     before = set(vars(model))

@@ -5,7 +5,7 @@ import udfc_nb
 from torch.utils.flop_counter import FlopCounterMode
 from nets import Chain, Perceptron, Residual, roughen
 
-compress = functools.partial(udfc_nb.run.compress, recipe='paper')
+compress = functools.partial(udfc_nb.compress, recipe='paper')
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 

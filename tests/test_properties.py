@@ -7,7 +7,7 @@ from udfc_nb.paper.error import augmented_gram, pruning_error
 from udfc_nb.paper.solution import project
 from nets import Chain, Perceptron, Residual, relative, roughen
 
-compress = functools.partial(udfc_nb.run.compress, recipe='paper')
+compress = functools.partial(udfc_nb.compress, recipe='paper')
 EXAMPLES = 20
 seeds = st.integers(0, 2**31-1)
 ratios = st.floats(0, .95)
