@@ -129,7 +129,9 @@ def preset_buttons(
 # %% ../../nbs/app/95_fields.ipynb #82548d89
 FORMATS = {'packed file': '.safetensors', 'ONNX': '.onnx', 'torch.export': '.pt2'}
 
-def action_fields(w)->dict: # name → widget
+def action_fields(
+    w:ModuleType, # ipywidgets
+)->dict: # name → widget
     "Buttons, progress, and what saves a result."
     button = lambda name, icon, help, **more: w.Button(description=name, icon=icon, tooltip=help,
         layout={'width': 'auto', 'min_width': '6.5em'}, **more)
