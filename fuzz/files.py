@@ -1,6 +1,8 @@
-"""Damaged and forged files of each form: packed (versions 1 and 2), recipe, report. `python fuzz/files.py [N] [SEED]` reads N of each and prints what came of them.
+"""Damaged and forged files of each form: packed (versions 1 and 2), recipe, report. `python fuzz/files.py [N]
+[SEED]` reads N of each and prints what came of them.
 
-Each is read in a process of its own batch, with two seconds of the processor, and its largest memory is noted. Right is: a typed error; or, where the damage is no damage or a new checksum was made,
+Each is read in a process of its own batch, with two seconds of the processor, and its largest memory is noted. Right
+is: a typed error; or, where the damage is no damage or a new checksum was made,
 a network that runs, whose outputs have the architecture's shape and whose numbers are finite."""
 import hashlib, json, os, random, signal, struct, sys, tempfile, time, warnings
 from collections import Counter
@@ -8,7 +10,7 @@ from pathlib import Path
 import torch, torch.nn as nn
 from safetensors.torch import load as from_bytes, save as to_bytes
 from udfc_nb import compress, load
-from udfc_nb.errors import FileError, RecipeError, UDFCError
+from udfc_nb.errors import FileError, RecipeError
 from udfc_nb.files.format import _checksum, read_file
 from udfc_nb.recipes.recipe import RECIPES, Recipe, recipe_from_json
 from udfc_nb.run.report import report_from_json

@@ -428,7 +428,8 @@ def convolutional_lstm():
 
 @known
 def aware_of_quantization():
-    from torch.ao.quantization import QuantStub, DeQuantStub, FakeQuantize, MovingAverageMinMaxObserver, PerChannelMinMaxObserver
+    from torch.ao.quantization import (DeQuantStub, FakeQuantize, MovingAverageMinMaxObserver, PerChannelMinMaxObserver,
+        QuantStub)
     def fake(*x):
         q = FakeQuantize(MovingAverageMinMaxObserver); q(torch.randn(64)*2); q.disable_observer(); return q
     class QConv(nn.Conv2d):

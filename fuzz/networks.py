@@ -1,7 +1,9 @@
 """Random networks. A network is a plan of tuples, which is drawn, printed, shortened and built again.
 
-A part takes images of any number of channels and gives images, (N, C, *size); so any parts follow one another, and some hold
-parts of their own. A plan is (dimensions, example, head, parts); a part is (name, seed, lists of parts that it holds ...)."""
+A part takes images of any number of channels and gives images, (N, C, *size); so any parts follow one another, and
+some hold
+parts of their own. A plan is (dimensions, example, head, parts); a part is (name, seed, lists of parts that it holds
+...)."""
 import dataclasses, random, zlib
 from collections import OrderedDict, namedtuple
 import torch, torch.nn as nn, torch.nn.functional as F

@@ -1,7 +1,9 @@
 """What a cut network must give, found without the package's own proof.
 
-With recipe 'prune' at no bits nothing is computed anew: every tensor of the cut network is a part of one of the original. So the
-inputs that a layer has lost are read off its numbers, and the original runs in float64 with exactly those inputs at zero, set
+With recipe 'prune' at no bits nothing is computed anew: every tensor of the cut network is a part of one of the
+original. So the
+inputs that a layer has lost are read off its numbers, and the original runs in float64 with exactly those inputs at
+zero, set
 by hooks at the layers that read them, behind every norm and activation. Both must give the same."""
 import dataclasses
 import numpy as np

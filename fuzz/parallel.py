@@ -1,5 +1,7 @@
-"""Eight threads, four forked workers and one spawned compress at the same time, for a minute or as long as one likes, and must find
-what one finds alone, bit for bit: python fuzz/parallel.py [seconds]. A forked worker has one thread, as it must where its parent has used others."""
+"""Eight threads, four forked workers and one spawned compress at the same time, for a minute or as long as one
+likes, and must find
+what one finds alone, bit for bit: python fuzz/parallel.py [seconds]. A forked worker has one thread, as it must
+where its parent has used others."""
 import hashlib, itertools, multiprocessing, sys, threading, time, traceback
 import torch
 from torch import nn

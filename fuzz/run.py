@@ -4,7 +4,7 @@
     python fuzz/run.py --n 50 --seed 7    fifty others
     python fuzz/run.py --plan "(2, 'tensor', ('mean', 0), (('conv', 1),))"    one, as it was printed
 """
-import argparse, ast, contextlib, importlib.util, os, random, resource, signal, sys, tempfile, time, traceback, warnings
+import argparse, ast, contextlib, importlib.util, random, resource, signal, sys, tempfile, time, traceback, warnings
 from collections import Counter
 from pathlib import Path
 HERE = Path(__file__).resolve().parent

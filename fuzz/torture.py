@@ -1,6 +1,8 @@
-"""Writers that are killed (kill -9) at random moments. `python fuzz/torture.py [N] [SEED]` kills N, half in `save` and half in `udfc compress`, and prints what lay there afterwards.
+"""Writers that are killed (kill -9) at random moments. `python fuzz/torture.py [N] [SEED]` kills N, half in `save`
+and half in `udfc compress`, and prints what lay there afterwards.
 
-Right is: a file that loads, the old one or the new one, after every kill; and no more temporary files than the last writer left. The writers are forked from one process, in which everything is imported."""
+Right is: a file that loads, the old one or the new one, after every kill; and no more temporary files than the last
+writer left. The writers are forked from one process, in which everything is imported."""
 import os, random, signal, sys, tempfile, time, warnings
 from collections import Counter
 from pathlib import Path

@@ -58,7 +58,7 @@ def assert_unchanged(model, before):
     assert now['params'].keys() == before['params'].keys() and now['buffers'].keys() == before['buffers'].keys()
     for n, (p, grad, i, g) in before['params'].items():
         q, qgrad, k, qg = now['params'][n]
-        assert torch.equal(p, q) and p.dtype == q.dtype and p.stride() == q.stride() and grad == qgrad and i == k and g is qg, n
+        assert torch.equal(p, q) and (p.dtype, p.stride(), grad, i) == (q.dtype, q.stride(), qgrad, k) and g is qg, n
     for n, (b, i) in before['buffers'].items():
         assert torch.equal(b, now['buffers'][n][0]) and i == now['buffers'][n][1], n
     for key in ('modes', 'hooks', 'attributes'): assert now[key] == before[key], key

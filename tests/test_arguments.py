@@ -5,9 +5,10 @@ import pytest, torch
 from torch import nn
 import udfc_nb.errors as E
 from udfc_nb import RECIPES, compress, find_sites
-from udfc_nb.app import cli
+from udfc_nb.app import command, info, making
 from udfc_nb.files.format import signed
-from udfc_nb.app.cli import file_text, main
+from udfc_nb.app.cli import main
+from udfc_nb.app.info import file_text, file_told
 from udfc_nb.recipes.recipe import recipe_from_json
 
 x = torch.randn(2, 3, 12, 12)
@@ -145,7 +146,7 @@ def test_classes_that_cannot_be(refused):
 
 def test_too_small_a_machine_is_no_fault(monkeypatch, refused):
     def full(*args, **kwargs): raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-    monkeypatch.setattr(cli, 'info_rows', full)
+    monkeypatch.setattr(info, 'info_rows', full)
     assert "can't allocate" in (said := refused('info', code=1)) and 'fault of udfc_nb' not in said
     monkeypatch.setattr(torch, 'zeros', full)
     assert '--input-shape' in refused('info')
@@ -184,7 +185,7 @@ def test_a_file_whose_recipe_is_broken(recipe, refused, tmp_path):
 def test_names_in_a_file_do_not_steer_the_terminal(tmp_path):
     packed(tmp_path/'in.safetensors', {'\x1b]0;x\x07\x1b[2J\u202e\ntotal': torch.zeros(2)}, written_by='\x1b[31m\nred',
         recipe='{"name": "\\u001b[2J\\r"}')
-    text = file_text(tmp_path/'in.safetensors')
+    text = file_text(file_told(tmp_path/'in.safetensors'))
     assert (len(text.splitlines()) == 5 and all(c.isprintable() for line in text.split('\n') for c in line)
         and r'\x1b[31m\nred' in text)
 
@@ -196,7 +197,7 @@ def test_debug_shows_the_traceback(monkeypatch, capsys):
 
 def test_a_fault_of_the_package_is_no_bad_input(monkeypatch, refused):
     def broken(*args): raise KeyError('a fault\nof ours')
-    monkeypatch.setattr(cli, 'info_rows', broken)
+    monkeypatch.setattr(info, 'info_rows', broken)
     assert ('a fault of udfc_nb' in (said := refused('info', code=1)) and 'test_arguments.py' in said
         and len(said.splitlines()) == 1)
 
@@ -204,17 +205,17 @@ def test_exit_codes():
     "2 for what the user did wrong, 1 for what failed, 130 for an interrupt."
     def caused(e, by): e.__cause__ = by; return e
     wrong = (E.RatioError('x'), E.FileError('x'), caused(E.FileError('x'), FileNotFoundError()),
-        caused(E.FileError('x'), PermissionError()), caused(cli.CommandError('x'), OSError(36, 'too long')),
+        caused(E.FileError('x'), PermissionError()), caused(command.CommandError('x'), OSError(36, 'too long')),
         FileNotFoundError('x'))
     failed = (E.OutOfMemoryError('x'), MemoryError(), RuntimeError("can't allocate memory"), KeyError('x'),
         OSError(28, 'No space left'), caused(E.FileError('x'), OSError(28, 'No space left')),
-        caused(cli.CommandError('x'), OSError('no network')))
-    assert ([cli.exit_code(e) for e in wrong] == [2]*len(wrong)
-        and [cli.exit_code(e) for e in failed] == [1]*len(failed) and cli.exit_code(KeyboardInterrupt()) == 130)
+        caused(command.CommandError('x'), OSError('no network')))
+    assert ([command.exit_code(e) for e in wrong] == [2]*len(wrong)
+        and [command.exit_code(e) for e in failed] == [1]*len(failed) and command.exit_code(KeyboardInterrupt()) == 130)
 
 def test_an_interrupt_ends_the_command(monkeypatch, refused):
     def pressed(*args): raise KeyboardInterrupt
-    monkeypatch.setattr(cli, 'info_rows', pressed)
+    monkeypatch.setattr(info, 'info_rows', pressed)
     assert refused('info', code=130) == 'udfc info: interrupted\n'
 
 @pytest.fixture
@@ -241,7 +242,7 @@ def test_json_of_every_command(told, monkeypatch, tmp_path):
         'a.pt2')['bytes'] == (tmp_path/'a.pt2').stat().st_size
     assert [r['network'] for r in told('bench', '--compressed', 'a.safetensors', '--repeats',
         '1')['rows']] == ['uncompressed', 'compressed']
-    monkeypatch.setattr(cli, 'refine', lambda out, *args,
+    monkeypatch.setattr(making, 'refine', lambda out, *args,
         **kw: type('R', (), dict(save=lambda self, path: out.save(path), report=None, curve=[]))())
     assert told('refine', '--compressed', 'a.safetensors', '--output',
         'b.safetensors')['bytes'] == (tmp_path/'b.safetensors').stat().st_size
@@ -249,7 +250,7 @@ def test_json_of_every_command(told, monkeypatch, tmp_path):
         nominal_bytes=4, file_bytes=9)]
     for name, f in (('demo_rows', lambda **kw: rows),
             ('demo_figure', lambda rows: type('F', (),
-            dict(savefig=lambda self, to: None))())): monkeypatch.setattr(cli, name, f)
+            dict(savefig=lambda self, to, **kw: None))())): monkeypatch.setattr(f'udfc_nb.app.demo.{name}', f)
     assert told('demo', '--output', str(tmp_path/'demo'), net=[])['rows'] == rows
 
 def test_json_of_errors(told):

@@ -2,7 +2,7 @@
 import pytest, torch
 from torch import nn
 from udfc_nb import compress
-from udfc_nb.run.result import Compressed, file_bytes, within
+from udfc_nb.run.result import Compressed, within
 from udfc_nb.errors import BudgetError
 
 class Two(nn.Module):

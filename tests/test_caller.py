@@ -1,13 +1,13 @@
 """Whatever the caller has switched on changes nothing; out of memory is out of memory; an interrupt leaves
 everything as it was; threads and workers find the same."""
-import ast, contextlib, multiprocessing, os, subprocess, sys, threading
+import ast, contextlib, multiprocessing, os, sys, threading
 from pathlib import Path
 import pytest, torch
 from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 import udfc_nb
 from udfc_nb import compress, find_sites
-from udfc_nb.errors import ExampleInputError, OutOfMemoryError, UDFCError
+from udfc_nb.errors import ExampleInputError, OutOfMemoryError
 from udfc_nb.run.sensitivity import site_curves
 from nets import assert_unchanged, snapshot
 
@@ -218,8 +218,8 @@ def test_workers_find_what_one_finds_alone(way, alone, monkeypatch):
 
 BROAD = {'Exception', 'BaseException', 'RuntimeError', 'MemoryError'}
 RAISED_AGAIN = { # somebody else's code runs there; memory and our own errors pass, anything else gets a type
-    'app.cli._from_module', 'app.cli._from_torchvision', 'app.cli._from_timm', 'app.cli.read_weights',
-    'app.cli.load_weights_', 'app.cli.first_answer', 'run.arguments.check_device', 'data.digits.digits_net',
+    'app.opening._from_module', 'app.opening._from_library', 'app.opening.read_weights',
+    'app.opening.load_weights_', 'app.evaluate.first_answer', 'run.arguments.check_device', 'data.digits.digits_net',
     'data.networks.load_network',
     'graph.copies.copied', 'graph.record.record', 'moments.streams.run', 'files.export.float_graph',
     'files.export.onnx_info', 'files.export.export_program'}
@@ -231,10 +231,10 @@ AN_ANSWER = { # what fails is told in the result; memory and our own errors pass
     'files.measure._prepared': 'a runtime that fails is a note in its row',
     'files.fitting._answers': 'does the network run with such a file'}
 AT_THE_END = { # nobody is above who could do something about it
-    'app.cli.main': 'an exit code', 'app.cli.read_network': 'names the option',
+    'app.cli.main': 'an exit code', 'app.options.read_network': 'names the option',
     'caller.guarded': 'gives want of memory its type', 'app.plots.draw': 'a slider must not die of one value',
-    'app.widgets.end': 'is shown', 'app.runs.run': 'a thread hands it to whoever waits',
-    'app.runs.read_trials': 'trials that cannot be read', 'app.runs.read_shape': 'a shape that cannot be',
+    'app.form.end': 'is shown', 'app.trials.run': 'a thread hands it to whoever waits',
+    'app.trials.read_trials': 'trials that cannot be read', 'app.subjects.read_shape': 'a shape that cannot be',
     'files.fitting._check_fit': 'a network of another shape cannot be built',
     'files.writing.write_atomic': 'raises it again', 'training.state.check_tensors': 'a state that does not fit',
     'training.training.adopt': 'a source that does not fit', 'training.refine.train': 'raises it again'}

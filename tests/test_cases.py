@@ -1,8 +1,9 @@
 """Networks as people have them: what was reported of pruning, quantization and export tools, and what lies beside it.
 
-Every kind has a right value: what share of the parameters goes, what stays and why, or what the outputs are. The cases marked
+Every kind has a right value: what share of the parameters goes, what stays and why, or what the outputs are. The
+cases marked
 `# beside` were reported by nobody."""
-import copy, functools, resource, threading, warnings
+import functools, threading, warnings
 import pytest, torch, torch.nn as nn, torch.nn.functional as F
 from udfc_nb import UDFCError, compress, find_sites
 from udfc_nb.errors import UnsupportedError

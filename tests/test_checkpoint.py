@@ -14,7 +14,7 @@ from udfc_nb.data.networks import network_info
 import test_compress as T
 from nets import Block, Chain, Perceptron, Residual, roughen
 sys.path.insert(0, str(Path(__file__).parents[1]/'fuzz'))
-from files import as_version_1, join, layer, parts, with_header, with_tensors, with_texts
+from files import as_version_1, layer, parts, with_header, with_tensors, with_texts
 from test_torchvision import FAMILIES, build
 
 images = torch.randn(3, 3, 12, 12)

@@ -7,8 +7,11 @@ from torch import nn
 from udfc_nb import load
 from udfc_nb.app import cli
 from udfc_nb.app.cli import main
-from udfc_nb.app.demo import demo_cases, demo_recipes
+from udfc_nb.app.demo import DEMO_RECIPES, demo_cases
+from udfc_nb.app.opening import load_weights_
+from udfc_nb.app.options import write_file
 from udfc_nb.data.digits import digits_net
+from udfc_nb.errors import FileError
 
 DIGITS = ['udfc_nb.data.digits:digits_net', '--input-shape', '1,1,8,8']
 
@@ -113,14 +116,14 @@ def test_random_weights_are_announced(capsys):
 def test_checkpoints_are_looked_through(wrap, tmp_path):
     net, fresh = digits_net(), digits_net(pretrained=False)
     torch.save(wrap(net.state_dict()), tmp_path/'net.pt')
-    cli.load_weights_(fresh, tmp_path/'net.pt')
+    load_weights_(fresh, tmp_path/'net.pt')
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), fresh.state_dict().values()))
 
 
 def test_safetensors_without_batch_counts(tmp_path):
     net, fresh = digits_net(), digits_net(pretrained=False)
     save_file({k: v for k, v in net.state_dict().items() if 'num_batches' not in k}, tmp_path/'net.safetensors')
-    cli.load_weights_(fresh, tmp_path/'net.safetensors')
+    load_weights_(fresh, tmp_path/'net.safetensors')
     assert torch.equal(net.bn1.running_var, fresh.bn1.running_var)
 
 
@@ -128,7 +131,7 @@ def test_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path/'small.safetensors'; path.write_bytes(b'old')
     def full(fd): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(cli.FileError, match='No space left'): cli.write_file(path, b'new')
+    with pytest.raises(FileError, match='No space left'): write_file(path, b'new')
     assert path.read_bytes() == b'old' and list(tmp_path.iterdir()) == [path]
 
 
@@ -234,6 +237,34 @@ def test_version(capsys):
     assert e.value.code == 0 and capsys.readouterr().out == f'udfc {cli.__version__}\n'
 
 
+# What `udfc --help` and `udfc --version` import; `bare` is the package without what its __init__ imports.
+ASK = """
+import sys, types
+if {bare}:
+    sys.modules['udfc_nb'] = package = types.ModuleType('udfc_nb')
+    package.__path__, package.__version__ = [{path!r}], '0'
+from udfc_nb.app.cli import main
+for option in ('--help', '--version'):
+    try: main([option])
+    except SystemExit as e: assert not e.code
+print('imported:', [m for m in ('torch', 'matplotlib', 'numpy') if m in sys.modules])
+"""
+
+
+@pytest.mark.parametrize('bare', [True,
+    pytest.param(False, marks=pytest.mark.xfail(strict=True, reason='udfc_nb/__init__.py imports everything'))])
+def test_help_needs_no_torch(bare):
+    code = ASK.format(bare=bare, path=str(Path(cli.__file__).parents[1]))
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0 and 'imported: []' in run.stdout and 'compress' in run.stdout, run.stderr
+
+
+def test_only_the_command_that_is_called_is_imported(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'udfc_nb.app.trying', None) # whose import would fail
+    assert main(['info', *DIGITS]) == 0
+    assert main(['bench', *DIGITS]) == 1
+
+
 # ---- demo
 
 def test_demo(tmp_path, capsys, monkeypatch):
@@ -244,8 +275,8 @@ def test_demo(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr()
     assert str(folder) in said.out and said.err == ''
     rows = list(csv.DictReader((folder/'accuracy.csv').read_text().splitlines()))
-    assert len(rows) == 1 + 3*len(demo_recipes()) and (folder/'accuracy.png').read_bytes().startswith(b'\x89PNG')
-    assert {r['method'] for r in rows} == {'none', *demo_recipes()}
+    assert len(rows) == 1 + 3*len(DEMO_RECIPES) and (folder/'accuracy.png').read_bytes().startswith(b'\x89PNG')
+    assert {r['method'] for r in rows} == {'none', *DEMO_RECIPES}
     assert float(rows[0]['accuracy_after']) == float(rows[0]['accuracy_before']) > 97
 
 
@@ -313,7 +344,8 @@ def test_doctor(capsys, monkeypatch):
     from udfc_nb.app.tools import MODULES
     monkeypatch.setitem(MODULES, 'onnxruntime', 'no_such_module')
     assert main(['doctor']) == 0
-    assert ("missing for udfc export to ONNX, udfc bench --runtime onnx: onnxruntime; pip install 'udfc_nb[onnx]'" in capsys.readouterr().out)
+    assert ("missing for udfc export to ONNX, udfc bench --runtime onnx: onnxruntime; pip install 'udfc_nb[onnx]'"
+        in capsys.readouterr().out)
 
 
 def offered(script, *words):

@@ -456,7 +456,8 @@ def test_the_reason_names_what_is_in_the_way(case):
     "A reason that is an operation's comes with its file and line."
     make, reason = WHY[case]
     if reason.endswith(' at'):
-        reason += (f' test_compress.py:{next(i for i, l in enumerate(open(__file__), 1) if l.rstrip().endswith(f"# {case}"))}')
+        line = next(i for i, l in enumerate(open(__file__), 1) if l.rstrip().endswith(f'# {case}'))
+        reason += f' test_compress.py:{line}'
     model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3), make(), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)))
     before = set(vars(model))

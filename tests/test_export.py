@@ -1,15 +1,15 @@
 "ONNX and torch.export: the same answers elsewhere."
-import copy, json, os, subprocess, sys
+import copy, os, subprocess, sys
 from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, pytest, torch, torch.nn as nn
+import pytest, torch, torch.nn as nn
 from udfc_nb import RECIPES, compress, load
 from udfc_nb.recipes.ranges import input_range
 from udfc_nb.app.cli import main
 from udfc_nb.data.digits import digits_net
-from udfc_nb.errors import ExampleInputError, FileError, UDFCError, UnsupportedError
+from udfc_nb.errors import ExampleInputError, FileError, UnsupportedError
 from udfc_nb.files.export import export_onnx, export_program, kernels, onnx_info
-from udfc_nb.files.measure import RUNTIMES, bench, session
+from udfc_nb.files.measure import bench, session
 from udfc_nb.data.networks import load_network, test_images
 from nets import Chain, Perceptron, Residual, roughen
 from test_checkpoint import Kinds
@@ -165,7 +165,7 @@ def test_missing_extra(monkeypatch, tmp_path):
 def test_import_without_the_extra():
     "The package itself needs nothing of it."
     code = ("import sys\nfor n in ('onnx', 'onnxscript', 'onnxruntime'): sys.modules[n] = None\nimport udfc_nb, "
-        "udfc_nb.app.cli, udfc_nb.files.measure")
+        "udfc_nb.app.making, udfc_nb.app.trying, udfc_nb.files.measure")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
         env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1])))
     assert done.returncode == 0, done.stderr

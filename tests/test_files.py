@@ -6,9 +6,9 @@ from udfc_nb import compress, load
 from udfc_nb.files.format import OneReading, read_file
 from udfc_nb.files.checkpoint import file_rows, itemise, read_codes
 from udfc_nb.files.writing import write_atomic
-from udfc_nb.app.cli import file_text
+from udfc_nb.app.info import file_text, file_told
 from udfc_nb.run.result import Compressed
-from udfc_nb.errors import FileError, NonFiniteError, UDFCError, UnsupportedError
+from udfc_nb.errors import FileError, NonFiniteError, UnsupportedError
 from safetensors.torch import load as from_bytes
 from udfc_nb.files.format import NAMES, TYPES, read_tensors, signed
 from udfc_nb.files.writing import check_writable
@@ -64,12 +64,12 @@ def test_one_opening_is_one_file(tmp_path, monkeypatch):
     for bits in (8, 2):
         compress(net, x, weight_bits=bits).save(p)
         files.append(p.read_bytes())
-        texts.append(file_text(p))
+        texts.append(file_text(file_told(p)))
     seen = swap_on_open(monkeypatch, p, files)
     for ask in (lambda: load(p, net), lambda: read_codes(p), lambda: read_file(p), lambda: itemise(p),
-            lambda: file_rows(p), lambda: file_text(p)):
+            lambda: file_rows(p), lambda: file_text(file_told(p))):
         for _ in range(2): seen.clear(); ask(); assert len(seen) == 1
-    for _ in range(4): assert file_text(p) in texts
+    for _ in range(4): assert file_text(file_told(p)) in texts
     one = OneReading(p); small = load(one, net)
     for n, q in read_codes(one).items(): assert torch.equal(q.dequantize(), small.get_submodule(n).weight)
 
@@ -211,7 +211,9 @@ from udfc_nb import load
 from udfc_nb.errors import FileError
 torch.set_num_threads(1)
 def net(): return nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 10))
-def said(): return {l.split(':')[0]: int(l.split()[1])/1024 for l in open('/proc/self/status') if l.startswith(('VmHWM', 'VmRSS'))}
+def said():
+    lines = [l for l in open('/proc/self/status') if l.startswith(('VmHWM', 'VmRSS'))]
+    return {l.split(':')[0]: int(l.split()[1])/1024 for l in lines}
 for path in sys.argv[1:]:
     base = said()['VmRSS']; Path('/proc/self/clear_refs').write_text('5')
     try: load(path, net)

@@ -1,7 +1,7 @@
 "The format as written down: another program reads it; the library reads it; and the other way round."
-import json, os, subprocess, sys
+import json, subprocess, sys
 from pathlib import Path
-import pytest, torch, torch.nn as nn
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from udfc_nb import compress, load

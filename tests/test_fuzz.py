@@ -13,7 +13,7 @@ from nets import roughen
 
 sys.path.append(str(Path(__file__).resolve().parents[1]/'fuzz'))
 from known import KNOWN
-from networks import build, draw_plan
+from networks import draw_plan
 from oracle import Fault, compare, entries
 from run import CHECKS, check_known, failure
 

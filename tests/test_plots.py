@@ -5,16 +5,14 @@ import matplotlib, pytest, torch
 import matplotlib.pyplot as plt
 from udfc_nb import UDFCError
 from udfc_nb.data.digits import digits, digits_net
-from udfc_nb.app.plots import (LINES, filter_directions, landscape_figure, layer_errors, loss_landscape, map_figure,
-    message_figure, new_figure,
-                           offset, offset_figure, picture, residual_figure, style, styled, svg, touch, tradeoff_figure)
+from udfc_nb.app.plots import LINES, message_figure, new_figure, picture, style, styled, svg, touch
+from udfc_nb.app.figures import (filter_directions, landscape_figure, loss_landscape, map_figure, offset,
+    offset_figure, tradeoff_figure)
 from udfc_nb.app.explore import explore_figure, pareto, sensitivity_figure
 from udfc_nb.graph.proof import find_sites
-from udfc_nb.run.report import Report
-from udfc_nb.app.structure import channels_figure, lanes, structure_figure, structure_rows
+from udfc_nb.app.structure import lanes, structure_figure, structure_rows
 
 NAN, INF = float('nan'), float('inf')
-REPORT = Report([dict(layer='a', error=.2), dict(layer='b', error=None)], {}, {}, '0')
 
 
 def bar(height=1., colour='grey', frame=True):
@@ -36,9 +34,6 @@ FIGURES = dict(
     ratio_bits=lambda: map_figure([dict(ratio=r, bits=b, accuracy=50*r+b) for r in (0, .5) for b in (2, 4, 32)]),
     ratio_bits_holes=lambda: map_figure([dict(ratio=0, bits=2, accuracy=1.), dict(ratio=.5, bits=4, accuracy=NAN)]),
     ratio_bits_nothing=lambda: map_figure([]),
-    residual=lambda: residual_figure(REPORT, {'a': .1, 'c': 3.}),
-    residual_nothing=lambda: residual_figure({}, {}),
-    residual_odd=lambda: residual_figure({'a': NAN, 'b': INF, 'c': 0.}, {'a': 1., 'b': .1, 'c': 0.}),
     tradeoff=lambda: tradeoff_figure([dict(label=l, bytes=1000*i, accuracy=90+i) for i in range(1, 4) for l in 'pq'],
     95.),
     tradeoff_nothing=lambda: tradeoff_figure([]),
@@ -52,7 +47,6 @@ FIGURES = dict(
     for r, b in ((.5, None), (None, 4))]),
     sensitivity_odd=lambda: sensitivity_figure([dict(layer='a', ratio=None, bits=4, unexplained=0.)]),
     structure_of_nothing=lambda: structure_figure([]),
-    channels_of_nothing=lambda: channels_figure(Report([], {}, {}, '0')),
     message=lambda: message_figure('an odd value: $x_{, <b>, \n' + 'long '*60),
 )
 
@@ -71,7 +65,7 @@ def test_axes_say_what_they_show():
     for name, make in FIGURES.items():
         for ax in make().axes:
             if (ax.axison and ax.get_label() != '<colorbar>' and not name.startswith(('structure', 'sensitivity'))
-                    and 'offset' not in name and 'residual' not in name and 'landscape' not in name):
+                    and 'offset' not in name and 'landscape' not in name):
                 assert ax.get_xlabel() and ax.get_ylabel(), name
 
 
@@ -192,9 +186,6 @@ def test_offset():
     assert offset(a, 2*a) == pytest.approx(1) and offset(a, a) == offset(0*a, 0*a) == 0 and offset(0*a, a) == math.inf
 
 
-def test_layer_errors_of_a_report(): assert layer_errors(REPORT) == {'a': .2}
-
-
 def test_landscape_leaves_the_network_alone():
     model, (x, y) = digits_net().train(), digits('test')
     before, mode = copy.deepcopy(model.state_dict()), model.training
@@ -218,8 +209,8 @@ def test_directions_of_dead_filters():
 # What a control calls is called long after its cell: when the notebook has run to its end, every name must still mean
 # what it meant.
 
-PAGES = sorted(p for p in (Path(__file__).resolve().parents[1]/'nbs').glob('*.ipynb') if 'touch(' in p.read_text()
-    and p.stem != '50_plots')
+PAGES = sorted(p for p in (Path(__file__).resolve().parents[1]/'nbs').rglob('*.ipynb')
+    if 'touch(' in p.read_text() and p.stem != '80_plots' and not any(o[0] in '._' for o in p.parts[-2:]))
 
 
 def names_of(node):

@@ -71,9 +71,11 @@ def test_pyright_accepts_a_script(tmp_path):
 from udfc_nb import RECIPES, compress, find_sites, load
 from torch import nn
 net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-small = compress(net, torch.zeros(1, 3, 8, 8), pruning_ratio=.5, weight_bits=4, recipe=RECIPES["fast"], size_budget=None, layer_bits={"0": None})
+small = compress(net, torch.zeros(1, 3, 8, 8), pruning_ratio=.5, weight_bits=4, recipe=RECIPES["fast"],
+    size_budget=None, layer_bits={"0": None})
 size: int = small.save("small.safetensors")+small.export("small.onnx")
-print(small.report.to_csv(), find_sites(net, torch.zeros(1, 3, 8, 8)).site("0"), load("small.safetensors", net).training)
+print(small.report.to_csv(), find_sites(net, torch.zeros(1, 3, 8, 8)).site("0"))
+print(load("small.safetensors", net).training)
 ''')
     said = subprocess.run(['pyright', '--pythonpath', sys.executable, 'use.py'], cwd=tmp_path, capture_output=True,
         text=True)

@@ -4,12 +4,13 @@ import copy, functools, importlib, json, math, os, random, signal, stat, tempfil
 from pathlib import Path
 import pytest, torch, torch.nn as nn
 from udfc_nb import compress, load, refine
-from udfc_nb.data.digits import DigitsNet, digits, digits_net
 from udfc_nb.data.blocks import accuracy
-from udfc_nb.errors import ArgumentError, Cancelled, ExampleInputError, FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
+from udfc_nb.data.digits import digits, digits_net
+from udfc_nb.errors import (ArgumentError, Cancelled, ExampleInputError, FileError, NonFiniteError, RecipeError,
+    UDFCError, UnsupportedError)
 from udfc_nb.training.images import ImageSchedule
 from udfc_nb.training.refine import distance, finish, judge_of, train
-from udfc_nb.training.schedules import METHODS, GDFQ, Streams, Transfer, ZeroQ, get_schedule
+from udfc_nb.training.schedules import METHODS, GDFQ, Transfer, ZeroQ, get_schedule
 from udfc_nb.training.state import read_state
 from udfc_nb.training.training import STEPS, Run, digest
 from safetensors.torch import load_file, save as to_bytes

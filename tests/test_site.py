@@ -1,4 +1,5 @@
-"""The site as nbdev hands it to quarto, which need not be installed: pages, links, labels, references, figures, widgets.
+"""The site as nbdev hands it to quarto, which need not be installed: pages, links, labels, references, figures,
+widgets.
 `nbdev_proc_nbs` runs in a copy of the project, with a `quarto` on PATH that does nothing."""
 import ast, os, re, shutil, subprocess, sys
 from collections import Counter

@@ -35,7 +35,8 @@ def test_rule_gives_the_printed_sizes(name, ratio):
     pytest.param('resnet34', .2, marks=pytest.mark.slow),
     pytest.param('resnet101', .1, marks=pytest.mark.slow), pytest.param('resnet101', .2, marks=pytest.mark.slow)])
 def test_compress_gives_the_printed_sizes(name, ratio):
-    """Really cut, not masked: the tensors of the network that comes out are counted. The stem is no block's inner layer: the
+    """Really cut, not masked: the tensors of the network that comes out are counted. The stem is no block's inner
+    layer: the
     paper leaves it alone, and in front of bottlenecks, where no sum ties it, so must the caller."""
     model = getattr(torchvision.models, name)()
     out = compress(model, torch.randn(1, 3, 64, 64), pruning_ratio=ratio, layer_ratios={'conv1': 0}, recipe='prune')
@@ -86,7 +87,8 @@ import json, sys, torch, torchvision
 from udfc_nb import compress
 torch.set_num_threads(1)
 def kib(key): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith(key))
-compress(torchvision.models.resnet18(), torch.zeros(1, 3, 64, 64), pruning_ratio=.3, recipe='prune') # what the libraries themselves take
+# what the libraries themselves take
+compress(torchvision.models.resnet18(), torch.zeros(1, 3, 64, 64), pruning_ratio=.3, recipe='prune')
 net = getattr(torchvision.models, sys.argv[1])()
 open('/proc/self/clear_refs', 'w').write('5') # the peak is counted from here
 size, before = sum(t.numel()*t.element_size() for t in net.state_dict().values())/1024, kib('VmRSS')

@@ -1,5 +1,4 @@
 "Images made of nothing, anchored streams, the judge, and the choice among candidates."
-import copy
 import pytest, torch, torch.nn as nn
 from udfc_nb import RECIPES, Recipe, compress
 from udfc_nb.data.blocks import accuracy

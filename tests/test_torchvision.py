@@ -1,6 +1,7 @@
 """Every classifier of torchvision: really smaller, still a network, and unchanged when nothing is asked.
 
-Random weights; the batch norms' statistics come from a few random batches. The smallest member of each family is in the default
+Random weights; the batch norms' statistics come from a few random batches. The smallest member of each family is in
+the default
 run, the others are marked slow; above 150 million parameters only the trace is made."""
 import gc
 import pytest, torch, torch.nn as nn, torch.nn.functional as F
@@ -117,8 +118,10 @@ def next_layers(model):
 @pytest.mark.parametrize('name,cut',
     [('resnet50', .88), ('vgg16_bn', .99), ('mobilenet_v2', .99), ('densenet121', .99), ('efficientnet_b0', .99)])
 def test_nine_tenths_are_reached(name, cut):
-    """At least 90 % of the convolution parameters lie in layers that are pruned or feed a pruned site, and `cut` in layers that
-    lose channels on one side themselves (in ResNet-50 the shortcuts' convolutions, 12 %, stand between two residual sums)."""
+    """At least 90 % of the convolution parameters lie in layers that are pruned or feed a pruned site, and `cut` in
+    layers that
+    lose channels on one side themselves (in ResNet-50 the shortcuts' convolutions, 12 %, stand between two residual
+    sums)."""
     model = build(name).eval()
     g = find_sites(model, torch.randn(1, 3, 64, 64))
     pruned, smaller = {u.module for s in g.sites for u in s.producers}, {u.module for s in g.sites for u in s.uses}

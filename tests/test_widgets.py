@@ -8,13 +8,16 @@ import pytest, torch
 from torch import nn
 from udfc_nb import load
 from udfc_nb.data.digits import digits_net
-from udfc_nb.app.runs import Background, comparison_figure, float_bytes, limits, open_network, read_trials
+from udfc_nb.app.fields import HELP, PRESETS, devices
+from udfc_nb.app.shown import comparison_figure, limits
+from udfc_nb.app.subjects import float_bytes, open_network
+from udfc_nb.app.trials import Background, read_trials
 from udfc_nb.app.structure import structure_figure
 from udfc_nb.app.tools import served
-from udfc_nb.app.widgets import HELP, PRESETS, Workbench, devices
+from udfc_nb.app.widgets import Workbench
 
 TOP = Path(__file__).resolve().parents[1]
-NOTEBOOK = TOP/'nbs'/'app/86_widgets.ipynb'
+NOTEBOOK = TOP/'nbs'/'app/97_widgets.ipynb'
 STATE, VIEW = 'application/vnd.jupyter.widget-state+json', 'application/vnd.jupyter.widget-view+json'
 
 
@@ -351,7 +354,7 @@ def check_state(nb):
 def test_saved_state():
     seen, state = check_state(json.loads(NOTEBOOK.read_text()))
     assert seen == set(state), (
-        'the notebook carries the state of widgets that no view shows: run .ci/execute nbs/app/86_widgets.ipynb')
+        'the notebook carries the state of widgets that no view shows: run .ci/execute nbs/app/97_widgets.ipynb')
 
 
 def test_notebook_in_a_kernel(tmp_path, monkeypatch):

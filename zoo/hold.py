@@ -1,13 +1,15 @@
-"""Does it hold? Every real network that there is here, at every setting, by several recipes: true accuracy and judged damage.
+"""Does it hold? Every real network that there is here, at every setting, by several recipes: true accuracy and
+judged damage.
 
     python zoo/hold.py                    all networks, into zoo/hold.csv (rows that are there already are kept)
     python zoo/hold.py nm56 lite0         only these
 
-Accuracy: top-1 of the first 2,000 test images (CIFAR, MNIST) or of the 500 of imagenet-a; of `mobilenetv2`, which has no
-classes, 100 times the mean cosine of its centred features to the original's; of `crepe`, the share of 600 made tones whose
+Accuracy: top-1 of the first 2,000 test images (CIFAR, MNIST) or of the 500 of imagenet-a; of `mobilenetv2`, which
+has no
+classes, 100 times the mean cosine of its centred features to the original's; of `crepe`, the share of 600 made tones
+whose
 pitch is within 50 cents. All images come from ../shared/data (or UDFC_DATA); nothing was fitted on them.
 """
-import csv
 import importlib
 import importlib.util
 import sys
@@ -20,6 +22,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from rows import grow, kept
 from udfc_nb import compress
 from udfc_nb.data.blocks import accuracy
 from udfc_nb.data.networks import load_network, shared_data_dir, test_images
@@ -140,16 +143,10 @@ def rows_of(name, recipes, done):
 
 
 def main(names):
-    rows = list(csv.DictReader(TABLE.open())) if TABLE.exists() else []
+    rows = kept(TABLE)
     done = {(r['network'], r['ratio'], r['bits'] or 'None', r['activation_bits'] or 'None', r['recipe']) for r in rows}
     for name in names or SETTINGS:
-        for row in rows_of(name, RECIPES, done):
-            rows.append(row)
-            with TABLE.open('w', newline='') as f:
-                writer = csv.DictWriter(f, COLUMNS, lineterminator='\n')
-                writer.writeheader()
-                writer.writerows(rows)
-            print(*row.values(), flush=True)
+        grow(TABLE, COLUMNS, rows, rows_of(name, RECIPES, done))
 
 
 if __name__ == '__main__':

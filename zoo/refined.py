@@ -1,15 +1,17 @@
-"""Which training on generated images is worth its seconds? Every method from the same start, for equally many CPU seconds.
+"""Which training on generated images is worth its seconds? Every method from the same start, for equally many CPU
+seconds.
 
     python zoo/refined.py                       all rows, into zoo/refined.csv (rows that are there already are kept)
     python zoo/refined.py aka20 W4A4            only these
 
-What a method makes once per network is made before and not counted in `seconds`: GDFQ's generator in 160 steps of 64 images, 128 images
-by gradient to learn from and 64 to be judged on; column `once` has the seconds. The adversarial game has a generator of its own,
+What a method makes once per network is made before and not counted in `seconds`: GDFQ's generator in 160 steps of 64
+images, 128 images
+by gradient to learn from and 64 to be judged on; column `once` has the seconds. The adversarial game has a generator
+of its own,
 which plays from the first step. `streams` makes nothing once; what it makes is counted.
 Accuracy: top-1 of the first 3,000 test images (`aka20`), of the first 1,000 (`kar14c100`); the rates of `streams` were
 chosen on the last 2,000 and 1,000 of the same files. Seconds are those of one core (`time.process_time`).
 """
-import csv
 import sys
 import time
 from dataclasses import replace
@@ -18,6 +20,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from rows import grow, kept
 from udfc_nb import compress
 from udfc_nb.data.blocks import accuracy
 from udfc_nb.data.networks import load_network, test_images
@@ -92,16 +95,10 @@ def rows_of(name, settings, methods, done, seed=0):
 def main(names):
     settings = [n for n in names if n in SETTINGS] or SETTINGS
     methods = [n for n in names if n in METHODS] or METHODS
-    rows = list(csv.DictReader(TABLE.open())) if TABLE.exists() else []
+    rows = kept(TABLE)
     done = {(r['network'], r['setting'], r['method'], r['seconds'], r['seed']) for r in rows}
     for name in [n for n in names if n in REPORTED] or REPORTED:
-        for row in rows_of(name, settings, methods, done):
-            rows.append(row)
-            with TABLE.open('w', newline='') as f:
-                writer = csv.DictWriter(f, COLUMNS, lineterminator='\n')
-                writer.writeheader()
-                writer.writerows(rows)
-            print(*row.values(), flush=True)
+        grow(TABLE, COLUMNS, rows, rows_of(name, settings, methods, done))
 
 
 if __name__ == '__main__':

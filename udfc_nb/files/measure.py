@@ -234,7 +234,7 @@ def bench_table(
     rows:list, # from `bench`
 )->str:
     "The rows for a terminal, under the processor's name."
-    from udfc_nb.app.demo import text_table
+    from udfc_nb.app.command import text_table
     fmt = lambda r: [r['network'], r['runtime'], r['batch'], '-' if r['bytes'] is None else r['bytes'],
         f"{r['effective_bits']:.2f}", f"{r['macs']/1e6:.1f}",
         *((f"{r['latency_ms']:.2f}", f"{r['least_ms']:.2f}", f"{r['low_ms']:.2f}–{r['high_ms']:.2f}",
