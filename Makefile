@@ -15,8 +15,8 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --no-input -q
 NBTEST := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --do_print
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev demo test test-slow test-torchvision test-data test-gpu zoo zoo-sample fuzz torture docs map words export
-.PHONY: check clean distclean
+.PHONY: help venv dev demo test test-slow test-torchvision test-data test-gpu zoo zoo-sample fuzz torture mutants
+.PHONY: docs map words export check clean distclean
 
 help:
 	@echo "make demo       install into $(VENV) and run udfc demo"
@@ -27,7 +27,8 @@ help:
 	@echo "make test-gpu   the same with what needs CUDA"
 	@echo "make zoo-sample forty networks of timm and torchvision: recorded, cut, proven; some minutes"
 	@echo "make zoo        the same for some 450 networks of public libraries, in zoo/.venv, into zoo/table.csv"
-	@echo "make fuzz       N=1000 random networks, arguments and files, from SEED=0: the right result or an error with a type"
+	@echo "make fuzz       N=1000 random networks, arguments and files, from SEED=0: the right result or a typed error"
+	@echo "make mutants    one operator of the arithmetic changed at a time: which changes no test notices"
 	@echo "make torture    writing is killed at any moment: the file is the old one or the new one, whole"
 	@echo "make docs       build the site into _docs (needs quarto)"
 	@echo "make map        draw nbs/way.svg and nbs/imports.svg from the source"
@@ -43,7 +44,8 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "udfc_nb needs Python 3.11 or later; choose one with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
-	  { rm -rf $(VENV); echo "no virtual environment could be made; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	  { rm -rf $(VENV); \
+	    echo "no virtual environment could be made; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 # stamps: installed again only when one of the set-up files changes
 $(VENV)/.installed: $(SETUP) | $(BIN)/python
@@ -101,6 +103,9 @@ fuzz: $(VENV)/.installed-dev
 
 torture: $(VENV)/.installed-dev
 	@if [ -e fuzz/torture.py ]; then $(BIN)/python fuzz/torture.py; else echo "there is no fuzz/torture.py" >&2; exit 1; fi
+
+mutants: $(VENV)/.installed-dev
+	env OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MUTANTS)
 
 docs: $(VENV)/.installed-dev
 	@command -v quarto >/dev/null || { echo "make docs needs quarto: https://quarto.org/docs/get-started" >&2; exit 1; }
