@@ -6,7 +6,7 @@ from torch import nn
 import udfc_nb.errors as E
 from udfc_nb import RECIPES, compress, find_sites
 from udfc_nb.app import cli
-from udfc_nb.files.format import signed
+from udfc_nb.files.tensors import signed
 from udfc_nb.app.cli import file_text, main
 from udfc_nb.recipes.recipe import recipe_from_json
 

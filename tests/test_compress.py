@@ -7,7 +7,7 @@ from udfc_nb import UDFCError, find_sites
 from nets import Block, Chain, Perceptron, Residual, assert_unchanged, first_tensor, relative, roughen, snapshot
 
 # What is tested here does not hang on the recipe; this one is quick, and the same ratio holds at every site.
-compress = functools.partial(udfc_nb.run.compress, recipe='paper')
+compress = functools.partial(udfc_nb.compress, recipe='paper')
 images = torch.randn(3, 3, 12, 12)
 
 

@@ -7,10 +7,12 @@ from udfc_nb import compress, load, refine
 from udfc_nb.data.digits import DigitsNet, accuracy, digits, digits_net
 from udfc_nb.errors import ArgumentError, Cancelled, ExampleInputError, FileError, NonFiniteError, RecipeError, UDFCError, UnsupportedError
 from udfc_nb.training.images import ImageSchedule
-from udfc_nb.training.refine import distance, finish, judge_of, train
+from udfc_nb.training.loop import distance, train
+from udfc_nb.training.refine import finish, judge_of
 from udfc_nb.training.schedules import METHODS, GDFQ, Streams, Transfer, ZeroQ, get_schedule
 from udfc_nb.training.state import read_state
-from udfc_nb.training.training import STEPS, Run, digest
+from udfc_nb.training.learner import Run, digest
+from udfc_nb.training.step import STEPS
 from safetensors.torch import load_file, save as to_bytes
 from nets import settle
 
@@ -23,7 +25,7 @@ FAST = {'gdfq': METHODS['gdfq'].but(warmup=.2, width=8, **SMALL),
 def fewer_judges(monkeypatch, request):
     "Images to judge on cost more than these networks' training; the slow tests have all of them."
     if 'slow' not in request.keywords:
-        monkeypatch.setattr(importlib.import_module('udfc_nb.training.training'), 'JUDGES',
+        monkeypatch.setattr(importlib.import_module('udfc_nb.training.learner'), 'JUDGES',
             ImageSchedule(images=16, steps=5, class_weight=1.))
 
 def tiny(seed=0, size=4):

@@ -22,7 +22,8 @@ from udfc_nb import compress
 from udfc_nb.data.networks import accuracy, load_network, test_images
 from udfc_nb.training.refine import refine
 from udfc_nb.training.schedules import METHODS
-from udfc_nb.training.training import STEPS, Run, prepare, set_mode
+from udfc_nb.training.learner import Run
+from udfc_nb.training.step import STEPS, prepare, set_mode
 
 TABLE = Path(__file__).with_name('refined.csv')
 COLUMNS = 'network setting method seconds took once steps start accuracy base judged_start judged kept seed'.split()

@@ -24,13 +24,16 @@ from ..recipes.activations import input_range
 from ..run.sensitivity import site_curves
 from ..recipes.budget import CAP
 from ..caller import let_through, out_of_memory
-from ..files.checkpoint import OneReading, file_rows, itemise, load, read_codes, read_file, write_atomic
+from ..files.checkpoint import file_rows, itemise, load, read_codes
+from ..files.format import read_file
+from ..files.tensors import OneReading
 from ..run.compress import SEEDS, Compressed, check_device, compress
 from .demo import demo_csv, demo_figure, demo_rows, demo_table, text_table
 from ..files.export import FORMATS, onnx_info
-from ..files.writing import check_writable
+from ..writing import check_writable, write_atomic
 from .evaluate import MEAN, STD, image_folder, image_transform, top_k
-from ..training.refine import METHODS, refine
+from ..training.refine import refine
+from ..training.schedules import METHODS
 from ..files.measure import RUNTIMES, bench, bench_csv, bench_table
 from ..errors import ArgumentError, ExampleInputError, FileError, OutOfMemoryError, UDFCError
 from ..graph.proof import find_sites

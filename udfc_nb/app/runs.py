@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 from safetensors import safe_open, SafetensorError
 import udfc_nb.files.export # gives what `compress` returns its `export`
-from ..files.checkpoint import load, write_atomic
+from ..files.checkpoint import load
+from ..writing import write_atomic
 from ..run.compress import Compressed, compress
 from ..data.digits import accuracy, digits, digits_net
 from ..errors import BitsError, BudgetError, Cancelled, ExampleInputError, FileError, RatioError, UDFCError, UnsupportedError

@@ -14,7 +14,7 @@ from .. import __version__
 from ..recipes.activations import grid_of, quantize_input_
 from ..recipes.best import Sizes
 from ..recipes.budget import CAP, hull
-from .checkpoint import MAX_BITS
+from .codes import MAX_BITS
 from ..run.compress import Compressed, file_bytes
 from ..errors import BudgetError
 from ..recipes.job import Job

@@ -7,7 +7,7 @@ __all__ = ['MIXED', 'SHORT', 'STRONG', 'METHODS', 'SCHEDULES', 'Schedule', 'GDFQ
            'rate']
 
 # %% ../../nbs/training/74_schedules.ipynb #29c66e42
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 import math
 from ..errors import RecipeError
 from .generators import FORMS

@@ -6,7 +6,6 @@
 __all__ = ['straight_through', 'Grid', 'codes_range', 'OnSteps', 'put_biases_on_steps', 'student_of', 'settle_student', 'ticket']
 
 # %% ../../nbs/training/72_students.ipynb #cf699bf4
-import copy
 import torch, torch.nn as nn
 from torch.nn.utils import parametrize
 from ..recipes.activations import INPUT_BITS, InputQuantizer, biases_on_steps_, folds_of, on_steps, quantize_input_
