@@ -34,7 +34,8 @@ from ..writing import check_writable, write_atomic
 from .evaluate import MEAN, STD, image_folder, image_transform, top_k
 from ..training.refine import refine
 from ..training.schedules import METHODS
-from ..files.measure import RUNTIMES, bench, bench_csv, bench_table
+from .evaluate import bench_csv, bench_table
+from ..files.measure import RUNTIMES, bench
 from ..errors import ArgumentError, ExampleInputError, FileError, OutOfMemoryError, UDFCError
 from ..graph.proof import find_sites
 from ..graph.sites import POLICIES, PRUNED, verdict

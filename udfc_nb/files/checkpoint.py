@@ -7,13 +7,15 @@ __all__ = ['load', 'read_codes', 'itemise', 'file_rows']
 
 # %% ../../nbs/files/65_checkpoint.ipynb #5ebef072
 import torch, torch.nn as nn
+from typing import Callable
 from torch.nn.parameter import is_lazy
 from ..errors import FileError, NonFiniteError, UnsupportedError
-from .codes import decode
+from ..writing import PathLike
+from .codes import _column, decode
 from .fitting import _check_fit, _check_shapes, _fits, _kind, _shapes, assembled, named_tensors
 from .format import coded_parts, read_file
 from .saving import _by_itself, _check_numbers, _finite, _same, _unsaved
-from .tensors import OneReading, _fail, _once
+from .tensors import OneReading, _fail, _once, _type_name
 from ..graph.sites import LAYERS
 from ..paper.quantizer import Quantized
 from ..recipes.activations import InputQuantizer, quantize_input_
@@ -23,8 +25,7 @@ from ..recipes.job import unwrap
 def _grid(tensors, n, c):
     "Scale and zero of a coded tensor, shaped to multiply it."
     scale = tensors[f'{n}.scale'].reshape([-1]+[1]*(len(c['shape'])-1))
-    return (scale, torch.tensor(c['zero'], dtype=scale.dtype,
-        device='cpu').reshape([-1]+[1]*(scale.dim()-1)).expand(scale.shape))
+    return scale, _column(torch.tensor(c['zero'], dtype=scale.dtype, device='cpu'), scale).expand(scale.shape)
 
 def _weights(path, tensors, n, c):
     "A coded tensor as floats, in the type of its scale."
@@ -37,12 +38,6 @@ def _grids(path, header, mods):
     for n in header['inputs']:
         if not isinstance(mods.get(n), LAYERS): _fail(path, f'the input grid of {n} is not valid')
     return header['inputs']
-
-def _set_grids(mods, grids):
-    "Lets layers read through grids again."
-    if not grids: return
-    from udfc_nb.recipes.activations import InputQuantizer, quantize_input_
-    for n, g in grids.items(): quantize_input_(mods[n], InputQuantizer(**g))
 
 # %% ../../nbs/files/65_checkpoint.ipynb #e925cdef
 def _beside(tensors, header, model):
@@ -71,8 +66,9 @@ def _value(path, tensors, header, n, old):
 # %% ../../nbs/files/65_checkpoint.ipynb #f1771007
 @_by_itself()
 def load(
-    path, # a file that `Compressed.save` wrote, or its `OneReading`
-    model, # the original architecture: a network (not changed, its weights do not matter) or a function that builds it
+    path:PathLike|OneReading, # a file that `Compressed.save` wrote, or its `OneReading`
+    # the original architecture: a network (not changed, its weights do not matter) or a function that builds it
+    model:nn.Module|Callable,
     # map the file instead of reading it: floats stay in it, and it must not change while the network lives
     mapped:bool=False,
 )->nn.Module: # on the CPU, in eval mode
@@ -96,13 +92,13 @@ def load(
     try: _check_numbers(values, mods)
     except NonFiniteError as e: _fail(path, str(e).splitlines()[0])
     net = assembled(model, values).cpu()
-    _set_grids(dict(net.named_modules()), grids)
+    for n, g in grids.items(): quantize_input_(net.get_submodule(n), InputQuantizer(**g))
     return net
 
 # %% ../../nbs/files/65_checkpoint.ipynb #0c89d248
 @_by_itself()
 def read_codes(
-    path, # a file that `Compressed.save` wrote, or its `OneReading`
+    path:PathLike|OneReading, # a file that `Compressed.save` wrote, or its `OneReading`
 )->dict: # layer name → `Quantized`
     "The rounded weights of a file, as codes. Raises `FileError`."
     path, out = _once(path), {}
@@ -119,7 +115,7 @@ def read_codes(
 def _bytes(tensors, names): return sum(tensors[n].numel()*tensors[n].element_size() for n in names)
 
 def itemise(
-    path, # a packed file, or its `OneReading`
+    path:PathLike|OneReading, # a packed file, or its `OneReading`
 )->dict: # part → bytes
     "A file's bytes by what they are. Raises `FileError`."
     path = _once(path)
@@ -131,7 +127,7 @@ def itemise(
 
 # %% ../../nbs/files/65_checkpoint.ipynb #6fbebf79
 def file_rows(
-    path, # a packed file, or its `OneReading`
+    path:PathLike|OneReading, # a packed file, or its `OneReading`
 )->list: # of dict(tensor, shape, bits, stored, bytes)
     "What is inside a file, without the architecture. Raises `FileError`."
     tensors, header, _ = read_file(path)
@@ -140,7 +136,7 @@ def file_rows(
         *names: dict(tensor=n, shape=list(shape), bits=bits, stored=stored, bytes=_bytes(tensors, names)))
     how = lambda c: 'deflated codes' if c['deflated'] else 'packed codes'
     rows = [row(n, c['shape'], c['bits'], how(c), f'{n}.codes', f'{n}.scale') for n, c in header['coded'].items()]
-    rows += [row(n, t.shape, 8*t.element_size(), str(t.dtype).removeprefix('torch.'), n) for n, t in tensors.items()
+    rows += [row(n, t.shape, 8*t.element_size(), _type_name(t), n) for n, t in tensors.items()
         if n not in parts]
     found = {r['tensor']: r for r in rows}
     return rows+[row(n, found[of]['shape'], found[of]['bits'], f'same as {of}') for n, of in header['same'].items()]

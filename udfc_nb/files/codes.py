@@ -79,6 +79,15 @@ def decode(
     return flat.add_(info['low']).reshape(info['shape'])
 
 # %% ../../nbs/files/60_codes.ipynb #4a6ad7b1
+def _on_cpu(
+    q:Quantized,
+)->Quantized:
+    "The same codes, scales and zeros on the CPU."
+    return Quantized(*(t.cpu() for t in q[:3]), q.bits)
+
+def _column(t, like): # shaped to multiply the rows of `like`
+    return t.reshape([-1]+[1]*(like.dim()-1))
+
 @dataclass
 class Integers:
     "A layer's weights as ONNX holds them: W = scale·(codes − zero)."
@@ -88,8 +97,7 @@ class Integers:
     bits:int # of the container: 4, 8 or 16
     asked:int # of the codes, as they were rounded
     def dequantize(self):
-        one = [-1]+[1]*(self.codes.dim()-1)
-        return self.scale.reshape(one)*(self.codes-self.zero.reshape(one)).to(self.scale.dtype)
+        return _column(self.scale, self.codes)*(self.codes-_column(self.zero, self.codes)).to(self.scale.dtype)
 
 def to_integers(
     q:Quantized, # as `compress` made it
@@ -100,10 +108,9 @@ def to_integers(
     scale, zero = (t.cpu().reshape(-1).expand(rows) for t in (q.scale.float(), q.zero.float()))
     if not torch.equal(zero, zero.round()): codes, scale, zero = 2*codes, scale/2, 2*zero
     zero = zero.round().long()
-    one = [-1]+[1]*(codes.dim()-1)
     for bits in (b for b in (4, 8, 16) if b >= smallest):
         for shift in (zero, torch.full_like(zero, 2**(q.bits-1))): # all zeros at 0, or zeros of their own
-            moved = codes-shift.reshape(one), zero-shift
+            moved = codes-_column(shift, codes), zero-shift
             if all(t.numel() == 0 or -2**(bits-1) <= t.min() and t.max() < 2**(bits-1) for t in moved):
                 return Integers(moved[0], scale, moved[1], bits, q.bits)
 
@@ -119,9 +126,9 @@ def make_room(
     needed = bias.abs()/(ROOM*input_scale)
     scale = i.scale.expand(len(bias)).clone()
     grown = torch.maximum(scale, needed).clamp(min=1e-30)
-    one = [-1]+[1]*(i.codes.dim()-1)
     if (grown > scale).any():
-        i.codes = (torch.round((i.codes-i.zero.reshape(one))*(scale/grown).reshape(one))+i.zero.reshape(one)).long()
+        zero = _column(i.zero, i.codes)
+        i.codes = (torch.round((i.codes-zero)*_column(scale/grown, i.codes))+zero).long()
         i.scale, i.zero = grown, i.zero.expand(len(bias))
     return torch.round(bias.double()/(i.scale.double()*input_scale)).long()
 

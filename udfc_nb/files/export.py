@@ -12,13 +12,12 @@ import torch, torch.nn as nn
 from torch.utils._pytree import tree_map
 from fastcore.basics import patch
 from ..recipes.activations import by_output, folds_of
-from ..writing import write_atomic
+from ..writing import PathLike, write_atomic
 from ..run.compress import Compressed
 from ..caller import let_through
 from ..errors import ExampleInputError, FileError, UnsupportedError
-from .codes import halve, make_room, to_integers
-from .editor import Editor, _batched, _extra, float_graph, fold_norms_
-from ..paper.quantizer import Quantized
+from .codes import halve, make_room, _on_cpu, to_integers
+from .editor import Editor, _batched, _extra, _recorded, float_graph, fold_norms_
 from ..graph.sites import LAYERS
 
 # %% ../../nbs/files/68_export.ipynb #edb1d7a1
@@ -64,7 +63,7 @@ def _describe(proto, model, ints, grids):
 # %% ../../nbs/files/68_export.ipynb #a8fd97a4
 def onnx_graph(
     model:nn.Module, # compressed; is not changed. Layers with an `input_quantizer` read through it
-    example_inputs, # tensor or tuple of tensors; the batch may have any size afterwards
+    example_inputs:torch.Tensor|tuple, # tensor or tuple of tensors; the batch may have any size afterwards
     codes:dict=None, # layer name → `Quantized`; None leaves all weights float
     *,
     container:int=None, # bits of the smallest container; None: 4, or 8 where inputs are on grids as well
@@ -99,8 +98,8 @@ def onnx_graph(
 # %% ../../nbs/files/68_export.ipynb #ba0f38ca
 def export_onnx(
     model:nn.Module, # compressed; is not changed
-    path, # ends in .onnx
-    example_inputs, # tensor or tuple of tensors
+    path:PathLike, # ends in .onnx
+    example_inputs:torch.Tensor|tuple, # tensor or tuple of tensors
     codes:dict=None, # layer name → `Quantized`
     **kw, # of `onnx_graph`
 )->int: # bytes
@@ -111,7 +110,7 @@ def export_onnx(
 
 # %% ../../nbs/files/68_export.ipynb #8e0f7d1c
 def onnx_info(
-    path, # an ONNX file that this package wrote
+    path:PathLike, # an ONNX file that this package wrote
 )->dict: # opset, shapes of inputs and outputs; per layer bits of the codes, of the container and of the input
     "What a file says about itself. Raises `FileError`, `UnsupportedError`."
     onnx, = _extra('onnx')
@@ -122,7 +121,7 @@ def onnx_info(
 
 # %% ../../nbs/files/68_export.ipynb #88dc9fc5
 def kernels(
-    path, # an ONNX file
+    path:PathLike, # an ONNX file
 )->dict: # operation → how often it stands in the graph that onnxruntime runs
     "What onnxruntime makes of a file on this processor. Raises `UnsupportedError`."
     onnx, ort = _extra('onnx', 'onnxruntime')
@@ -158,24 +157,20 @@ def _hold_codes_(layer, q):
 # %% ../../nbs/files/68_export.ipynb #60e75752
 def export_program(
     model:nn.Module, # compressed; is not changed
-    path, # ends in .pt2
-    example_inputs, # tensor or tuple of tensors; the batch may have any size afterwards
+    path:PathLike, # ends in .pt2
+    example_inputs:torch.Tensor|tuple, # tensor or tuple of tensors; the batch may have any size afterwards
     codes:dict=None, # layer name → `Quantized`; None stores floats
 )->int: # bytes
     "Writes the program of `torch.export`. Raises `UnsupportedError`, `ExampleInputError`, OSError."
     net = copy.deepcopy(model).cpu().eval()
     for n, q in (codes or {}).items():
-        if q.bits <= 16: _hold_codes_(net.get_submodule(n), Quantized(*(t.cpu() for t in q[:3]), q.bits))
+        if q.bits <= 16: _hold_codes_(net.get_submodule(n), _on_cpu(q))
     args, shapes = _batched(example_inputs, model)
     first = next(net.parameters(), torch.zeros(1)).dtype
     args = tuple(a.to(first) if a.is_floating_point() else a for a in args)
-    try:
-        with torch.no_grad(): program = torch.export.export(net, args, dynamic_shapes=shapes)
-    except Exception as e:
-        let_through(e)
-        raise UnsupportedError(f'torch.export cannot record the network: {type(e).__name__}: {str(e)[:300]}',
-            hint='its forward must not depend on values') from e
     buffer = io.BytesIO()
+    program = _recorded(lambda: torch.export.export(net, args, dynamic_shapes=shapes),
+        'torch.export cannot record the network')
     with warnings.catch_warnings(): warnings.simplefilter('ignore'); torch.export.save(program, buffer)
     write_atomic(path, buffer.getvalue())
     return len(buffer.getvalue())
@@ -183,8 +178,8 @@ def export_program(
 # %% ../../nbs/files/68_export.ipynb #46593537
 @patch
 def export(self:Compressed,
-    path, # ends in .onnx or .pt2
-    example_inputs=None, # tensor or tuple of tensors; None: what `compress` was given
+    path:PathLike, # ends in .onnx or .pt2
+    example_inputs:torch.Tensor|tuple=None, # tensor or tuple of tensors; None: what `compress` was given
     form:str='quantized', # 'quantized': codes; 'float': their values
     **kw, # of `onnx_graph`
 )->int: # bytes
@@ -194,7 +189,8 @@ def export(self:Compressed,
 
 FORMATS = {'.onnx': export_onnx, '.pt2': export_program}
 
-def export_model(model, path, example_inputs, codes=None, form='quantized', **kw):
+def export_model(model:nn.Module, path:PathLike, example_inputs:torch.Tensor|tuple, codes:dict=None,
+        form:str='quantized', **kw):
     "By the ending of `path`."
     if Path(path).suffix not in FORMATS:
         raise FileError(f'no format is known for the ending {Path(path).suffix!r}', layer=str(path),

@@ -7,11 +7,14 @@ __all__ = ['VERSION', 'MOST_NUMBERS', 'describe', 'blank', 'coded_parts', 'read_
 
 # %% ../../nbs/files/62_format.ipynb #baa391c4
 import hashlib, json, math
+from typing import Any
 import torch
 from ..errors import FileError
+from ..writing import PathLike
 from .codes import MAX_BITS, _check_lengths
-from udfc_nb.files.tensors import (NAMES, _UNREADABLE, _fail, _json, _once, _raw, _sizes, _whole, checksum, from_stored,
-    read_tensors)
+from .tensors import (NAMES, _UNREADABLE, _fail, _json, OneReading, _once, _raw, _sizes, _whole, checksum,
+    from_stored,
+    read_tensors, _type_name)
 
 # %% ../../nbs/files/62_format.ipynb #6a2c06ee
 def _checksum(tensors, meta):
@@ -53,10 +56,10 @@ def _good_grid(g):
 MOST_NUMBERS = 2**31 # of an example
 
 def describe(
-    value, # tensors in tuples, lists and dicts; texts and numbers
+    value:Any, # tensors in tuples, lists and dicts; texts and numbers
 ): # the same for JSON
     "An example without its numbers. Raises ValueError for what has no description."
-    if isinstance(value, torch.Tensor): return dict(tensor=[list(value.shape), str(value.dtype).removeprefix('torch.')])
+    if isinstance(value, torch.Tensor): return dict(tensor=[list(value.shape), _type_name(value)])
     if value is None or type(value) in (bool, int, str) or type(value) is float and math.isfinite(value): return value
     if type(value) in (tuple, list): return {type(value).__name__: [describe(v) for v in value]}
     if type(value) is dict and all(type(k) is str for k in value):
@@ -64,8 +67,8 @@ def describe(
     raise ValueError(f'a {type(value).__name__} has no description')
 
 def blank(
-    told, # from `describe`
-    device='meta', # where the tensors have no memory
+    told:Any, # from `describe`
+    device:str|torch.device='meta', # where the tensors have no memory
 ):
     "An example again, with tensors of no meaning. Raises ValueError, TypeError for what `describe` does not write."
     if not isinstance(told, dict): return told
@@ -131,7 +134,7 @@ def _header_of_1(texts):
     return told | dict(coded={f'{n}.weight': c for n, c in coded.items()})
 
 def read_file(
-    path, # a file that `save` wrote, or its `OneReading`
+    path:PathLike|OneReading, # a file that `save` wrote, or its `OneReading`
 )->tuple: # (tensors as stored, header, texts)
     "The checked contents of a packed file. Raises `FileError`."
     file = _once(path)

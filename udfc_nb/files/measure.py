@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['RUNTIMES', 'NEEDS', 'processor', 'threads', 'eager', 'compiled', 'session', 'onnx_float', 'rounded', 'on_grids',
-           'onnx_quantized', 'onnx_int8', 'time_in_turn', 'quartiles', 'layer_times', 'bench', 'bench_table',
-           'bench_csv']
+           'onnx_quantized', 'onnx_int8', 'time_in_turn', 'quartiles', 'layer_times', 'bench']
 
 # %% ../../nbs/files/69_measure.ipynb #50c3824e
-import csv, io, math, os, platform, statistics, tempfile, time
+import math, os, platform, statistics, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
 import torch, torch.nn as nn
@@ -16,6 +15,7 @@ from safetensors.torch import save as to_bytes
 from ..run.compress import Compressed
 from ..caller import let_through
 from ..errors import ExampleInputError, UnsupportedError
+from ..writing import PathLike
 from .editor import _extra
 from .export import export_onnx
 from ..run.report import count, eval_mode
@@ -52,24 +52,20 @@ def _bytes(case):
 
 def _net(case): return case.model if isinstance(case, Compressed) else case
 
-def eager(case, example, n):
+def eager(case:nn.Module|Compressed, example:torch.Tensor, n:int):
     "PyTorch as it is."
-    net = _net(case)
-    def run(x):
-        with torch.inference_mode(): return net(x)
-    return run, _bytes(case)
+    return torch.inference_mode()(lambda x: _net(case)(x)), _bytes(case)
 
-def compiled(case, example, n):
+def compiled(case:nn.Module|Compressed, example:torch.Tensor, n:int):
     "`torch.compile`, which needs a C++ compiler."
     net = torch.compile(_net(case))
-    def run(x):
-        with torch.no_grad(): return net(x)
+    run = torch.no_grad()(lambda x: net(x))
     run(example)
     return run, _bytes(case)
 
 # %% ../../nbs/files/69_measure.ipynb #4a84ab9d
 def session(
-    path, # an ONNX file
+    path:PathLike, # an ONNX file
     n:int=1, # threads
 ): # `onnxruntime.InferenceSession`
     "onnxruntime on the CPU. Raises `UnsupportedError`."
@@ -80,32 +76,29 @@ def session(
         o.add_session_config_entry('session.disable_quant_qdq', '1')
     return ort.InferenceSession(str(path), o, providers=['CPUExecutionProvider'])
 
-def _onnx(case, example, n, codes=None, **kw):
+def onnx_float(case:nn.Module|Compressed, example:torch.Tensor, n:int, codes:dict=None, **kw):
+    "onnxruntime; without codes all weights are float."
     with tempfile.TemporaryDirectory() as d:
         size = export_onnx(_net(case), Path(d)/'a.onnx', example, codes, reduce_range=not processor()['vnni'], **kw)
         s = session(Path(d)/'a.onnx', n)
     name = s.get_inputs()[0].name
     return (lambda x: torch.from_numpy(s.run(None, {name: x.numpy()})[0])), size
 
-def onnx_float(case, example, n):
-    "onnxruntime, all weights float."
-    return _onnx(case, example, n)
-
-def rounded(case): return bool(getattr(case, 'codes', None))
-def on_grids(case):
+def rounded(case:nn.Module|Compressed): return bool(getattr(case, 'codes', None))
+def on_grids(case:nn.Module|Compressed):
     return rounded(case) and any(getattr(m, 'input_quantizer', None) is not None for m in case.model.modules())
 
-def onnx_quantized(case, example, n):
+def onnx_quantized(case:nn.Module|Compressed, example:torch.Tensor, n:int):
     """onnxruntime, rounded weights as integers; where inputs are on 8-bit grids too, integer arithmetic as faithful
     as the exporter can."""
     if not rounded(case): raise UnsupportedError('nothing is rounded', hint='compress with weight_bits')
-    return _onnx(case, example, n, case.codes)
+    return onnx_float(case, example, n, case.codes)
 
-def onnx_int8(case, example, n):
+def onnx_int8(case:nn.Module|Compressed, example:torch.Tensor, n:int):
     "The fast form: residual sums in 8 bits as well."
     if not on_grids(case):
         raise UnsupportedError('no layer reads integers', hint='compress with weight_bits and activation_bits')
-    return _onnx(case, example, n, case.codes, integer_outputs=True)
+    return onnx_float(case, example, n, case.codes, integer_outputs=True)
 
 RUNTIMES = {'eager': eager, 'compile': compiled, 'onnxruntime': onnx_float, 'onnxruntime-quantized': onnx_quantized,
     'onnxruntime-int8': onnx_int8}
@@ -135,7 +128,7 @@ def quartiles(
 # %% ../../nbs/files/69_measure.ipynb #f25232c9
 def layer_times(
     model:nn.Module, # is not changed
-    example_inputs, # tensor, tuple or dict that the forward takes
+    example_inputs:torch.Tensor|tuple|dict, # tensor, tuple or dict that the forward takes
     repeats:int=10, # forward passes
     n_threads:int=1,
 )->dict: # layer name → milliseconds
@@ -178,12 +171,12 @@ def bench(
     cases:dict, # name → network or `Compressed`; the first is what the others are compared with
     example_inputs:torch.Tensor, # of the shape that the forward takes
     *,
-    runtimes=('eager', 'onnxruntime', 'onnxruntime-quantized'), # keys of RUNTIMES
-    batches=(1,), # batch sizes
+    runtimes:tuple=('eager', 'onnxruntime', 'onnxruntime-quantized'), # keys of RUNTIMES
+    batches:tuple=(1,), # batch sizes
     n_threads:int=1,
     repeats:int=20, # counted calls
     warmup:int=3, # calls that are not counted
-    images=None, labels=None, # for accuracy in every runtime
+    images:torch.Tensor=None, labels:torch.Tensor=None, # for accuracy in every runtime
 )->list: # of rows
     """Size, work and speed of networks side by side. Raises `UnsupportedError`, `ExampleInputError`; a runtime that
     fails becomes a note in its row."""
@@ -199,7 +192,8 @@ def bench(
             seconds = time_in_turn({i: (lambda r=r: r['run'](y)) for i, r in enumerate(rows) if r['run']}, repeats,
                 warmup)
             for i, s in seconds.items(): rows[i]['times'][size] = quartiles(s)
-    return _table(rows, next(iter(cases)), dict(batches=batches, threads=n_threads, cpu=cpu['name'], vnni=cpu['vnni']))
+    told = dict(threads=n_threads, cpu=cpu['name'], vnni=cpu['vnni'])
+    return [r | told for size in batches for r in _of_size(rows, next(iter(cases)), size)]
 
 # %% ../../nbs/files/69_measure.ipynb #ced5f6c8
 def _prepared(name, case, runtime, x, n_threads, images, labels):
@@ -216,43 +210,11 @@ def _prepared(name, case, runtime, x, n_threads, images, labels):
         row['note'], row['run'] = f'{type(e).__name__}: {str(e).splitlines()[0][:100] if str(e) else ""}', None
     return [row]
 
-def _table(rows, first, told):
-    out = []
-    for size in told['batches']:
-        base = {r['runtime']: r['times'][size][2] for r in rows if r['network'] == first and size in r['times']}
-        for r in rows:
-            least, low, mid, high = r['times'].get(size, (math.nan,)*4)
-            against = base.get(r['runtime'].split('-')[0], math.nan)
-            out.append({k: r[k] for k in ('network', 'runtime', 'params', 'macs', 'effective_bits', 'bytes',
-                'accuracy')} | dict(batch=size, latency_ms=1e3*mid, least_ms=1e3*least, low_ms=1e3*low,
-                high_ms=1e3*high,
-                throughput=size/mid, speedup=against/mid, threads=told['threads'], cpu=told['cpu'], vnni=told['vnni'],
-                note=r['note']))
-    return out
-
-# %% ../../nbs/files/69_measure.ipynb #00e7e8db
-def bench_table(
-    rows:list, # from `bench`
-)->str:
-    "The rows for a terminal, under the processor's name."
-    from udfc_nb.app.demo import text_table
-    fmt = lambda r: [r['network'], r['runtime'], r['batch'], '-' if r['bytes'] is None else r['bytes'],
-        f"{r['effective_bits']:.2f}", f"{r['macs']/1e6:.1f}",
-        *((f"{r['latency_ms']:.2f}", f"{r['least_ms']:.2f}", f"{r['low_ms']:.2f}–{r['high_ms']:.2f}",
-        f"{r['throughput']:.0f}", f"{r['speedup']:.2f}") if r['latency_ms'] == r['latency_ms']
-        else ('-', '-', '-', '-', r['note'][:40])),
-        *([f"{r['accuracy']:.2f}"] if r['accuracy'] is not None else [])]
-    head = (['network', 'runtime', 'batch', 'bytes', 'bits', 'million MACs', 'median ms', 'least', 'quartiles',
-        'images/s', 'speed-up']+(['top-1 %'] if rows and rows[0]['accuracy'] is not None else []))
-    body = [o+['']*(len(head)-len(o)) for o in map(fmt, rows)]
-    cpu = rows[0] if rows else dict(cpu='', vnni=False, threads=0)
-    return (f"{cpu['cpu']}, {'with' if cpu['vnni'] else 'without'} VNNI, {cpu['threads']} "
-        f"thread(s)\n{text_table(head, body, left=2)}")
-
-def bench_csv(
-    rows:list, # from `bench`
-)->str:
-    "The rows as CSV."
-    text = io.StringIO(newline='')
-    w = csv.DictWriter(text, list(rows[0]), lineterminator='\n'); w.writeheader(); w.writerows(rows)
-    return text.getvalue()
+def _of_size(rows, first, size):
+    "The rows of one batch size, each beside the first network in the same runtime."
+    base = {r['runtime']: r['times'][size][2] for r in rows if r['network'] == first and size in r['times']}
+    for r in rows:
+        least, low, mid, high = r['times'].get(size, (math.nan,)*4)
+        yield {k: v for k, v in r.items() if k not in ('run', 'times')} | dict(batch=size, latency_ms=1e3*mid,
+            least_ms=1e3*least, low_ms=1e3*low, high_ms=1e3*high, throughput=size/mid,
+            speedup=base.get(r['runtime'].split('-')[0], math.nan)/mid)

@@ -12,12 +12,11 @@ from torch.nn.parameter import is_lazy
 from fastcore.basics import patch
 from .. import __version__
 from ..errors import NonFiniteError, UnsupportedError
-from .codes import MAX_BITS, encode
+from .codes import MAX_BITS, encode, _on_cpu
 from .fitting import named_tensors
 from .format import VERSION, describe
-from .tensors import FORMS, MAX_TEXT, NAMES, signed, to_stored
-from ..paper.quantizer import Quantized
-from ..writing import write_atomic
+from .tensors import FORMS, MAX_TEXT, NAMES, signed, to_stored, _type_name
+from ..writing import PathLike, write_atomic
 from ..graph.record import call_args
 from ..run.compress import Compressed
 
@@ -54,7 +53,7 @@ def _check_numbers(tensors, mods):
             raise NonFiniteError('negative numbers in a variance', layer=n, hint='repair the checkpoint')
 
 # %% ../../nbs/files/64_saving.ipynb #010d58a8
-def weight_of(layer): return f'{layer}.weight'.lstrip('.') # the network may be one layer
+def weight_of(layer:str): return f'{layer}.weight'.lstrip('.') # the network may be one layer
 
 def _unsaved(net):
     "Buffers that the state dict leaves out."
@@ -101,7 +100,7 @@ def _example(out):
 # %% ../../nbs/files/64_saving.ipynb #5a1dd772
 def _parts(q, entropy):
     "Codes as bytes, their steps, and the description."
-    packed, c = encode(Quantized(*(t.cpu() for t in q[:3]), q.bits), entropy)
+    packed, c = encode(_on_cpu(q), entropy)
     zero = q.zero.float().reshape(-1).cpu()
     c |= dict(zero=[int(z) if z == int(z) else z for z in (zero if len(zero.unique()) > 1 else zero[:1]).tolist()])
     scale = q.scale.cpu().to(torch.promote_types(q.scale.dtype, torch.float32))
@@ -121,13 +120,13 @@ def contents(
     codes = {weight_of(n): q for n, q in out.codes.items() if q.bits <= MAX_BITS}
     same = _same(out.model, codes)
     for n, q in codes.items():
-        _check_current(n.removesuffix('.weight'), Quantized(*(t.cpu() for t in q[:3]), q.bits), state[n])
+        _check_current(n.removesuffix('.weight'), _on_cpu(q), state[n])
         if n not in same: tensors[f'{n}.codes'], tensors[f'{n}.scale'], coded[n] = _parts(q, entropy)
     for n, t in state.items(): _refuse_odd(n, t)
     rest = {n: t for n, t in (state | unsaved).items() if n not in coded and n not in same}
     _check_numbers(rest, dict(out.model.named_modules()))
     tensors |= {n: to_stored(_cast(n, t.detach(), dtype)) for n, t in rest.items()}
-    dtypes = {n: str(t.dtype).removeprefix('torch.') for n, t in rest.items() if t.dtype in FORMS}
+    dtypes = {n: _type_name(t) for n, t in rest.items() if t.dtype in FORMS}
     header = dict(coded=coded, same=same, beside=sorted(unsaved), dtypes=dtypes, inputs=_inputs(out.model),
         example=_example(out))
     return tensors, {k: v for k, v in header.items() if v}
@@ -141,7 +140,7 @@ def _by_itself():
 @patch
 @_by_itself()
 def save(self:Compressed,
-    path, # a .safetensors file; an existing one is replaced
+    path:PathLike, # a .safetensors file; an existing one is replaced
     # of what is not rounded: float32 gives the outputs back bit for bit, float16 and bfloat16 are smaller
     dtype:torch.dtype=torch.float32,
     entropy:bool=False, # deflate the codes: smaller, slower to read

@@ -10,6 +10,7 @@ import hashlib, json, math, mmap, os, re
 from pathlib import Path
 import torch
 from ..errors import FileError
+from ..writing import PathLike
 
 # %% ../../nbs/files/61_tensors.ipynb #53470493
 TYPES = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16,
@@ -20,6 +21,12 @@ _BYTES = [t for n in ('e4m3fnuz', 'e5m2fnuz', 'e8m0fnu') if (t := getattr(torch,
 # type → that in whose form it is stored
 FORMS = {torch.complex128: torch.float64, torch.complex32: torch.float16} | dict.fromkeys(_BYTES, torch.uint8)
 NAMES = {str(t).removeprefix('torch.'): t for t in (*TYPES.values(), *FORMS)} # as the header has them
+
+def _type_name(
+    t:torch.Tensor,
+)->str:
+    "The name of its type, as the header has it."
+    return str(t.dtype).removeprefix('torch.')
 
 def to_stored(
     t:torch.Tensor,
@@ -91,7 +98,7 @@ class OneReading:
     """The bytes of a safetensors file, from one opening; wherever a path is asked for it may stand, so that all
     answers are about one file. Raises `FileError`."""
     def __init__(self,
-        path, # a file
+        path:PathLike, # a file
         mapped:bool=False, # map it privately instead of reading it: the file must not change while its tensors are used
     ):
         self.path, self.mapped = str(path), mapped
@@ -112,7 +119,7 @@ class OneReading:
         except FileError: raise
         except _UNREADABLE as e: _fail(path, f'not a readable safetensors file: {str(e)[:200]}')
     def __str__(self): return self.path
-    def tensor(self, name):
+    def tensor(self, name:str):
         "A tensor that lies in these bytes."
         dtype, shape, first, end = self.table[name]
         if first == end: return torch.empty(shape, dtype=dtype)
@@ -125,7 +132,7 @@ class OneReading:
 def _once(path): return path if isinstance(path, OneReading) else OneReading(path)
 
 def read_tensors(
-    path, # a safetensors file, or its `OneReading`
+    path:'PathLike|OneReading', # a safetensors file, or its `OneReading`
 )->tuple: # tensors by name, and the text beside them
     "What a safetensors file holds, whoever wrote it; nothing of it lies in the file any more. Raises `FileError`."
     file = _once(path)
@@ -133,7 +140,7 @@ def read_tensors(
 
 # %% ../../nbs/files/61_tensors.ipynb #b9a86cfd
 def checksum(
-    data, # the bytes of a file
+    data:bytes|bytearray|mmap.mmap, # the bytes of a file
     told:str, # the checksum that stands in it
 )->str:
     "SHA-256 of a file in which its own checksum is zeros. Raises ValueError if that does not stand there once."

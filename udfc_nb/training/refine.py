@@ -7,19 +7,22 @@ __all__ = ['Refined', 'copy_report', 'judge_of', 'judged_worse', 'finish', 'begi
 
 # %% ../../nbs/training/79_refine.ipynb #5d1dfeb9
 import os
+from typing import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-import torch.nn as nn
+import torch, torch.nn as nn
 from tqdm.auto import tqdm
 from ..run.compress import Compressed
 from ..errors import ArgumentError, UnsupportedError
+from ..writing import PathLike
 from .images import running_norms
-from ..recipes.job import WorkingCopy, floating
-from .layerwise import beside
-from .learner import Run, teacher_mark
-from .loop import far, train
-from ..run.judge import REPORTED, Judge, Source
-from .schedules import get_schedule
+from ..recipes.job import WorkingCopy
+from .layerwise import beside, _source_of
+from .learner import Learner, teacher_mark
+from .loop import teacher_distance, train
+from ..run.judge import REPORTED, Judge
+from ..run.report import Report
+from .schedules import Schedule, get_schedule
 from .state import read_state, state_of, write_state
 from .step import set_mode
 from .students import settle_student
@@ -42,27 +45,28 @@ class Refined(Compressed):
         return fig
 
 # %% ../../nbs/training/79_refine.ipynb #0190e6e4
-def copy_report(r):
+def copy_report(r:Report):
     "A report that can be changed, or None."
     return (None if r is None else replace(r, rows=[dict(row) for row in r.rows], totals=dict(r.totals),
         settings=dict(r.settings), notes=list(r.notes)))
 
-def _told(run, before, after, changed, kept):
+def _told(learner, before, after, changed, kept):
     "The report of the compression with what was done since."
-    r = copy_report(run.out.report)
+    r = copy_report(learner.out.report)
     if r is None: return None
-    r.settings |= {'refine': dict(method=type(run.how).__name__, seed=run.seed, seconds=run.seconds,
-        distance_before=before, distance_after=after, rate_left=run.slower*run.calmer, source=bool(run.source),
-        **asdict(run.how))}
-    r.totals['seconds'] = r.totals.get('seconds', 0.)+run.seconds
+    r.settings |= {'refine': dict(method=type(learner.how).__name__, seed=learner.seed, seconds=learner.seconds,
+        distance_before=before, distance_after=after, rate_left=learner.rate_scale*learner.student_scale,
+        source=bool(learner.source),
+        **asdict(learner.how))}
+    r.totals['seconds'] = r.totals.get('seconds', 0.)+learner.seconds
     if changed and not kept:
         for row in r.rows: row['error'] = None # of layers that have changed since
-    if not running_norms(run.teacher):
+    if not running_norms(learner.teacher):
         r.notes.append('note: no batch norm remembers anything; the images follow the classes, or the game, alone')
-    if run.ended is not None:
-        r.notes.append(f'note: refining ended at step {run.ended}, because the student moved away from the teacher '
+    if learner.ended is not None:
+        r.notes.append(f'note: refining ended at step {learner.ended}, because the student moved away from the teacher '
             f'with the smallest rate too')
-    if run.unsaved: r.notes.append(f'note: the state could not be written {run.unsaved}')
+    if learner.unsaved: r.notes.append(f'note: the state could not be written {learner.unsaved}')
     if kept:
         r.notes.append(f'note: on images that it had not seen the refined network was not nearer to the teacher '
             f'({after:.3g}) than before ({before:.3g}); the network is given back as it was')
@@ -78,30 +82,29 @@ def judge_of(
     if out.example is None or out.report is None: return None
     try: job = beside(out, teacher)
     except UnsupportedError: return None
-    judge = Judge(Source(job.net, job.graph,
-        floating(out.example, next(job.net.parameters()).device, next(job.net.parameters()).dtype), seed), REPORTED)
+    judge = Judge(_source_of(job, out, seed), REPORTED)
     same = lambda net: all(len(t) == len(net.state_dict().get(n, ())) for n, t in out.model.state_dict().items()
         if t.dim())
     return lambda net: judge(net, job.left) if same(net) else None
 
-def judged_worse(run):
+def judged_worse(learner:Learner):
     "Does the judge find the student further from the teacher than it was at its start?"
-    judge = judge_of(run.out, run.teacher, run.seed)
-    before, after = (None, None) if judge is None else (judge(run.first), judge(run.work.net))
+    judge = judge_of(learner.out, learner.teacher, learner.seed)
+    before, after = (None, None) if judge is None else (judge(learner.first), judge(learner.work.net))
     return None not in (before, after) and after > before, before, after
 
 def finish(
-    run:Run,
+    learner:Learner,
 )->Refined:
     "Ends a run: student back to codes, judged, reported."
-    made = {n: t for n, t in state_of(run)[0].items() if n.startswith('generator.')
-        or n in ('images', 'judges')} | {'teacher': teacher_mark(run)}
-    codes = settle_student(run.student.eval(), run.out)
-    before, after = far(run, run.first), far(run, run.work.net)
-    changed = run.ranged or any('student' in c for c in run.curve)
-    judged, *shares = judged_worse(run) if changed else (False, None, None)
+    made = {n: t for n, t in state_of(learner)[0].items() if n.startswith('generator.')
+        or n in ('images', 'judges')} | {'teacher': teacher_mark(learner)}
+    codes = settle_student(learner.student.eval(), learner.out)
+    before, after = teacher_distance(learner, learner.first), teacher_distance(learner, learner.work.net)
+    changed = learner.ranges_set or any('student' in c for c in learner.curve)
+    judged, *shares = judged_worse(learner) if changed else (False, None, None)
     worse = changed and (judged or not after < before)
-    report = _told(run, before, after, changed, worse)
+    report = _told(learner, before, after, changed, worse)
     if report is not None and changed:
         report.settings['refine'] |= dict(judged_before=shares[0], judged_after=shares[1])
         if judged:
@@ -109,22 +112,24 @@ def finish(
                 f'{shares[0]:.1%} before; the network is given back as it was')
         elif shares[1] is not None: report.judged = {**report.judged, 'this': shares[1]}
     if worse:
-        return Refined(WorkingCopy(run.out.model).give_back(), report, dict(run.out.codes), dict(run.out.kept),
-            run.out.example, run.curve, made)
-    return Refined(run.work.give_back(), report, codes, dict(run.out.kept), run.out.example, run.curve, made)
+        return Refined(WorkingCopy(learner.out.model).give_back(), report, dict(learner.out.codes),
+            dict(learner.out.kept),
+            learner.out.example, learner.curve, made)
+    return Refined(learner.work.give_back(), report, codes, dict(learner.out.kept), learner.out.example, learner.curve,
+        made)
 
 # %% ../../nbs/training/79_refine.ipynb #3cc1d962
 def begin_file(
-    run:Run, # is changed
-    checkpoint, # a path
+    learner:Learner, # is changed
+    checkpoint:PathLike, # a path
 )->Path:
     """Goes on from a file that is there; writes it, so that one that cannot be written is known before the training.
     Raises `FileError`, `ArgumentError`."""
     try: path = Path(checkpoint)
     except TypeError as e:
         raise ArgumentError(f'{checkpoint!r:.80} is no path', layer='checkpoint', hint='pass the name of a file') from e
-    if os.path.exists(path): read_state(run, path)
-    if run.step < run.how.steps and run.ended is None: write_state(run, path)
+    if os.path.exists(path): read_state(learner, path)
+    if learner.step < learner.how.steps and learner.ended is None: write_state(learner, path)
     return path
 
 def refine(
@@ -132,25 +137,25 @@ def refine(
     teacher:nn.Module, # the network that it came from; is not changed
     # 'streams', 'gdfq', 'transfer', 'zeroq' (short schedules), or a `Streams`, `GDFQ`, `Transfer`, `ZeroQ` (the
     # papers')
-    method='gdfq',
+    method:str|Schedule='gdfq',
     steps:int=None, # in all, instead of the schedule's own
-    device=None, # where to compute; the result goes back to where `out.model` is
+    device:torch.device|str=None, # where to compute; the result goes back to where `out.model` is
     seed:int=0, # of generator, noise and labels; on a CPU the same seed gives the same result
     # True for a bar, or a function (done, total, what) that may raise `Cancelled`; what is the losses, or 'images'
     # while those are made
-    progress=None,
-    checkpoint=None, # a file: written as it goes, gone on from if it is there
+    progress:bool|Callable=None,
+    checkpoint:PathLike=None, # a file: written as it goes, gone on from if it is there
     # an earlier result for the same teacher: its generator or images are gone on with, without warm-up
     source:Refined=None,
 )->Refined:
     "Trains a compressed network on images made from the original. Raises the errors of `udfc_nb.errors`."
     how = get_schedule(method, steps)
-    run = Run(out, teacher, how, device, seed, source)
-    if checkpoint is not None: checkpoint = begin_file(run, checkpoint)
-    bar = tqdm(total=how.steps, disable=progress is not True, desc='refine', unit='step', initial=run.step)
+    learner = Learner(out, teacher, how, device, seed, source)
+    if checkpoint is not None: checkpoint = begin_file(learner, checkpoint)
+    bar = tqdm(total=how.steps, disable=progress is not True, desc='refine', unit='step', initial=learner.step)
     tick = (progress if callable(progress) else lambda done, total, what: bar.update(done-bar.n)
         if isinstance(what, dict) else None)
-    set_mode(run)
-    try: train(run, checkpoint, tick)
+    set_mode(learner)
+    try: train(learner, checkpoint, tick)
     finally: bar.close()
-    return finish(run)
+    return finish(learner)

@@ -8,39 +8,40 @@ __all__ = ['STEPS', 'from_generator', 'mixed', 'set_mode', 'learn', 'gdfq_step',
 
 # %% ../../nbs/training/76_step.ipynb #72be6b2d
 import torch, torch.nn as nn
+from typing import Callable
 import torch.nn.functional as F
 from ..recipes.activations import grid_of
 from ..errors import NonFiniteError
 from .generators import discrepancy, distillation, pleasing_loss
 from .images import make_images, running_norms
 from .layerwise import Layerwise
-from .learner import Run
+from .learner import Learner
 from .schedules import GDFQ, Streams, Transfer, ZeroQ
 from .students import Grid
 
 # %% ../../nbs/training/76_step.ipynb #57781852
-def from_generator(run:Run)->int:
+def from_generator(learner:Learner)->int:
     "Images of a batch that the generator makes; all of them while it learns alone."
-    return run.how.batch if run.waits() else run.how.batch-round(run.how.share*run.how.batch)
+    return learner.how.batch if learner.waits() else learner.how.batch-round(learner.how.share*learner.how.batch)
 
 @torch.no_grad()
 def mixed(
-    run:Run,
+    learner:Learner,
     x:torch.Tensor=None, t:torch.Tensor=None, # the generator's images and the teacher's answers
 )->tuple: # images and answers
     "Images and the teacher's answers, with those made by gradient behind."
-    n = round(run.how.share*run.how.batch)
+    n = round(learner.how.share*learner.how.batch)
     if not n: return x, t
-    own = run.images[torch.randint(0, len(run.images), (n,), generator=run.gen).to(run.device)]
-    return (own, run.teacher(own)) if x is None else (torch.cat([x, own]), torch.cat([t, run.teacher(own)]))
+    own = learner.images[torch.randint(0, len(learner.images), (n,), generator=learner.gen).to(learner.device)]
+    return (own, learner.teacher(own)) if x is None else (torch.cat([x, own]), torch.cat([t, learner.teacher(own)]))
 
 # %% ../../nbs/training/76_step.ipynb #b74ebfb5
 def set_mode(
-    run, # whose student is put into the mode that it learns in
+    learner:Learner, # whose student is put into the mode that it learns in
 ):
     "Batch norms as the schedule says; everything else as in use, so that nothing is dropped by chance."
-    run.student.eval()
-    for m in running_norms(run.student).values(): m.train(run.how.norms == 'batch')
+    learner.student.eval()
+    for m in running_norms(learner.student).values(): m.train(learner.how.norms == 'batch')
 
 def _follow(loss, opts):
     "One step of these optimisers, for their parameters only."
@@ -51,55 +52,58 @@ def _follow(loss, opts):
     for p in parameters: p.grad = None
 
 def learn(
-    run:Run,
+    learner:Learner,
     loss:torch.Tensor, # a number
     who:str, # 'student' or 'generator'
 ):
     "A step of the one or the other. Raises `NonFiniteError` before anything has changed."
     if not torch.isfinite(loss):
-        raise NonFiniteError(f'the loss of the {who} is {loss.item()}', layer=f'step {run.step}',
+        raise NonFiniteError(f'the loss of the {who} is {loss.item()}', layer=f'step {learner.step}',
             hint='take a smaller learning rate')
-    _follow(loss, [run.opts[w] for w in ((who,) if who == 'generator' else ('student', 'steps')) if w in run.opts])
+    _follow(loss, [learner.opts[w] for w in ((who,) if who == 'generator' else ('student', 'steps'))
+        if w in learner.opts])
 
-def gdfq_step(run:Run)->dict: # name → loss
+def gdfq_step(learner:Learner)->dict: # name → loss
     "Eq. 34.2 for the generator, eq. 71.3 for the student."
-    how, n, waits = run.how, from_generator(run), run.waits()
-    y = run.labels(n)
-    x = run.generator(run.noise(n), y)
-    pleasing, t = pleasing_loss(run.teacher, x, y, how.norm_weight, how.norm_form)
-    learn(run, pleasing, 'generator')
+    how, n, waits = learner.how, from_generator(learner), learner.waits()
+    y = learner.labels(n)
+    x = learner.generator(learner.noise(n), y)
+    pleasing, t = pleasing_loss(learner.teacher, x, y, how.norm_weight, how.norm_form)
+    learn(learner, pleasing, 'generator')
     if waits: return dict(generator=pleasing.item())
-    x, t = mixed(run, x.detach(), t.detach())
-    s = run.student(x)
+    x, t = mixed(learner, x.detach(), t.detach())
+    s = learner.student(x)
     loss = how.class_weight*F.cross_entropy(s[:n], y)+how.distil_weight*distillation(s, t, how.temperature)
-    learn(run, loss, 'student')
+    learn(learner, loss, 'student')
     return dict(generator=pleasing.item(), student=loss.item())
 
 # %% ../../nbs/training/76_step.ipynb #67223194
-def transfer_step(run:Run)->dict: # name → loss
+def transfer_step(learner:Learner)->dict: # name → loss
     "Eq. 34.5, in turns."
-    how = run.how
-    with torch.no_grad(): x = run.generator(run.noise(from_generator(run))); x, t = mixed(run, x, run.teacher(x))
-    loss = discrepancy(run.student(x), t)
-    learn(run, loss, 'student')
-    if (run.step+1) % how.student_steps: return dict(student=loss.item())
-    x = run.generator(run.noise(how.batch))
-    near, t = pleasing_loss(run.teacher, x, None, how.norm_weight, how.norm_form)
-    played = discrepancy(run.student(x), t)
-    learn(run, near-played, 'generator')
+    how = learner.how
+    with torch.no_grad():
+        x = learner.generator(learner.noise(from_generator(learner)))
+        x, t = mixed(learner, x, learner.teacher(x))
+    loss = discrepancy(learner.student(x), t)
+    learn(learner, loss, 'student')
+    if (learner.step+1) % how.student_steps: return dict(student=loss.item())
+    x = learner.generator(learner.noise(how.batch))
+    near, t = pleasing_loss(learner.teacher, x, None, how.norm_weight, how.norm_form)
+    played = discrepancy(learner.student(x), t)
+    learn(learner, near-played, 'generator')
     return dict(student=loss.item(), generator=near.item()-played.item())
 
-def zeroq_step(run:Run)->dict: # name → loss
+def zeroq_step(learner:Learner)->dict: # name → loss
     "Eq. 34.3 without labels, on images that were made before."
-    x, t = mixed(run)
-    loss = distillation(run.student(x), t, run.how.temperature)
-    learn(run, loss, 'student')
+    x, t = mixed(learner)
+    loss = distillation(learner.student(x), t, learner.how.temperature)
+    learn(learner, loss, 'student')
     return dict(student=loss.item())
 
-def streams_step(run:Run)->dict: # name → loss
+def streams_step(learner:Learner)->dict: # name → loss
     "Eq. 36.1 on images made of nothing."
-    loss = run.layers.loss(run.student, run.layers.draw(run.how.batch, run.gen))
-    learn(run, loss, 'student')
+    loss = learner.layers.loss(learner.student, learner.layers.draw(learner.how.batch, learner.gen))
+    learn(learner, loss, 'student')
     return dict(student=loss.item())
 
 STEPS = {GDFQ: gdfq_step, Transfer: transfer_step, ZeroQ: zeroq_step, Streams: streams_step}
@@ -107,11 +111,11 @@ STEPS = {GDFQ: gdfq_step, Transfer: transfer_step, ZeroQ: zeroq_step, Streams: s
 # %% ../../nbs/training/76_step.ipynb #f5338371
 @torch.no_grad()
 def observe_ranges(
-    run:Run, # whose student gets its grids set
+    learner:Learner, # whose student gets its grids set
     x:torch.Tensor, # images
 ):
     "Ends of every grid from what the layers of the student, still as it was, read without grids."
-    mods, old = dict(run.student.named_modules()), dict(run.out.model.named_modules())
+    mods, old = dict(learner.student.named_modules()), dict(learner.out.model.named_modules())
     grids, ends = ({n: m.input_quantizer for n, m in mods.items()
         if isinstance(getattr(m, 'input_quantizer', None), Grid)}, {})
     def watch(n):
@@ -119,13 +123,13 @@ def observe_ranges(
             low, high = ends.get(n, (0., 0.))
             ends[n] = min(args[0].min().item(), low), max(args[0].max().item(), high)
         return see
-    run.student.eval()
+    learner.student.eval()
     hooks = [mods[n].register_forward_pre_hook(watch(n)) for n in grids]
     try:
         for n in grids: mods[n].input_quantizer = nn.Identity()
-        for b in x.split(run.how.batch): run.student(b)
+        for b in x.split(learner.how.batch): learner.student(b)
     finally:
-        set_mode(run)
+        set_mode(learner)
         for h in hooks: h.remove()
         for n, g in grids.items(): mods[n].input_quantizer = g
     for n, (low, high) in ends.items():
@@ -134,21 +138,23 @@ def observe_ranges(
         grids[n].first.fill_(new.scale); grids[n].zero.fill_(new.zero_point)
 
 # %% ../../nbs/training/76_step.ipynb #1875e269
-def _by_gradient(run, how, gen, progress):
+def _by_gradient(learner, how, gen, progress):
     "In even groups of at most a batch of the run, so that a smaller batch needs less memory here too."
-    labels = (torch.arange(how.images)%run.classes).to(run.device).tensor_split(-(-how.images//run.how.batch))
-    return torch.cat([make_images(run.teacher, run.shape, y, how, gen, progress)[0] for y in labels])
+    labels = (torch.arange(how.images)%learner.classes).to(learner.device).tensor_split(
+        -(-how.images//learner.how.batch))
+    return torch.cat([make_images(learner.teacher, learner.shape, y, how, gen, progress)[0] for y in labels])
 
 def prepare(
-    run:Run,
-    progress=None, # function (done, total, what)
+    learner:Learner,
+    progress:Callable=None, # function (done, total, what)
 ):
     "Makes the images to learn from and those to be judged on, once."
-    if isinstance(run.how, Streams):
-        run.layers = Layerwise(run.out, run.teacher, run.how.pool, run.seed, run.device)
+    if isinstance(learner.how, Streams):
+        learner.layers = Layerwise(learner.out, learner.teacher, learner.how.pool, learner.seed, learner.device)
         return
-    if run.how.share and run.images is None: run.images = _by_gradient(run, run.how.images, run.gen, progress)
-    if getattr(run.how, 'ranges', False) and not run.ranged:
-        observe_ranges(run, run.images); run.ranged = True
-    if run.judges is None:
-        run.judges = _by_gradient(run, run.judging, torch.Generator().manual_seed(run.seed+1), progress)
+    if learner.how.share and learner.images is None:
+        learner.images = _by_gradient(learner, learner.how.images, learner.gen, progress)
+    if getattr(learner.how, 'ranges', False) and not learner.ranges_set:
+        observe_ranges(learner, learner.images); learner.ranges_set = True
+    if learner.judges is None:
+        learner.judges = _by_gradient(learner, learner.judging, torch.Generator().manual_seed(learner.seed+1), progress)
