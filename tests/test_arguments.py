@@ -6,7 +6,7 @@ from torch import nn
 import udfc_nb.errors as E
 from udfc_nb import RECIPES, compress, find_sites
 from udfc_nb.app import command, info, making
-from udfc_nb.files.format import signed
+from udfc_nb.files.tensors import signed
 from udfc_nb.app.cli import main
 from udfc_nb.app.info import file_text, file_told
 from udfc_nb.recipes.recipe import recipe_from_json

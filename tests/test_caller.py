@@ -221,7 +221,7 @@ RAISED_AGAIN = { # somebody else's code runs there; memory and our own errors pa
     'app.opening._from_module', 'app.opening._from_library', 'app.opening.read_weights',
     'app.opening.load_weights_', 'app.evaluate.first_answer', 'run.arguments.check_device', 'data.digits.digits_net',
     'data.networks.load_network',
-    'graph.copies.copied', 'graph.record.record', 'moments.streams.run', 'files.export.float_graph',
+    'graph.copies.copied', 'graph.record.record', 'moments.streams.run', 'files.editor.float_graph',
     'files.export.onnx_info', 'files.export.export_program'}
 AN_ANSWER = { # what fails is told in the result; memory and our own errors pass
     'graph.record.passed': 'nothing is known about the operation',
@@ -236,8 +236,8 @@ AT_THE_END = { # nobody is above who could do something about it
     'app.form.end': 'is shown', 'app.trials.run': 'a thread hands it to whoever waits',
     'app.trials.read_trials': 'trials that cannot be read', 'app.subjects.read_shape': 'a shape that cannot be',
     'files.fitting._check_fit': 'a network of another shape cannot be built',
-    'files.writing.write_atomic': 'raises it again', 'training.state.check_tensors': 'a state that does not fit',
-    'training.training.adopt': 'a source that does not fit', 'training.refine.train': 'raises it again'}
+    'writing.write_atomic': 'raises it again', 'training.state.check_tensors': 'a state that does not fit',
+    'training.learner.adopt': 'a source that does not fit', 'training.loop.train': 'raises it again'}
 
 def broad(path):
     "The broad handlers of a module: function, its handler."

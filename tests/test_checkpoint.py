@@ -6,9 +6,10 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils._pytree import tree_flatten
 from torchvision.ops import FrozenBatchNorm2d
 from udfc_nb import RECIPES, UDFCError, compress, load
-from udfc_nb.files.format import MAX_TEXT, read_file
 from udfc_nb.files.checkpoint import file_rows, itemise, read_codes
-from udfc_nb.files.writing import write_atomic
+from udfc_nb.files.format import read_file
+from udfc_nb.files.tensors import MAX_TEXT
+from udfc_nb.writing import write_atomic
 from udfc_nb.errors import FileError
 from udfc_nb.data.networks import network_info
 import test_compress as T
@@ -232,7 +233,7 @@ def test_full_disk(tmp_path, monkeypatch):
 
 IN_PROCESS = '''
 import os, resource, signal, sys
-from udfc_nb.files.writing import write_atomic
+from udfc_nb.writing import write_atomic
 try: {how}
 except OSError as e: print(e.errno); sys.exit(3)
 '''

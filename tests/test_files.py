@@ -3,15 +3,16 @@ import json, os, stat, subprocess, sys, time
 from pathlib import Path
 import pytest, torch, torch.nn as nn
 from udfc_nb import compress, load
-from udfc_nb.files.format import OneReading, read_file
+from udfc_nb.files.tensors import OneReading
+from udfc_nb.files.format import read_file
 from udfc_nb.files.checkpoint import file_rows, itemise, read_codes
-from udfc_nb.files.writing import write_atomic
+from udfc_nb.writing import write_atomic
 from udfc_nb.app.info import file_text, file_told
 from udfc_nb.run.result import Compressed
 from udfc_nb.errors import FileError, NonFiniteError, UnsupportedError
 from safetensors.torch import load as from_bytes
-from udfc_nb.files.format import NAMES, TYPES, read_tensors, signed
-from udfc_nb.files.writing import check_writable
+from udfc_nb.files.tensors import NAMES, TYPES, read_tensors, signed
+from udfc_nb.writing import check_writable
 sys.path.insert(0, str(Path(__file__).parents[1]/'fuzz'))
 from files import as_version_1, header_of, join, with_header, with_tensors, with_texts
 
@@ -306,7 +307,7 @@ def test_what_is_no_file_is_refused(tmp_path):
 def test_dead_writers(tmp_path):
     """What a killed writer left goes with the next write to the same target, and only that; what lives, or belongs
     elsewhere, stays."""
-    code = ("import os, signal; from udfc_nb.files.writing import write_atomic; os.replace = lambda *a: "
+    code = ("import os, signal; from udfc_nb.writing import write_atomic; os.replace = lambda *a: "
         "os.kill(os.getpid(), signal.SIGKILL); write_atomic('a', b'half')")
     env = os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1]))
     for _ in range(2): subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env)
@@ -321,7 +322,7 @@ def test_dead_writers(tmp_path):
 
 def test_two_writers(tmp_path):
     "At once: whole files of the one or the other, and nothing left over."
-    code = ("import sys; from udfc_nb.files.writing import write_atomic\nfor _ in range(40): write_atomic('a', "
+    code = ("import sys; from udfc_nb.writing import write_atomic\nfor _ in range(40): write_atomic('a', "
         "sys.argv[1].encode()*100_000)")
     env = os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1])); (tmp_path/'a').write_bytes(b'0'*100_000)
     writers = [subprocess.Popen([sys.executable, '-c', code, c], cwd=tmp_path, env=env) for c in '12']

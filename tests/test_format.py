@@ -7,7 +7,8 @@ from safetensors.torch import load as from_bytes
 from udfc_nb import compress, load
 from udfc_nb.run.result import Compressed
 from udfc_nb.errors import FileError
-from udfc_nb.files.format import OneReading, checksum, read_file, read_tensors
+from udfc_nb.files.format import read_file
+from udfc_nb.files.tensors import OneReading, checksum, read_tensors
 sys.path.insert(0, str(Path(__file__).parents[1]/'fuzz'))
 from files import damaged, join, network, parts
 from test_files import Every, Holds, Tied, chain, same_bytes
@@ -16,7 +17,7 @@ TOP, x = Path(__file__).parents[1], torch.randn(2, 3, 12, 12)
 
 def fifty():
     "The program that the book shows."
-    cells = json.loads((TOP/'nbs'/'files/60_format.ipynb').read_text())['cells']
+    cells = json.loads((TOP/'nbs'/'files/62_format.ipynb').read_text())['cells']
     code = next(''.join(c['source']) for c in cells if c['id'] == 'fifty')
     assert len([line for line in code.splitlines() if line.strip()]) <= 50
     return code

@@ -9,10 +9,12 @@ from udfc_nb.data.digits import digits, digits_net
 from udfc_nb.errors import (ArgumentError, Cancelled, ExampleInputError, FileError, NonFiniteError, RecipeError,
     UDFCError, UnsupportedError)
 from udfc_nb.training.images import ImageSchedule
-from udfc_nb.training.refine import distance, finish, judge_of, train
+from udfc_nb.training.loop import distance, train
+from udfc_nb.training.refine import finish, judge_of
 from udfc_nb.training.schedules import METHODS, GDFQ, Transfer, ZeroQ, get_schedule
 from udfc_nb.training.state import read_state
-from udfc_nb.training.training import STEPS, Run, digest
+from udfc_nb.training.learner import Learner, digest
+from udfc_nb.training.step import STEPS
 from safetensors.torch import load_file, save as to_bytes
 from nets import settle
 
@@ -25,7 +27,7 @@ FAST = {'gdfq': METHODS['gdfq'].but(warmup=.2, width=8, **SMALL),
 def fewer_judges(monkeypatch, request):
     "Images to judge on cost more than these networks' training; the slow tests have all of them."
     if 'slow' not in request.keywords:
-        monkeypatch.setattr(importlib.import_module('udfc_nb.training.training'), 'JUDGES',
+        monkeypatch.setattr(importlib.import_module('udfc_nb.training.learner'), 'JUDGES',
             ImageSchedule(images=16, steps=5, class_weight=1.))
 
 def tiny(seed=0, size=4):
@@ -120,7 +122,7 @@ def rewrite(path, tensors=None, told=None, **meta):
 
 def reads(path, **change):
     net, out, how, _ = written()
-    run = Run(out, net, how.but(**change)); read_state(run, path)
+    run = Learner(out, net, how.but(**change)); read_state(run, path)
     return run
 
 def test_rewritten_without_a_change_is_taken(tmp_path):
@@ -165,13 +167,16 @@ TENSORS = {
     'chance in floats': put('chance', lambda t: t.float())}
 TOLD = {
     'no counts': lambda s: s.clear(), 'one too many': lambda s: s.update(more=1),
-    'one too few': lambda s: s.pop('falls'),
+    'one too few': lambda s: s.pop('rollbacks'),
     **{f'{n} {v!r}': functools.partial(lambda s, n, v: s.update({n: v}), n=n, v=v) for n, v in (
     ('step', -1), ('step', 13), ('step', 11), ('step', 12.), ('step', True), ('step', '12'), ('step', None),
-    ('slower', math.nan), ('slower', 0.), ('slower', 2.), ('slower', -1.), ('slower', 1), ('slower', 1/3),
-    ('calmer', math.inf), ('calmer', .5), ('calmer', '1'),
-    ('falls', 1), ('falls', 99), ('falls', -1), ('falls', .5), ('nearest', math.nan), ('nearest', 2.),
-    ('nearest', -1.), ('nearest', 'near'), ('ranged', 1), ('ranged', True), ('ranged', 'no'), ('seconds', -1.),
+    ('rate_scale', math.nan), ('rate_scale', 0.), ('rate_scale', 2.), ('rate_scale', -1.), ('rate_scale', 1),
+    ('rate_scale', 1/3),
+    ('student_scale', math.inf), ('student_scale', .5), ('student_scale', '1'),
+    ('rollbacks', 1), ('rollbacks', 99), ('rollbacks', -1), ('rollbacks', .5), ('least_distance', math.nan),
+    ('least_distance', 2.),
+    ('least_distance', -1.), ('least_distance', 'near'), ('ranges_set', 1), ('ranges_set', True), ('ranges_set', 'no'),
+    ('seconds', -1.),
     ('seconds', math.inf), ('seconds', 'long'), ('ended', 'for fun'), ('ended', 13), ('ended', False))}}
 
 @pytest.mark.parametrize('kind', TENSORS)
@@ -191,7 +196,7 @@ def test_what_may_move_is_checked_too(change, tmp_path):
     how = FAST['zeroq' if 'ranges' in change else 'transfer'].but(steps=3, batch=8,
         images=ImageSchedule(images=8, steps=3), **change)
     refine(out, net, how, checkpoint=tmp_path/'s'); whole = (tmp_path/'s').read_bytes()
-    again = lambda: read_state(Run(out, net, how), tmp_path/'s')
+    again = lambda: read_state(Learner(out, net, how), tmp_path/'s')
     again()
     wrong = dict(ranges=[put('input_quantizer.first', lambda t: -t), put('input_quantizer.zero', lambda t: t+.5),
         put('input_quantizer.zero', lambda t: t+1e4)],
@@ -239,7 +244,7 @@ def test_another_setting_is_named(change, told, tmp_path):
 def test_another_network_is_named(tmp_path):
     net, out, how, _ = written(); path = state(tmp_path)
     def names(*args, **kwargs):
-        with pytest.raises(FileError, match='another run') as e: read_state(Run(*args, **kwargs), path)
+        with pytest.raises(FileError, match='another run') as e: read_state(Learner(*args, **kwargs), path)
         return str(e.value).split('another run:')[1].split('What to do')[0]
     other = copy.deepcopy(net); other[0].bias.data[0] += 1e-3
     assert 'teacher' in names(out, other, how) and 'network' not in names(out, other, how)
@@ -296,7 +301,7 @@ def test_killed_twenty_times(tmp_path, monkeypatch):
     the run that nobody stopped, bit for bit."""
     if torch.cuda.is_initialized(): pytest.skip('cannot fork beside a GPU')
     module, real = importlib.import_module('udfc_nb.training.refine'), os.replace
-    monkeypatch.setattr(module, 'KEEP', 1)
+    monkeypatch.setattr(module, 'KEEP_EVERY', 1)
     net = tiny(); out = compress(net, X, weight_bits=3, activation_bits=4)
     how = FAST['gdfq'].but(steps=120, batch=8, width=4, latent=4, careful=False,
         images=ImageSchedule(images=8, steps=4))
@@ -370,7 +375,7 @@ def steps_of(model):
 @pytest.mark.parametrize('method', list(FAST))
 def test_learned_steps(method, tmp_path, monkeypatch):
     module, nearer = importlib.import_module('udfc_nb.training.refine'), iter(range(100)) # whatever it is worth
-    monkeypatch.setattr(module, 'far', lambda run, model: 1/(2+next(nearer)))
+    monkeypatch.setattr(module, 'teacher_distance', lambda run, model: 1/(2+next(nearer)))
     monkeypatch.setattr(module, 'judged_worse', lambda run: (False, None, None))
     net = tiny()
     out = compress(net, X, weight_bits=4, activation_bits=4)
@@ -390,10 +395,11 @@ def test_learned_steps(method, tmp_path, monkeypatch):
 def test_the_student_is_what_is_given_back(monkeypatch):
     "Biases lie on steps of sums whose own steps have been learned."
     module, nearer = importlib.import_module('udfc_nb.training.refine'), iter(range(100)) # whatever it is worth
-    monkeypatch.setattr(module, 'far', lambda run, model: 1/(2+next(nearer)))
+    monkeypatch.setattr(module, 'teacher_distance', lambda run, model: 1/(2+next(nearer)))
     monkeypatch.setattr(module, 'judged_worse', lambda run: (False, None, None))
     net = tiny(); out = compress(net, X, weight_bits=4, activation_bits=4)
-    run = Run(out, net, FAST['gdfq'].but(learned=('inputs',), lr_steps=2e-2, careful=False, warmup=0.).but(steps=10))
+    run = Learner(out, net, FAST['gdfq'].but(learned=('inputs',), lr_steps=2e-2, careful=False,
+        warmup=0.).but(steps=10))
     train(run)
     assert ({n for n in run.opts} == {'student', 'steps', 'generator'}
         and any(p.abs() > .01 for p in run.opts['steps'].param_groups[0]['params']))
@@ -402,7 +408,7 @@ def test_the_student_is_what_is_given_back(monkeypatch):
 
 def test_wide_grids_are_not_learned():
     net = tiny(); out = compress(net, X, weight_bits=8, activation_bits=8)
-    assert 'steps' not in Run(out, net, FAST['gdfq'].but(learned=('inputs', 'weights'))).opts
+    assert 'steps' not in Learner(out, net, FAST['gdfq'].but(learned=('inputs', 'weights'))).opts
 
 @pytest.mark.parametrize('learned', [('biases',), 'inputs', True, ('inputs', 'scale')])
 def test_unknown_learned_is_refused(learned):
@@ -433,7 +439,7 @@ def test_goes_on_after_a_fall(monkeypatch, tmp_path):
     net = tiny(); out = compress(net, X, pruning_ratio=.5)
     real, failed = STEPS[Transfer], []
     def bad(run):
-        if run.step == 30 and run.falls < 2: failed.append(run.step); raise NonFiniteError('nan', layer='here')
+        if run.step == 30 and run.rollbacks < 2: failed.append(run.step); raise NonFiniteError('nan', layer='here')
         return real(run)
     monkeypatch.setitem(STEPS, Transfer, bad)
     whole = refine(out, net, FAST['transfer'], steps=60)
@@ -466,14 +472,14 @@ def test_answering_less_is_not_nearer():
     class Says(nn.Module):
         def __init__(self, f): super().__init__(); self.f = f
         def forward(self, b): return self.f(net(b), next(i for i in range(0, 40, 8) if torch.equal(b[0], x[i])))
-    far = lambda f: distance(Says(f), net, x)
+    teacher_distance = lambda f: distance(Says(f), net, x)
     spread = (net(x)-net(x).mean(0)).std().item(); print(spread)
-    noisy = [far(lambda t, i, k=k: t+k*spread*noise[i:i+len(t)]) for k in (.1, .5, 2.)]
-    assert (far(lambda t, i: t) == pytest.approx(0, abs=1e-6)
-        and far(lambda t, i: 3*t+spread*c) == pytest.approx(0, abs=1e-6))
-    assert (far(lambda t, i: 0*t+c) == pytest.approx(1) and far(lambda t, i: -t) == 1
+    noisy = [teacher_distance(lambda t, i, k=k: t+k*spread*noise[i:i+len(t)]) for k in (.1, .5, 2.)]
+    assert (teacher_distance(lambda t, i: t) == pytest.approx(0, abs=1e-6)
+        and teacher_distance(lambda t, i: 3*t+spread*c) == pytest.approx(0, abs=1e-6))
+    assert (teacher_distance(lambda t, i: 0*t+c) == pytest.approx(1) and teacher_distance(lambda t, i: -t) == 1
         and 0 < noisy[0] < noisy[1] < noisy[2] < 1)
-    assert far(lambda t, i: .01*(t+.5*spread*noise[i:i+len(t)])) == pytest.approx(noisy[1], rel=1e-3)
+    assert teacher_distance(lambda t, i: .01*(t+.5*spread*noise[i:i+len(t)])) == pytest.approx(noisy[1], rel=1e-3)
 
 def test_not_nearer_is_given_back(monkeypatch):
     "A student that only learns to answer less has its start back."
@@ -503,7 +509,7 @@ def test_nothing_is_returned_that_the_judge_finds_worse(method, how, monkeypatch
         return dict(student=0.)
     monkeypatch.setitem(STEPS, kind, wander)
     nearer = iter(range(100))
-    monkeypatch.setattr(importlib.import_module('udfc_nb.training.refine'), 'far', lambda run,
+    monkeypatch.setattr(importlib.import_module('udfc_nb.training.refine'), 'teacher_distance', lambda run,
         model: 1/(2+next(nearer)))
     r = refine(out, net, FAST[method].but(careful=False), steps=5)
     told = r.report.settings['refine']

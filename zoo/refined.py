@@ -26,7 +26,8 @@ from udfc_nb.data.blocks import accuracy
 from udfc_nb.data.networks import load_network, test_images
 from udfc_nb.training.refine import refine
 from udfc_nb.training.schedules import METHODS
-from udfc_nb.training.training import STEPS, Run, prepare, set_mode
+from udfc_nb.training.learner import Learner
+from udfc_nb.training.step import STEPS, prepare, set_mode
 
 TABLE = Path(__file__).with_name('refined.csv')
 COLUMNS = 'network setting method seconds took once steps start accuracy base judged_start judged kept seed'.split()
@@ -40,7 +41,7 @@ def on_clock(out, net, method, seconds, source, seed):
     """Refined for so many seconds: the number of steps comes from the first few. Returns the result, seconds, steps."""
     how = METHODS[method].but(batch=32)
     start = time.process_time()
-    probe = Run(out, net, how, seed=seed, source=source)
+    probe = Learner(out, net, how, seed=seed, source=source)
     prepare(probe)
     made = time.process_time()-start if method == 'streams' else 0.  # of others it is made once
     set_mode(probe)
@@ -64,7 +65,7 @@ def made_once(name, net, x):
     gdfq = refine(out, net, METHODS['gdfq'].but(warmup=1.), steps=160)
     pictures = {n: gdfq.made[n] for n in ('images', 'judges', 'teacher')}
     once = time.process_time()-t
-    game = {f'generator.{n}': t for n, t in Run(out, net, METHODS['transfer']).generator.state_dict().items()}
+    game = {f'generator.{n}': t for n, t in Learner(out, net, METHODS['transfer']).generator.state_dict().items()}
     found = {'gdfq': (gdfq, once), 'zeroq': (replace(gdfq, made=pictures), once),
         'transfer': (replace(gdfq, made=pictures | game), once), 'streams': (None, 0.)}
     torch.save(found, file)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'ImageFolderError', 'image_folder', 'top_k', 'image_transform', 'first_answer', 'classes_of',
-           'preparation']
+           'preparation', 'bench_table', 'bench_csv']
 
 # %% ../../nbs/app/87_evaluate.ipynb #addf132a
+import csv, io
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -17,6 +18,7 @@ from .opening import library_of
 from ..caller import let_through
 from ..errors import ExampleInputError, FileError
 from ..recipes.ranges import input_range
+from .command import text_table
 from ..run.report import eval_mode
 
 # %% ../../nbs/app/87_evaluate.ipynb #54336fed
@@ -145,3 +147,29 @@ def preparation(
         return ready, input_range(getattr(ready, 'mean', MEAN), getattr(ready, 'std', STD))
     mean, std = (MEAN, STD) if shape[1] == 3 else ((.5,)*shape[1],)*2
     return image_transform(shape[-1], mean, std), input_range(mean, std)
+
+# %% ../../nbs/app/87_evaluate.ipynb #9a3236ad
+def bench_table(
+    rows:list, # from `bench`
+)->str:
+    "The rows for a terminal, under the processor's name."
+    fmt = lambda r: [r['network'], r['runtime'], r['batch'], '-' if r['bytes'] is None else r['bytes'],
+        f"{r['effective_bits']:.2f}", f"{r['macs']/1e6:.1f}",
+        *((f"{r['latency_ms']:.2f}", f"{r['least_ms']:.2f}", f"{r['low_ms']:.2f}–{r['high_ms']:.2f}",
+        f"{r['throughput']:.0f}", f"{r['speedup']:.2f}") if r['latency_ms'] == r['latency_ms']
+        else ('-', '-', '-', '-', r['note'][:40])),
+        *([f"{r['accuracy']:.2f}"] if r['accuracy'] is not None else [])]
+    head = (['network', 'runtime', 'batch', 'bytes', 'bits', 'million MACs', 'median ms', 'least', 'quartiles',
+        'images/s', 'speed-up']+(['top-1 %'] if rows and rows[0]['accuracy'] is not None else []))
+    body = [o+['']*(len(head)-len(o)) for o in map(fmt, rows)]
+    cpu = rows[0] if rows else dict(cpu='', vnni=False, threads=0)
+    return (f"{cpu['cpu']}, {'with' if cpu['vnni'] else 'without'} VNNI, {cpu['threads']} "
+        f"thread(s)\n{text_table(head, body, left=2)}")
+
+def bench_csv(
+    rows:list, # from `bench`
+)->str:
+    "The rows as CSV."
+    text = io.StringIO(newline='')
+    w = csv.DictWriter(text, list(rows[0]), lineterminator='\n'); w.writeheader(); w.writerows(rows)
+    return text.getvalue()

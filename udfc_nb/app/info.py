@@ -14,7 +14,8 @@ from torch import nn
 from .command import Command, printable, text_table
 from .options import NETWORK, read_network
 from ..errors import FileError
-from ..files.format import OneReading, read_file
+from ..files.tensors import OneReading
+from ..files.format import read_file
 from ..files.checkpoint import file_rows, itemise
 from ..graph.proof import find_sites
 from ..graph.reasons import PRUNED

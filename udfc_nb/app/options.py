@@ -15,10 +15,10 @@ from .command import CommandError, whole_from, writing
 from .evaluate import first_answer
 from .opening import build_network, load_weights_
 from ..errors import ArgumentError, FileError
-from ..files.format import OneReading
+from ..files.tensors import OneReading
 from ..files.checkpoint import load, read_codes
-from ..files.writing import write_atomic
-from ..files.writing import check_writable
+from ..writing import write_atomic
+from ..writing import check_writable
 from ..graph.sites import POLICIES
 from ..recipes.recipe import RECIPES, Recipe, get_recipe, recipe_from_json
 from ..run.arguments import SEEDS, check_device

@@ -16,7 +16,7 @@ import udfc_nb.files.export # noqa: F401, gives what `compress` returns its `exp
 from .command import writing
 from .subjects import Subject
 from ..errors import Cancelled, FileError, UnsupportedError
-from ..files.writing import write_atomic
+from ..writing import write_atomic
 from ..run.working import unwrap
 from ..run.result import Compressed
 from ..run.compress import compress

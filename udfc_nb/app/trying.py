@@ -13,7 +13,8 @@ from .evaluate import classes_of, image_folder, preparation, top_k
 from .options import (COMPRESSION, NETWORK, SOURCE, check_outputs, compressed_network, compression_arguments,
     output_folder, read_network, recipe_of, whole, write_file)
 from ..files.checkpoint import load
-from ..files.measure import RUNTIMES, bench, bench_csv, bench_table
+from ..files.measure import RUNTIMES, bench
+from .evaluate import bench_csv, bench_table
 from ..run.compress import compress
 
 # %% ../../nbs/app/91_trying.ipynb #e077a1af

@@ -16,14 +16,14 @@ from ..run.budget import CAP, Sizes, WIDTHS, hull
 from ..run.report import Report
 from ..run.result import Compressed, file_bytes
 from ..run.sensitivity import bit_costs, site_costs, step_of
-from .format import MAX_BITS
+from .codes import MAX_BITS
 from ..errors import BudgetError
 
 # %% ../../nbs/files/66_joint.ipynb #097dadd4
 SLACK = 8 # bytes by which the text may still grow for every grid that a layer reads through
 ZERO = 4 # characters that the zero of a filter's own grid may take in the text
 
-def whole_file(job, bits, reads):
+def whole_file(job:Job, bits:dict, reads:dict):
     "Bytes of the file when nothing goes and every layer is rounded to nearest."
     net, codes = copy.deepcopy(job.net), {}
     for n, m in net.named_modules():
@@ -37,14 +37,14 @@ def whole_file(job, bits, reads):
 class FileSize(Sizes):
     "Bytes of the packed file as a function of the channels that go and of the layers' bits."
     # bits and channels less to begin with, and the widths of what layers read
-    def __init__(self, job, bits, less={}, reads={}):
+    def __init__(self, job:Job, bits:dict, less:dict={}, reads:dict={}):
         super().__init__(job)
         self.bits, self.less, self.state, self.owned = bits, less, job.net.state_dict(), {}
         for n in self.state: self.owned.setdefault(n if n in self.uses else n.rpartition('.')[0], []).append(n)
         self.near = {s: [o for o in self.owned if any(t[1] == s for t in self.uses.get(o, ()))] for s in job.sites}
         whole = sum(self.part(o, dict.fromkeys(less, 0), {}) for o in self.owned)
         self.text = whole_file(job, bits, reads)-whole+SLACK*sum(b is not None for b in reads.values())
-    def part(self, owner, less, bits):
+    def part(self, owner:str, less:dict, bits:dict):
         "Bytes of one module's tensors."
         less, b, total = self.less | less, bits.get(owner, self.bits.get(owner)), 0
         gone = [(u.index, less.get(s, 0)*u.index.size/size) for u, s, size in self.uses.get(owner, ())
@@ -62,14 +62,14 @@ class FileSize(Sizes):
     def __call__(self, less, bits): return self.text+sum(self.part(o, less, bits) for o in self.owned)
 
 # %% ../../nbs/files/66_joint.ipynb #c70d2c2c
-def moves_of(curve): # costs of 0, 1, … moves
+def moves_of(curve:list): # costs of 0, 1, … moves
     "The cost of each move in turn, along the lower convex hull."
     return [slope for a, b, slope in hull(curve) for _ in range(b-a)]
 
 def allot_both(
     sites:dict, # site → costs of 0, 1, … steps less
     layers:dict, # layer → damage at each of WIDTHS
-    size, # `FileSize`, or what has its `part`, `near` and `owned`
+    size:FileSize, # `FileSize`, or what has its `part`, `near` and `owned`
     target:float, # bytes
     steps:dict, # site → channels in a step
 )->tuple: # (site → channels less, layer → bits)

@@ -36,7 +36,7 @@ class Compressed:
         entropy:bool=False, # deflate the codes: smaller, slower to read
     )->int: # bytes of the file
         "Writes the packed file. Raises `UnsupportedError`, `NonFiniteError`, `FileError`, OSError."
-        from udfc_nb.files.checkpoint import save_packed
+        from udfc_nb.files.saving import save_packed
         return save_packed(self, path, dtype, entropy)
     def export(self,
         path:str|PathLike, # ends in .onnx or .pt2

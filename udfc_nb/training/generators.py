@@ -33,7 +33,7 @@ class Generator(nn.Module):
         self.blocks = nn.Sequential(*inner, *block(width, max(width//2, 1)),
             nn.Conv2d(max(width//2, 1), colours, 3, padding=1))
         self.last = nn.BatchNorm2d(colours, affine=False)
-    def forward(self, z, labels=None):
+    def forward(self, z:torch.Tensor, labels:torch.Tensor=None):
         if self.embed is not None: z = z*self.embed(labels)
         x = self.blocks(self.first(z))[..., :self.size[0], :self.size[1]]
         return self.last(torch.tanh(x))

@@ -10,6 +10,7 @@ __all__ = ['running_norms', 'statistics', 'gaps', 'mismatch', 'noise_margins', '
 from contextlib import contextmanager
 from dataclasses import dataclass
 import torch, torch.nn as nn
+from typing import Callable
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 from ..errors import ExampleInputError, NonFiniteError, UnsupportedError
@@ -93,7 +94,7 @@ class ImageSchedule:
     class_weight:float=0. # α of eq. 70.4
 
 def image_shape(
-    example_inputs, # what the network takes
+    example_inputs:torch.Tensor|tuple|dict, # what the network takes
 )->tuple: # (C, H, W)
     "The shape of one image. Raises `ExampleInputError` unless the network takes one batch of images."
     x = example_inputs
@@ -128,7 +129,7 @@ def make_images(
     labels:torch.Tensor=None, # (N,); only used with a class_weight
     how:ImageSchedule=ImageSchedule(),
     gen:torch.Generator=None, # source of the noise that it starts from, on the CPU
-    progress=False, # True for a bar, or a function (done, total, what) that may raise to stop
+    progress:bool|Callable=False, # True for a bar, or a function (done, total, what) that may raise to stop
 )->tuple: # images (N, C, H, W) without gradient, and the loss of every step
     """Images that the batch norms take for their own. Raises `UnsupportedError` for a network without them,
     `NonFiniteError`."""

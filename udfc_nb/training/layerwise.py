@@ -9,44 +9,44 @@ __all__ = ['beside', 'anchored', 'norm_gaps', 'answer_gap', 'Layerwise']
 from collections import Counter
 from contextlib import contextmanager
 import torch, torch.nn as nn
+from typing import Any, Callable
 from torch.utils._pytree import tree_leaves
 from ..run.result import Compressed
-from ..errors import UnsupportedError
-from ..graph.proof import find_sites
 from .images import running_norms
 from ..recipes.job import Job
-from ..run.working import WorkingCopy, floating, unwrap
-from ..recipes.recipe import RECIPES
+from ..run.working import floating
 from ..run.source import CHOSEN, FITTED_ON, Source
 from ..run.judge import Judge
+from .students import job_of
 
 # %% ../../nbs/training/73_layerwise.ipynb #96bb11f7
 def beside(
     out:Compressed, # what `compress` returned
     teacher:nn.Module, # the network that it came from
-    device=None,
+    device:torch.device|str=None,
 )->Job: # of a copy of the original; `left` tells which entries of a parameter or buffer are left
     "Raises `UnsupportedError` where they do not belong together."
-    work = WorkingCopy(unwrap(teacher), device)
-    example = floating(out.example, work.device, work.dtype)
-    job = Job(work.net, find_sites(work.net, example, sites=out.report.settings.get('sites', 'own') if out.report
-        else 'own', verify=False), RECIPES['prune'])
-    for name, k in out.kept.items():
-        if name not in job.sites:
-            raise UnsupportedError('no such site in the original', layer=name,
-                hint='pass the network that was compressed')
-        stays = torch.isin(torch.as_tensor(job.sites[name].rows), torch.as_tensor(k).cpu())
-        job.kept[name] = stays.nonzero().flatten(), (~stays).nonzero().flatten()
+    job = job_of(out, teacher, device)[1]
     job.begin()
     return job
 
 # %% ../../nbs/training/73_layerwise.ipynb #3e5b86c4
+def _source_of(
+    job:Job, # from `beside`
+    out:Compressed,
+    seed:int, # of the images
+)->Source:
+    "Generated images of the size that the network takes, and its answers to them."
+    like = next(job.net.parameters())
+    return Source(job.net, job.graph, floating(out.example, like.device, like.dtype), seed)
+
 @contextmanager
 def anchored(
     net:nn.Module,
-    anchors, # `Anchors` of the original
+    anchors:Any, # `Anchors` of the original
     kinds:int, # equal parts of a batch
-    left=lambda name: None, # function (name of a running mean) → indices of its channels that are left, or None for all
+    # function (name of a running mean) → indices of its channels that are left, or None for all
+    left:Callable=lambda name: None,
 ): # dict: (name of a running mean, number of the call) → what the norm reads, in the units of training
     "While it lasts, norms first bring what they read to the units of training."
     seen, calls = {}, Counter()
@@ -71,7 +71,8 @@ def norm_gaps(
     seen:dict, # of the compressed network, from `anchored`
     want:dict, # of the original
     norms:dict, # its norms, by name
-    left=lambda name: None, # function (name of a running mean) → indices of its channels that are left, or None for all
+    # function (name of a running mean) → indices of its channels that are left, or None for all
+    left:Callable=lambda name: None,
 )->list: # of numbers, one for each norm
     "First term of eq. 73.1, norm by norm."
     gaps = []
@@ -84,7 +85,7 @@ def norm_gaps(
 
 def answer_gap(
     s:torch.Tensor, t:torch.Tensor, # answers (N, classes) of the compressed network and of the original
-    spread, # what the original's answers vary by
+    spread:torch.Tensor|float, # what the original's answers vary by
 )->torch.Tensor: # a number
     "Second term of eq. 73.1."
     return ((s-s.mean(1, keepdim=True))-(t-t.mean(1, keepdim=True))).square().mean()/spread
@@ -97,29 +98,28 @@ class Layerwise:
         teacher:nn.Module, # the network that it came from
         images:int=512, # at most
         seed:int=0,
-        device=None,
+        device:torch.device|str=None,
     ):
         job = beside(out, teacher, device)
         self.net, self.left, self.norms = job.net.requires_grad_(False), job.left, running_norms(job.net)
-        self.source = Source(self.net, job.graph,
-            floating(out.example, next(self.net.parameters()).device, next(self.net.parameters()).dtype), seed)
+        self.source = _source_of(job, out, seed)
         self.x = next(t for t in tree_leaves(self.source.images(min(images, self.source.enough), FITTED_ON))
             if isinstance(t, torch.Tensor))
         stream, t = self.source.run(self.x)
         self.anchors, self.kinds, t = stream.anchors, self.source.kinds, t-t.mean(1, keepdim=True)
         self.spread = (t-t.mean(0)).square().mean().clamp(min=1e-30)
         self.judge = Judge(self.source, CHOSEN)
-    def far(self, net):
+    def teacher_distance(self, net:nn.Module):
         "Share of what the original says that `net` leaves unexplained; 1 where it says nothing."
         share = self.judge(net, self.left)
         return 1. if share is None else share
-    def draw(self, n, gen):
+    def draw(self, n:int, gen:torch.Generator):
         "n of the images, equally many of each kind."
         if self.source.batch: return self.x
         each = len(self.x)//self.kinds
         return self.x[torch.cat([k*each+torch.randint(0, each, (max(n//self.kinds, 1),), generator=gen)
             for k in range(self.kinds)])]
-    def loss(self, student, x):
+    def loss(self, student:nn.Module, x:torch.Tensor):
         "Eq. 36.1."
         with torch.no_grad(), anchored(self.net, self.anchors, self.kinds) as want: t = self.net(x)
         with anchored(student, self.anchors, self.kinds, self.left) as seen: s = student(x)

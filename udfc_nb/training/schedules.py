@@ -7,7 +7,7 @@ __all__ = ['MIXED', 'SHORT', 'STRONG', 'METHODS', 'SCHEDULES', 'Schedule', 'GDFQ
            'rate']
 
 # %% ../../nbs/training/74_schedules.ipynb #29c66e42
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 import math
 from ..errors import RecipeError
 from .generators import FORMS
@@ -113,17 +113,14 @@ METHODS = {
 SCHEDULES = GDFQ, Transfer, ZeroQ, Streams
 
 def get_schedule(
-    method, # a name or a schedule
+    method:str|Schedule, # a name or a schedule
     steps:int=None, # instead of its own
 )->Schedule:
     "The schedule of that name. Raises `RecipeError`."
-    if isinstance(method, str) and method not in METHODS:
-        raise RecipeError(f'method={method!r}', layer='refine',
-            hint=f"choose from {', '.join(METHODS)}, or pass a schedule: GDFQ, Transfer, ZeroQ, Streams")
-    how = METHODS[method] if isinstance(method, str) else method
+    how = METHODS.get(method) if isinstance(method, str) else method
     if not isinstance(how, SCHEDULES):
         raise RecipeError(f'method={method!r}', layer='refine',
-            hint='pass a name, or a schedule: GDFQ, Transfer, ZeroQ, Streams')
+            hint=f"choose from {', '.join(METHODS)}, or pass a schedule: {', '.join(s.__name__ for s in SCHEDULES)}")
     how = how if steps is None else how.but(steps=steps)
     if isinstance(how.steps, bool) or not isinstance(how.steps, int) or how.steps < 0:
         raise RecipeError(f'steps={how.steps!r}', layer='refine', hint='take a whole number from 0 on')
