@@ -225,7 +225,8 @@ RAISED_AGAIN = { # somebody else's code runs there; memory and our own errors pa
     'files.export.onnx_info', 'files.export.export_program'}
 AN_ANSWER = { # what fails is told in the result; memory and our own errors pass
     'graph.record.passed': 'nothing is known about the operation',
-    'graph.prover.differs': 'the cut network is another one', 'graph.copies._uncopied': 'this attribute cannot be copied',
+    'graph.prover.differs': 'the cut network is another one',
+    'graph.copies._uncopied': 'this attribute cannot be copied',
     'moments.walk.visit': 'the statistics are guessed', 'run.arguments.check_range': 'is no number',
     'graph.operations._elementwise': 'the bounds are not known',
     'files.measure._prepared': 'a runtime that fails is a note in its row',

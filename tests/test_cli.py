@@ -251,8 +251,7 @@ print('imported:', [m for m in ('torch', 'matplotlib', 'numpy') if m in sys.modu
 """
 
 
-@pytest.mark.parametrize('bare', [True,
-    pytest.param(False, marks=pytest.mark.xfail(strict=True, reason='udfc_nb/__init__.py imports everything'))])
+@pytest.mark.parametrize('bare', [True, False])
 def test_help_needs_no_torch(bare):
     code = ASK.format(bare=bare, path=str(Path(cli.__file__).parents[1]))
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)

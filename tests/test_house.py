@@ -6,17 +6,13 @@ from books import code, notebooks, read, source
 TOP = Path(__file__).resolve().parents[1]
 PACKAGE = TOP/'udfc_nb'
 # a module may import only from its own chapter and those before it
-CHAPTERS = 'errors caller paper data graph moments recipes peers run files training app'.split()
+CHAPTERS = 'errors caller writing paper data graph moments peers recipes run files training app'.split()
 
+# What a user calls on a result, and a size in bytes: imported when it is called.
+UPWARD = {('run.result', 'files.saving'), ('run.result', 'files.export'), ('run.compress', 'files.joint')}
 # What is not done yet. A line may go; none may come.
-UPWARD = {('files.measure', 'app.command')}
-LONG_MODULES = set('''graph.proof graph.sites graph.record graph.surgery graph.operations graph.labels training.training
-    training.state training.refine recipes.activations recipes.job files.export files.checkpoint files.format
-    files.measure data.digits moments.streams moments.field moments.walk run.judge run.compress'''.split())
-LONG_LINES = {'udfc_nb/graph/operations.py': 10, 'nbs/graph/11_operations.ipynb': 10, 'udfc_nb/run/report.py': 1,
-    'nbs/run/50_report.ipynb': 1, 'nbs/moments/26_streams.ipynb': 1, 'nbs/peers/40_merging.ipynb': 1,
-    'nbs/recipes/33_rounding.ipynb': 2, 'nbs/recipes/36_activations.ipynb': 1, 'nbs/training/72_students.ipynb': 1,
-    'nbs/tutorials/table1.ipynb': 1}
+LONG_MODULES = {'files.measure', 'files.editor', 'training.state'}
+LONG_LINES = {}
 
 
 def modules():

@@ -1,5 +1,5 @@
 "The project's own files agree with one another: settings, package, constraints, site."
-import ast, configparser, inspect, shutil, subprocess, sys
+import ast, configparser, importlib, inspect, json, shutil, subprocess, sys
 from pathlib import Path
 import pytest, yaml
 from packaging.requirements import Requirement
@@ -44,7 +44,8 @@ def stubs(body, of=udfc_nb):
         if isinstance(node, ast.FunctionDef): yield node, getattr(of, node.name)
         if isinstance(node, ast.ClassDef):
             known = {'Report': 'run.report', 'Graph': 'graph.sites', 'Refined': 'training.refine'}.get(node.name)
-            yield from stubs(node.body, getattr(sys.modules[f'udfc_nb.{known}'] if known else udfc_nb, node.name))
+            yield from stubs(node.body, getattr(importlib.import_module(f'udfc_nb.{known}') if known else udfc_nb,
+                node.name))
 
 
 def test_type_checkers_see_what_is_there():
@@ -67,6 +68,7 @@ def test_type_checkers_see_what_is_there():
 
 @pytest.mark.skipif(shutil.which('pyright') is None, reason='pyright is not installed')
 def test_pyright_accepts_a_script(tmp_path):
+    (tmp_path/'pyrightconfig.json').write_text(json.dumps(dict(extraPaths=[str(TOP)])))
     (tmp_path/'use.py').write_text('''import torch
 from udfc_nb import RECIPES, compress, find_sites, load
 from torch import nn

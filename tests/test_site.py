@@ -81,7 +81,8 @@ def test_settings_of_the_site():
     assert {'eq-prefix', 'fig-prefix'} <= set(site['crossref'])
     contents = site['website']['sidebar']['contents']
     line = next(i for i, s in enumerate(contents) if isinstance(s, dict) and s.get('text') == '---')
-    assert [s['section'] for s in contents[:line] if isinstance(s, dict)] == ['One evening'] # above it, what is read in one go
+    # above it, what is read in one go
+    assert [s['section'] for s in contents[:line] if isinstance(s, dict)] == ['One evening']
     assert all('section' in s for s in contents[line+1:] if isinstance(s, dict))
 
 

@@ -1,5 +1,5 @@
-"""Is the judge right? Every real network that there is here, compressed in several ways to the same ratio and bits: its true
-accuracy beside the unexplained share with its norms anchored and without anchors (notebook 51).
+"""Is the judge right? Every real network that there is here, compressed in several ways to the same ratio and bits: its
+true accuracy beside the unexplained share with its norms anchored and without anchors (notebook 51).
 
     python zoo/judge.py                    all networks, into zoo/judge.csv (rows that are there already are kept)
     python zoo/judge.py aka20 lenet        only these

@@ -17,7 +17,8 @@ from ..errors import FileError
 # %% ../../nbs/paper/00_notation.ipynb #60c6d46e
 def worked_tensors(
     name:str='digits', # 'digits', or the stem of a file in `shared/data/weights` such as 'nm56'
-    data_dir:str|Path=None, # folder that holds `weights/`; None: `$UDFC_DATA`, else the first `shared/data` above this one
+    # folder that holds `weights/`; None: `$UDFC_DATA`, else the first `shared/data` above this one
+    data_dir:str|Path=None,
 )->dict: # state-dict name → tensor
     "The weights of a worked network. Raises `FileError`."
     here = Path(str(resources.files('udfc_nb')))

@@ -123,7 +123,8 @@ def __str__(self:Report):
 def _repr_html_(self:Report):
     row = lambda r, tag: '<tr>'+''.join(f'<{tag}>{html.escape(c)}</{tag}>' for c in r)+'</tr>'
     head, *body = self.cells()
-    return (f'<p>{"<br>".join(map(html.escape, [self.summary(), *self.notes]))}</p><table>{row(head, "th")}{"".join(row(r, "td") for r in body)}</table>')
+    said = '<br>'.join(map(html.escape, [self.summary(), *self.notes]))
+    return f'<p>{said}</p><table>{row(head, "th")}{"".join(row(r, "td") for r in body)}</table>'
 
 @patch
 def to_markdown(self:Report):
