@@ -438,11 +438,8 @@ WHY = dict(group=(lambda: nn.GroupNorm(2, 8), 'pruned'),
     softmax=(nn.Softmax2d, 'normalised across channels'),
     glu=(lambda: nn.Sequential(nn.GLU(1), nn.Conv2d(4, 8, 1)), 'pruned'),
     cumsum=(lambda: Call(lambda x: torch.cumsum(x, 1)), 'normalised across channels'),
-    # slice
     slice=(lambda: Call(lambda x: torch.cat([x[:, 4:], x[:, :4]], 1)), 'has a hard-coded channel count: slice at'),
-    # constant
     constant=(lambda: Call(lambda x: x*torch.arange(8.)[:, None, None]), 'has a hard-coded channel count: mul at'),
-    # rule
     rule=(lambda: Call(lambda x: torch.special.erfcx(torch.linalg.matrix_exp(x))),
     'passes an operation without a rule: linalg_matrix_exp at'),
     chunk=(lambda: Call(lambda x: torch.cat(x.chunk(2, 1)[::-1], 1)), 'pruned'))
@@ -456,7 +453,7 @@ def test_the_reason_names_what_is_in_the_way(case):
     "A reason that is an operation's comes with its file and line."
     make, reason = WHY[case]
     if reason.endswith(' at'):
-        line = next(i for i, l in enumerate(open(__file__), 1) if l.rstrip().endswith(f'# {case}'))
+        line = next(i for i, l in enumerate(open(__file__), 1) if l.startswith(f'    {case}='))
         reason += f' test_compress.py:{line}'
     model = roughen(nn.Sequential(nn.Conv2d(3, 8, 3), make(), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)))

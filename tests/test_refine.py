@@ -215,7 +215,7 @@ def test_no_text_is_taken_unchecked(text, tmp_path):
 
 def test_versions_and_kinds(tmp_path):
     path = state(tmp_path); whole = path.read_bytes()
-    for how, told in ((dict(version='2'), 'version'), (dict(format='udfc_nb'), 'not a state')):
+    for how, told in ((dict(version='9'), 'version'), (dict(format='udfc_nb'), 'not a state')):
         path.write_bytes(whole); rewrite(path, **how)
         with pytest.raises(FileError, match=told): reads(path)
 
