@@ -29,7 +29,7 @@ from udfc_nb.data.networks import load_network, shared_data_dir, test_images
 
 TABLE = Path(__file__).with_name('hold.csv')
 COLUMNS = ('network ratio bits activation_bits recipe accuracy base judged plain_judged params params_before seconds '
-    'chosen'.split())
+    'chosen view'.split()) # view: of a judge that saw the norms 'anchored' only, or 'both' ways
 RECIPES = 'best', 'fast', 'field', 'prune', 'paper'
 CIFAR = [(.3, None, None), (.5, None, None), (.3, 4, None), (0., 4, None), (0., 4, 4)]
 SETTINGS = {
@@ -138,7 +138,7 @@ def rows_of(name, recipes, done):
         seconds, r = time.perf_counter()-start, out.report
         chosen = min((c for c in r.candidates if c[1] is not None), key=lambda c: c[1], default=('',))[0]
         values = [name, ratio, bits, reads, recipe, right(out.model), base, r.judged['this'], r.judged['plain'],
-            r.totals['params'], r.totals['params_before'], seconds, chosen]
+            r.totals['params'], r.totals['params_before'], seconds, chosen, 'both']
         yield {c: f'{v:.5g}' if isinstance(v, float) and c not in ('ratio',) else v for c, v in zip(COLUMNS, values)}
 
 
