@@ -1,4 +1,4 @@
-"""Damaged and forged files of each form: packed (versions 1 and 2), recipe, report. `python fuzz/files.py [N]
+"""Damaged and forged files of each form: packed (versions 1 and 2), state of `refine`, recipe, report. `python fuzz/files.py [N]
 [SEED]` reads N of each and prints what came of them.
 
 Each is read in a process of its own batch, with two seconds of the processor, and its largest memory is noted. Right
@@ -14,6 +14,9 @@ from udfc_nb.errors import FileError, RecipeError
 from udfc_nb.files.format import _checksum, read_file
 from udfc_nb.recipes.recipe import RECIPES, Recipe, recipe_from_json
 from udfc_nb.run.report import report_from_json
+from udfc_nb.training.learner import Learner, digest
+from udfc_nb.training.schedules import get_schedule
+from udfc_nb.training.state import FORMAT, read_state, state_of, write_state
 
 # of the processor for a file, and thirty times as many on the clock; files in a process; megabytes that Python and its
 # allocator may take beside tensors
@@ -35,6 +38,10 @@ def sign(table, body):
     "A file with the checksum that fits."
     texts = table.get('__metadata__')
     if not isinstance(texts, dict): return join(table, body)
+    if texts.get('format') == FORMAT['format']:
+        meta = {k: v for k, v in texts.items() if k != 'sha256'}
+        told = digest(from_bytes(join(table, body)), json.dumps(meta, sort_keys=True))
+        return join(table | dict(__metadata__=meta | dict(sha256=told)), body)
     if texts.get('version') == '1':
         told = _checksum(from_bytes(join(table, body)), texts)
         return join(table | dict(__metadata__=texts | dict(sha256=told)), body)
@@ -164,7 +171,8 @@ def originals(folder):
         Path(folder))
     out.save(folder/'2'); few = compress(network(), X, weight_bits=8, recipe='prune')
     few.save(folder/'3', entropy=True)
-    return {'packed 2': (folder/'2').read_bytes(), 'packed 2, deflated': (folder/'3').read_bytes(),
+    write_state(learner(), folder/'4')
+    return {'state': (folder/'4').read_bytes(), 'packed 2': (folder/'2').read_bytes(), 'packed 2, deflated': (folder/'3').read_bytes(),
         'packed 1': as_version_1(folder/'2'),
         'recipe': RECIPES['best'].to_json().encode(), 'report': out.report.to_json().encode()}
 
@@ -194,7 +202,31 @@ def read_report(path, *_):
         and report_from_json(r.to_json()).rows == r.rows)
     return 'other'
 
-READERS = dict(recipe=read_recipe, report=read_report)
+def learner():
+    "A training that has not begun."
+    out = compress(network(), X, weight_bits=4, recipe='prune', verify=False)
+    return Learner(out, network(), get_schedule('gdfq', 2), 'cpu', 0, None)
+
+BEGUN = {} # the training that states are read into, and what it is before
+
+def begin():
+    if not BEGUN: BEGUN['learner'] = learner(); BEGUN['before'] = state_of(BEGUN['learner'])[0]
+
+def read_training(path, may_differ, _):
+    "What came of a state; one that was refused must have changed nothing."
+    same = lambda: all(torch.equal(t, BEGUN['before'][n]) for n, t in state_of(BEGUN['learner'])[0].items())
+    try: read_state(BEGUN['learner'], path)
+    except FileError:
+        assert same(), 'a state that was refused has changed the training'
+        return 'refused'
+    if same(): return 'same'
+    assert may_differ, 'a damaged state was read as another'
+    student = BEGUN.pop('learner').student.state_dict(); BEGUN.clear()
+    assert all(t.isfinite().all() for t in student.values() if t.is_floating_point()), 'numbers that are not finite'
+    return 'other'
+
+READERS = dict(recipe=read_recipe, report=read_report, state=read_training)
+TEXTS = 'recipe', 'report' # which have no checksum
 
 class Hang(Exception): pass
 
@@ -233,7 +265,8 @@ def batch(form, data, new_checksum, seeds, folder, kept):
         with os.fdopen(tell, 'w') as out:
             for seed in seeds:
                 rng = random.Random(seed)
-                if form in READERS and rng.random() < .5: made = json.dumps(mutate(json.loads(data), rng)).encode()
+                if form == 'state': begin()
+                if form in TEXTS and rng.random() < .5: made = json.dumps(mutate(json.loads(data), rng)).encode()
                 else: made = (forged if new_checksum else damaged)(data, rng)
                 print(json.dumps(judge(form, made, new_checksum, Path(folder), good)), file=out, flush=True)
         os._exit(0)
@@ -248,13 +281,13 @@ def main(n=10_000, seed=0, show=print):
     with tempfile.TemporaryDirectory(dir='/dev/shm' if os.access('/dev/shm', os.W_OK) else None) as folder:
         for form, data in originals(folder).items():
             kept = Path(folder)/'good'; kept.write_bytes(data)
-            for new in (False, True) if form not in READERS else (True,):
-                count, words = n//2 if form not in READERS else n, Counter()
+            for new in (False, True) if form not in TEXTS else (True,):
+                count, words = n//2 if form not in TEXTS else n, Counter()
                 for first in range(0, count, BATCH):
                     words.update(batch(form, data, new,
                         [f'{seed} {form} {new} {i}' for i in range(first, min(first+BATCH, count))], folder, kept))
                 bad = {w: k for w, k in words.items() if w[0] == '!'}; wrong += sum(bad.values())
-                checksum = '' if form in READERS else ', new checksum' if new else ', old checksum'
+                checksum = '' if form in TEXTS else ', new checksum' if new else ', old checksum'
                 show(f"{form}{checksum}: {count} files, {words['refused']} refused, {words['same']} read as they "
                     f"were, {words['other']} read as another; wrong: {bad or 0}")
     show(f'{wrong} wrong, {time.perf_counter()-began:.0f} s')
