@@ -34,12 +34,12 @@ def digest(
         h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return h.hexdigest()
 
-def teacher_mark(learner:'Learner'):
+def teacher_mark(learner:object):
     "Its numbers' digest, as a tensor."
     return torch.tensor(list(bytes.fromhex(digest(learner.teacher.state_dict()))), dtype=torch.uint8)
 
 def settings_of(
-    learner:'Learner',
+    learner:object,
 )->dict: # name → value; of networks and source the digests
     "Everything that decides the result."
     grids = [(n, float(q.scale), float(q.zero_point), q.low, q.high) for n, m in learner.out.model.named_modules()
@@ -63,13 +63,13 @@ def _answers(model, example):
     raise UnsupportedError('the network does not answer with one tensor (N, classes)', layer='refine',
         hint='refine needs a classifier')
 
-def generator_of(learner:'Learner'):
+def generator_of(learner:object):
     "None for ZeroQ and Streams; GDFQ's knows the classes."
     if isinstance(learner.how, (ZeroQ, Streams)): return None
     return Generator(learner.shape, learner.classes if isinstance(learner.how, GDFQ) else None, learner.how.latent,
         learner.how.width).to(learner.device, learner.work.dtype)
 
-def optimizers_of(learner:'Learner'):
+def optimizers_of(learner:object):
     "SGD for the student (Adam for Streams), Adam for the steps of its grids and for the generator."
     how, opts = learner.how, {}
     steps = [p for n, p in learner.student.named_parameters() if n.endswith('log_ratio')]
