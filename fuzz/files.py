@@ -1,5 +1,5 @@
-"""Damaged and forged files of each form: packed (versions 1 and 2), state of `refine`, recipe, report. `python fuzz/files.py [N]
-[SEED]` reads N of each and prints what came of them.
+"""Damaged and forged files of each form: packed (versions 1 and 2), state of `refine`, recipe, report.
+`python fuzz/files.py [N] [SEED]` reads N of each and prints what came of them.
 
 Each is read in a process of its own batch, with two seconds of the processor, and its largest memory is noted. Right
 is: a typed error; or, where the damage is no damage or a new checksum was made,
@@ -172,7 +172,8 @@ def originals(folder):
     out.save(folder/'2'); few = compress(network(), X, weight_bits=8, recipe='prune')
     few.save(folder/'3', entropy=True)
     write_state(learner(), folder/'4')
-    return {'state': (folder/'4').read_bytes(), 'packed 2': (folder/'2').read_bytes(), 'packed 2, deflated': (folder/'3').read_bytes(),
+    return {'state': (folder/'4').read_bytes(), 'packed 2': (folder/'2').read_bytes(),
+        'packed 2, deflated': (folder/'3').read_bytes(),
         'packed 1': as_version_1(folder/'2'),
         'recipe': RECIPES['best'].to_json().encode(), 'report': out.report.to_json().encode()}
 

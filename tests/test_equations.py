@@ -49,7 +49,7 @@ def test_as_many_numbers_as_equations(page):
 
 def test_no_number_is_given_twice():
     given = Counter(n for p in PAGES for n in numbers(p) or [])
-    assert {n for n, k in given.items() if k > 1} == {'36.1'} # of training; not done yet
+    assert {n for n, k in given.items() if k > 1} == set()
 
 
 @pytest.mark.parametrize('page', PAGES)

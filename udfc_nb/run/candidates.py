@@ -107,7 +107,7 @@ def best_of(
         if not (kept or job.inputs or any(b is not None for b in bits.values())): break # nothing to do
         if J is None: winner = unseen(job, judge, bits); break
     winner.notes = job.notes+[n for n in winner.notes if n not in job.notes]
-    winner.recipe, winner.trials, winner.chosen = job.recipe, job.trials, job.chosen
+    winner.recipe, winner.trials, winner.chosen, winner.bits = job.recipe, job.trials, job.chosen, bits
     job.done = job.total; job.tick()
     return winner
 
