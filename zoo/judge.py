@@ -7,7 +7,6 @@ true accuracy beside the unexplained share with its norms anchored and without a
 
 Accuracy as in zoo/hold.py, but of CIFAR and MNIST on images 2,001 to 3,500 where there are so many.
 """
-import csv
 import itertools
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import hold
+from rows import grow, kept
 from udfc_nb import RECIPES
 from udfc_nb.data.blocks import accuracy
 from udfc_nb.data.networks import load_network, test_images
@@ -99,18 +99,12 @@ def show(rows):
 
 
 def main(names):
-    rows = list(csv.DictReader(TABLE.open())) if TABLE.exists() else []
+    rows = kept(TABLE)
     if names == ['--show']:
         return show(rows)
     done = {(r['network'], r['ratio'], r['bits'] or 'None', r['way']) for r in rows}
     for name in names or SETTINGS:
-        for row in rows_of(name, done):
-            rows.append(row)
-            with TABLE.open('w', newline='') as f:
-                writer = csv.DictWriter(f, COLUMNS, lineterminator='\n')
-                writer.writeheader()
-                writer.writerows(rows)
-            print(*row.values(), flush=True)
+        grow(TABLE, COLUMNS, rows, rows_of(name, done))
 
 
 if __name__ == '__main__':

@@ -15,7 +15,7 @@ from .record import record
 from .sites import Graph, POLICIES, graph_of
 from .copies import ORIGINS, copied, twin
 from .prover import Prover, choose, culprits, suspects
-from .beside import Proof
+from .prover import Proof
 
 # %% ../../nbs/graph/16_proof.ipynb #38bff73c
 def prove(
