@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from ..errors import NonFiniteError
 from .field import Field
-from .convolution import Geometry, between_taps, filter_statistics, patch_moments
+from .convolution import Geometry, between_taps, patch_moments
 
 # %% ../../nbs/moments/24_refit.ipynb #4713dad8
 TAP_CORRELATION = .5 # where nothing is known of it: halfway between independent (0) and equal (1)
@@ -24,7 +24,7 @@ MAX_PATCH = 6000
 class Patch:
     "The moments of what a layer reads, group by group."
     p:torch.Tensor # means of the entries of a patch, (g, n)
-    G:torch.Tensor # their second moments, (g, n, n)
+    covariance:torch.Tensor # (g, n, n)
     taps:int = 1 # of the kernel
     joint:bool = True # does a patch hold all taps, or one of them?
     kappa:float = TAP_CORRELATION # correlation of the values under two taps, where they are apart
@@ -32,8 +32,6 @@ class Patch:
     def groups(self): return len(self.p)
     @property
     def channels(self): return self.p.shape[1]//(self.taps if self.joint else 1)
-    @property
-    def covariance(self): return self.G-self.p[:, :, None]*self.p[:, None]
 
 # %% ../../nbs/moments/24_refit.ipynb #4ea4f45d
 def field_patch(
@@ -43,9 +41,9 @@ def field_patch(
 )->Patch:
     "The patch of a field."
     taps = math.prod(geo.kernel)
-    if taps*(f.channels//geo.groups) <= most: return Patch(*patch_moments(f, geo, torch.float64), taps)
-    one = patch_moments(f, Geometry((1, 1), groups=geo.groups), torch.float64)
-    return Patch(*one, taps, False, tap_correlation(f, geo))
+    joint = taps*(f.channels//geo.groups) <= most
+    p, G = patch_moments(f, geo if joint else Geometry((1, 1), groups=geo.groups), torch.float64)
+    return Patch(p, G-p[:, :, None]*p[:, None], taps, joint, TAP_CORRELATION if joint else tap_correlation(f, geo))
 
 def tap_correlation(
     f:Field,
@@ -62,9 +60,9 @@ def tap_correlation(
 @patch
 def fold(self:Patch,
     W:torch.Tensor, # (O, n)
-)->torch.Tensor: # (g, O/g, n), or (g, O/g·taps, channels) where the taps are apart; float64
-    "Filters group by group."
-    W = W.double().reshape(self.groups, -1, W.shape[1])
+)->torch.Tensor: # (g, O/g, n), or (g, O/g·taps, channels) where the taps are apart
+    "Filters group by group, as precise as the moments."
+    W = W.to(self.p.dtype).reshape(self.groups, -1, W.shape[1])
     return W if self.joint else W.unflatten(2, (-1, self.taps)).transpose(2, 3).flatten(1, 2)
 
 @patch
@@ -92,27 +90,29 @@ def only(self:Patch,
 )->Patch:
     "The patch of some of the entries."
     g = torch.arange(self.groups, device=index.device)[:, None]
-    return replace(self, p=self.p[g, index], G=self.G[g[:, :, None], index[:, :, None], index[:, None]])
+    return replace(self, p=self.p[g, index],
+        covariance=self.covariance[g[:, :, None], index[:, :, None], index[:, None]])
 
 @patch
 def only_groups(self:Patch,
     groups:torch.Tensor, # indices
 )->Patch:
     "The patch of some of the groups."
-    return replace(self, p=self.p[groups], G=self.G[groups])
+    return replace(self, p=self.p[groups], covariance=self.covariance[groups])
 
 # %% ../../nbs/moments/24_refit.ipynb #e571f9ac
 @patch
 def statistics(self:Patch,
     W:torch.Tensor, # (O, n)
 )->tuple: # (O,), (O,), float64
-    "Mean and variance of every filter's output."
+    "Mean and variance of every filter's output: w·p and wᵀCw."
     F = self.fold(W)
-    moments = lambda F: filter_statistics(F, self.p, self.G)
-    m, v = moments(F if self.joint else F.unflatten(1, (-1, self.taps)).sum(2))
+    variance = lambda F: ((F@self.covariance)*F).sum(-1).flatten()
+    whole = F if self.joint else F.unflatten(1, (-1, self.taps)).sum(2)
+    m, v = (whole@self.p[:, :, None]).flatten(), variance(whole)
     if not self.joint and self.kappa < 1-1e-9: # (1 − κ)·Σ_u w_uᵀCw_u + κ·(Σ_u w_u)ᵀC(Σ_u w_u)
-        v = (1-self.kappa)*moments(F)[1].unflatten(0, (-1, self.taps)).sum(1)+self.kappa*v
-    return m, v.clamp(min=0)
+        v = (1-self.kappa)*variance(F).unflatten(0, (-1, self.taps)).sum(1)+self.kappa*v
+    return m.double(), v.clamp(min=0).double()
 
 # %% ../../nbs/moments/24_refit.ipynb #22384c7c
 def factor(
@@ -122,9 +122,11 @@ def factor(
     "Cholesky factor of a covariance and its ridge. Raises `NonFiniteError`."
     d = C.diagonal(dim1=-2, dim2=-1).clamp(min=0)
     mean = d.mean(-1, keepdim=True)
-    add = add+torch.where(mean > 0, 1e-8*mean, 1.)
-    for more in (*(m*d for m in (0, .01, .1, 1)), 2*C.abs().sum(-1)):
-        L, info = torch.linalg.cholesky_ex(C+torch.diag_embed(add+more))
+    add = add+torch.where(mean > 0, (1e-8 if C.dtype == torch.float64 else 1e-6)*mean, 1.)
+    for share in (0, .01, .1, 1, None):
+        A, more = C.clone(), 2*C.abs().sum(-1) if share is None else share*d
+        A.diagonal(dim1=-2, dim2=-1).add_(add+more)
+        L, info = torch.linalg.cholesky_ex(A)
         if not info.any(): return L, add+more
     raise NonFiniteError('the moments of what a layer reads are not finite',
         hint='check weights and running statistics')
@@ -136,19 +138,19 @@ RIDGE = .2
 def refit(
     W:torch.Tensor, # (g, o, n) filters over all entries
     kept:torch.Tensor, # (g, n') entries that stay
-    p:torch.Tensor, # (g, n)
-    G:torch.Tensor, # (g, n, n)
+    C:torch.Tensor, # (g, n, n) covariance of the entries
     start:torch.Tensor=None, # (g, o, n') weights to begin from; None: those of W
     ridge:float=RIDGE,
 )->torch.Tensor: # (g, o, n')
-    "W′ = W₀ + (W·C_·K − W₀·C_KK)(C_KK + ridge·diag C_KK)⁻¹, C = G − ppᵀ. Raises `NonFiniteError`."
-    g = torch.arange(len(p), device=p.device)[:, None]
-    columns = lambda A: A.transpose(1, 2)[g, kept].transpose(1, 2)
-    AK = columns(G)-p[:, :, None]*p[g, kept][:, None] # C_·K, (g, n, n')
+    "W′ = W₀ + (W·C_·K − W₀·C_KK)(C_KK + ridge·diag C_KK)⁻¹. Raises `NonFiniteError`."
+    at = kept[:, None].expand(-1, W.shape[1], -1)
+    W0 = W.gather(2, at) if start is None else start
+    rest = W.scatter_add(2, at, -W0) # what W has and W₀ lacks
+    g = torch.arange(len(C), device=C.device)[:, None]
+    AK = C[g, kept].mT # C_·K, (g, n, n')
     B = AK[g, kept]
-    W0 = columns(W) if start is None else start
     L, _ = factor(B, ridge*B.diagonal(dim1=1, dim2=2).clamp(min=0))
-    return W0+torch.cholesky_solve((W@AK-W0@B).transpose(1, 2), L).transpose(1, 2)
+    return W0+torch.cholesky_solve((rest@AK).mT, L).mT
 
 # %% ../../nbs/moments/24_refit.ipynb #8a0b5e03
 CLAMP = (.05, 20.) # a predicted variance ratio outside is not believed

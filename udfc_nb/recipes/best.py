@@ -23,7 +23,7 @@ class FieldJob(Job):
         super().__init__(net, graph, recipe, *progress)
         self.device = next(net.parameters(), torch.zeros(1)).device
         # node → (Δmean, Δvariance, variance); norm → running statistics; layer → exact copies
-        self.drift, self.norms, self.merges, self.unrepaired = {}, {}, {}, []
+        self.drift, self.norms, self.merges, self.unrepaired, self.known = {}, {}, {}, [], {}
     def patches(self):
         "Weight of a layer → `Patch` of what it reads."
         return MOMENTS[self.recipe.metric](self)
@@ -32,7 +32,7 @@ class FieldJob(Job):
 def run(self:FieldJob, bits:dict):
     "Front to back: refit, cut, round, re-estimate."
     self.begin()
-    self.pending, done, first = set(self.order), set(), {}
+    self.pending, done, first, self.known = set(self.order), set(), {}, self.last_fit(bits)
     self.moments = self.patches() if self.kept or self.inputs or any(bits.values()) else {}
     for n in self.graph.nodes if self.moments else ():
         name = n.target if n.kind in ('layer', 'depthwise') else None
@@ -73,11 +73,29 @@ def layer(self:FieldJob, n:object, m:nn.Module, bits:int):
         else None)
     if x is None or not whole_channels(m, x, self.inputs_kept(name)): return self.plain(name, bits)
     W, rows = matrix(m), self.kept_rows(m, name)
-    old = x.statistics(W)
+    settled = self.recipe.repair in ('moments', 'means')
+    old = x.statistics(W) if settled else None
     x = self.reduce(name, m, x, W, rows)
     self.pending.discard(name)
-    if bits is not None: self.round_in(name, x, bits)
-    self.settle(n, m, rows, [t[rows] for t in old], x.statistics(matrix(m)), len(W))
+    if name in self.known: self.become(name, *self.known[name])
+    elif bits is not None: self.round_in(name, x, bits)
+    self.known.setdefault(name, (m.weight.detach().clone(), self.codes.get(name)))
+    if settled: self.settle(n, m, rows, [t[rows] for t in old], x.statistics(matrix(m)), len(W))
+
+@patch
+def become(self:FieldJob, name:str, weight:torch.Tensor, q:object):
+    "A layer takes over what it became before."
+    with torch.no_grad(): self.mods[name].weight.copy_(weight)
+    if q is not None: self.codes[name] = q
+
+@patch
+def last_fit(self:FieldJob, bits:dict)->dict: # layer → its weight and `Quantized`
+    "What the layers became in the last run, if this one differs from it in the repair only."
+    asked = self.recipe.but(name='', repair='none'), bits, [t for pair in self.kept.values() for t in pair]
+    last, known = getattr(self.source, 'fit', None) or (None, {})
+    if last is None or last[:2] != asked[:2] or list(map(id, last[2])) != list(map(id, asked[2])): known = {}
+    if self.source is not None: self.source.fit = asked, known
+    return known
 
 def whole_channels(m:nn.Module, x:object, kept:torch.Tensor):
     "Behind a flatten whose entries are taken channel by channel: are the columns those of whole channels?"
@@ -104,8 +122,8 @@ def reduce(self:FieldJob, name:str, m:nn.Module, x:object, W:torch.Tensor, rows:
         kept = x.index(kept.to(self.device), channels_of(m)[1])
         for use, T, k, p in self.merges.pop(name, ()): merge_into(m, use, T, k, p)
         self.cut(name, ('in',))
-        if self.recipe.projection == 'refit':
-            new = refit(x.fold(W), kept, x.p, x.G, start=x.fold(matrix(m)))
+        if self.recipe.projection == 'refit' and name not in self.known:
+            new = refit(x.fold(W), kept, x.covariance, start=x.fold(matrix(m)))
             with torch.no_grad(): m.weight.copy_(x.unfold(new).reshape(m.weight.shape))
         x = x.only(kept)
     self.cut(name, ('out',))
@@ -137,7 +155,6 @@ def round_in(self:FieldJob, name:str, x:object, bits:int):
 @patch
 def settle(self:FieldJob, n:object, m:nn.Module, rows:torch.Tensor, old:tuple, new:tuple, total:int):
     "What changed in a layer's outputs: taken up by the norms behind it, or else by its own scale and bias."
-    if self.recipe.repair not in ('moments', 'means'): return
     if self.recipe.repair == 'means': new = new[0], old[1] # variances stay as they were
     if absorbed(n):
         self.drift[n] = [torch.zeros(total, dtype=t.dtype, device=t.device).index_copy(0, rows, t)

@@ -94,7 +94,8 @@ CRITERIA = {'l1': lambda W, *_: filter_norms(W, 1), 'l2': lambda W, *_: filter_n
 def mean_of(a:object, b:object):
     "Half of two models of what a layer reads."
     if a is None or b is None or a.joint != b.joint or a.p.shape != b.p.shape: return b if a is None else a
-    return Patch((a.p+b.p)/2, (a.G+b.G)/2, a.taps, a.joint, a.kappa)
+    half = a.p.double()/2-b.p.double()/2
+    return Patch((a.p+b.p)/2, (a.covariance+b.covariance)/2+half[:, :, None]*half[:, None], a.taps, a.joint, a.kappa)
 
 def counted(job:object):
     "Counted on images; of what is too wide for that, by the field."

@@ -7,8 +7,8 @@ __all__ = ['ROUNDS', 'ROUNDINGS', 'flip', 'round_flips', 'best_scale', 'sweep', 
 
 # %% ../../nbs/recipes/34_flips.ipynb #94fef79e
 import torch
-from ..moments.refit import factor
-from .rounding import BLOCK, DAMPING, PIECE, code_range, round_nearest, round_second_order
+from .rounding import BLOCK, PIECE, as_precise, code_range, in_steps, round_nearest
+from .rounding import round_second_order, start_second_order
 
 # %% ../../nbs/recipes/34_flips.ipynb #52dbf6be
 def _largest(x, q, sign, low, high):
@@ -79,31 +79,24 @@ def sweep(
     low:int, high:int, # range of the codes
 )->torch.Tensor: # codes (g, o, n)
     "Every code in turn to its best value, the others held."
-    # (g, n, o): a column lies in one piece
-    codes, scale, zero = (t.transpose(1, 2).contiguous() for t in (codes, scale, zero))
-    slope, n, safe = H@(scale*(codes-zero)-W.transpose(1, 2)), H.shape[1], torch.where(scale > 0, scale, 1.)
-    step = (safe*H.diagonal(dim1=1, dim2=2)[..., None]).clamp(min=1e-300)
-    for start in range(0, n, BLOCK):
-        part = slice(start, min(start+BLOCK, n))
-        X, old, within = slope[:, part].clone(), codes[:, part].clone(), H[:, part, part]
-        for j in range(X.shape[1]):
-            i = slice(start+j, start+j+1)
-            q = torch.round(codes[:, i]-X[:, j:j+1]/step[:, i]).clamp(low, high)
-            X += within[:, :, j:j+1]*(scale*(q-codes[:, i]))
-            codes[:, i] = q
-        slope += H[:, :, part]@(scale*(codes[:, part]-old))
-    return codes.transpose(1, 2)
+    codes, d = codes.mT.clone(memory_format=torch.contiguous_format), H.diagonal(dim1=1, dim2=2)[..., None]
+    E, d = codes-in_steps(W, scale, zero), torch.where(d > 0, d, 1.) # errors in steps, (g, n, o)
+    for start in range(0, H.shape[1], BLOCK):
+        part = slice(start, start+BLOCK)
+        old, new, within = codes[:, part].clone(), codes[:, part], (H[:, part, part]/d[:, part]).mT.contiguous()
+        best = old-(H[:, part]@E)/d[:, part] # where each code would be best, given all the others
+        for j in range(old.shape[1]):
+            torch.round(best[:, j], out=new[:, j]).clamp_(low, high)
+            best[:, j+1:].baddbmm_(within[:, j, j+1:, None], (new[:, j]-old[:, j])[:, None], alpha=-1)
+        E[:, part] += new-old
+    return codes.mT
 
 # %% ../../nbs/recipes/34_flips.ipynb #e2cab16d
 def round_descent(x:object, W:torch.Tensor, bits:int, recipe:object):
     "Second-order rounding, then scales and sweeps in the same metric. Raises `BitsError`, `NonFiniteError`."
-    q = round_second_order(x, W, bits, recipe)
-    rows, ends = lambda t: x.fold(t.double().expand(W.shape).flatten(1)), code_range(recipe.grid, bits)
-    w, codes, H = rows(W), rows(q.codes), x.covariance
-    d = H.diagonal(dim1=1, dim2=2)
-    # what second-order rounding had to add as well
-    _, add = factor(H, (DAMPING*d.clamp(min=0).mean(1, keepdim=True)).expand_as(d))
-    H, scale, zero = H+torch.diag_embed(add), rows(q.scale)[:, :, :1], rows(q.zero)[:, :, :1]
+    q, codes, add, scale, zero = start_second_order(x := as_precise(x, bits), W, bits, recipe)
+    w, H, ends = x.fold(W.flatten(1)), x.covariance.clone(), code_range(recipe.grid, bits)
+    H.diagonal(dim1=1, dim2=2).add_(add) # what second-order rounding had to add
     for _ in range(ROUNDS):
         scale = best_scale(x, w, codes-zero, H, scale, recipe.per_channel)
         codes = sweep(w, codes, H, scale, zero, *ends)

@@ -69,10 +69,8 @@ def choices(
     if proven(kept := other(plain_of(r)).kept): yield 'plain', plain_of(r), kept
     # where nothing is cut, streams add up the noise of all layers, magnified by the anchors
     if even: yield 'fast', RECIPES['fast'].but(**own_parts(r)), even
-    fits = {'counted': r.but(metric='counted')} | ({'mean': r.but(metric='mean')} if job.source.modelled() else {})
-    for name, recipe in fits.items(): yield name, recipe, even
-    name = min(fits, key=damage)
-    recipe, chosen = fits[name], job
+    name, recipe, chosen = 'counted', r.but(metric='counted'), job
+    yield name, recipe, even
     def better(more): return damage(f'{name}, {more}') < damage(name)
     if even:
         yield f'{name}, streams', recipe.but(repair='streams'), even
@@ -98,7 +96,7 @@ def best_of(
     "All candidates; the one with the least damage stays, of equals the first."
     job.begin()
     judge, winner, least = Judge(job.source, CHOSEN), None, math.inf
-    job.chosen, job.total = dict(job.kept), job.done+9*(len(job.order)+1)
+    job.chosen, job.total = dict(job.kept), job.done+7*(len(job.order)+1) # the last for questions
     for name, recipe, kept in choices(job, closed, costs, proven):
         one, J = attempt(job, judge, recipe, kept, bits)
         job.trials.append((name, J))
@@ -106,6 +104,7 @@ def best_of(
         del one # its memory is needed for the next
         if not (kept or job.inputs or any(b is not None for b in bits.values())): break # nothing to do
         if J is None: winner = unseen(job, judge, bits); break
+    job.source.fit = None # its memory is no longer needed
     winner.notes = job.notes+[n for n in winner.notes if n not in job.notes]
     winner.recipe, winner.trials, winner.chosen, winner.bits = job.recipe, job.trials, job.chosen, bits
     job.done = job.total; job.tick()

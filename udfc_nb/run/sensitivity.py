@@ -22,7 +22,7 @@ from .source import CHOSEN, Source
 from .working import WorkingCopy, check_finite, floating
 
 # %% ../../nbs/run/53_sensitivity.ipynb #c0ecfbbb
-ASKED = 32 # images per question
+ASKED = 8 # images per question
 SHARES = (.3, .6) # of a site's channels that are taken out to see what it costs
 LEAST = .02 # explained share below which a judgement is worth no more
 

@@ -74,6 +74,7 @@ class Source:
         self.written = [n.target for n in graph.nodes if n.kind == 'norm' and n.op == 'add']
         self.most = max((math.prod(n.shape)//max(n.shape[0], 1) for n in graph.nodes if n.live and n.shape), default=1)
         self.batch = None # the only one that the network takes
+        self.fit = None # of the last run: what it was asked, and what the layers became
         self.fitting, self._anchors, self._seen, self._counted, self._modelled, self.judge, self._macs, self.size = (
             [None]*8)
     def of_another(self, net:nn.Module):
