@@ -15,6 +15,7 @@ from .options import (COMPRESSION, NETWORK, REPORTS, SOURCE, check_output, check
     compression_arguments, read_network, write_report)
 from ..files.export import FORMATS, onnx_info
 from ..run.compress import compress
+from ..run.floor import speed, times
 from ..training.schedules import METHODS
 from ..training.refine import refine
 
@@ -34,6 +35,7 @@ def run_compress(
         with writing(args.output): out.save(args.output)
     if args.report: write_report(out.report, args.report)
     if not args.quiet: print(out.report)
+    if args.timings: print(times(out.report, speed(device)))
     for path in filter(None, (args.output, args.report)): print(f'written: {path} ({os.path.getsize(path):,} bytes)')
     print(f'read it with udfc_nb.load({args.output!r}, network), where network is the one that was compressed'
         if args.output else 'no --output was given: the compressed network is not kept')
@@ -44,7 +46,9 @@ COMPRESS = Command(run_compress,
     'Remove channels and lower the bit-width of the weights, without data and without\n'
     'training, and write the smaller network.',
     NETWORK | COMPRESSION | {'--output FILE': 'the compressed weights, a .safetensors file',
-        '--report FILE': 'what was done, as .csv, .json or .md', '--quiet': 'no progress bar and no table'})
+        '--report FILE': 'what was done, as .csv, .json or .md', '--quiet': 'no progress bar and no table',
+        '--timings': 'seconds of each stage, and how many floors these are: the time of the products that cannot be '
+        'avoided'})
 
 # %% ../../nbs/app/90_making.ipynb #3bd8aa20
 def run_export(

@@ -143,14 +143,13 @@ def refit(
     ridge:float=RIDGE,
 )->torch.Tensor: # (g, o, n')
     "W′ = W₀ + (W·C_·K − W₀·C_KK)(C_KK + ridge·diag C_KK)⁻¹. Raises `NonFiniteError`."
-    at = kept[:, None].expand(-1, W.shape[1], -1)
-    W0 = W.gather(2, at) if start is None else start
-    rest = W.scatter_add(2, at, -W0) # what W has and W₀ lacks
-    g = torch.arange(len(C), device=C.device)[:, None]
-    AK = C[g, kept].mT # C_·K, (g, n, n')
-    B = AK[g, kept]
+    gone = torch.ones_like(C[:, 0], dtype=torch.bool).scatter_(1, kept, False).nonzero()[:, 1].reshape(len(C), -1)
+    columns = lambda at: W.gather(2, at[:, None].expand(-1, W.shape[1], -1))
+    block = lambda rows: C[torch.arange(len(C), device=C.device)[:, None, None], rows[:, :, None], kept[:, None]]
+    B, R, WK = block(kept), columns(gone)@block(gone), columns(kept) # C_KK, W_P·C_PK, W_K
+    if start is not None and not torch.equal(start, WK): R += (WK-start)@B
     L, _ = factor(B, ridge*B.diagonal(dim1=1, dim2=2).clamp(min=0))
-    return W0+torch.cholesky_solve((rest@AK).mT, L).mT
+    return (WK if start is None else start)+torch.cholesky_solve(R.mT, L).mT
 
 # %% ../../nbs/moments/24_refit.ipynb #8a0b5e03
 CLAMP = (.05, 20.) # a predicted variance ratio outside is not believed

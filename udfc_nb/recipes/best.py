@@ -74,13 +74,20 @@ def layer(self:FieldJob, n:object, m:nn.Module, bits:int):
     if x is None or not whole_channels(m, x, self.inputs_kept(name)): return self.plain(name, bits)
     W, rows = matrix(m), self.kept_rows(m, name)
     settled = self.recipe.repair in ('moments', 'means')
-    old = x.statistics(W) if settled else None
+    old = self.before(name, x, W) if settled else None
     x = self.reduce(name, m, x, W, rows)
     self.pending.discard(name)
     if name in self.known: self.become(name, *self.known[name])
     elif bits is not None: self.round_in(name, x, bits)
     self.known.setdefault(name, (m.weight.detach().clone(), self.codes.get(name)))
     if settled: self.settle(n, m, rows, [t[rows] for t in old], x.statistics(matrix(m)), len(W))
+
+@patch
+def before(self:FieldJob, name:str, x:object, W:torch.Tensor):
+    "Means and variances of a layer's outputs while it is whole; the same for every run on the same moments."
+    known = {} if self.source is None else self.source.outputs
+    if known.get(name, (None,))[0] is not x: known[name] = x, x.statistics(W)
+    return known[name][1]
 
 @patch
 def become(self:FieldJob, name:str, weight:torch.Tensor, q:object):

@@ -57,33 +57,46 @@ def plain_of(recipe:object):
 # %% ../../nbs/run/54_candidates.ipynb #6400b24b
 def choices(
     job:Job, # its channels are selected
+    bits:dict, # layer → width or None
     closed:tuple, # sites that have a ratio of their own
     costs:dict, # layer → what it costs; None: parameters
     proven:object, # function (site → (K, P)): does this cut hold?
 ):
-    """The candidates, one after the other, as (name, recipe, what stays); the later ones build on the best of those
-    before."""
-    r, even = job.recipe, job.kept
+    """The candidates, one after the other, as (name, recipe, what stays, widths); the later ones build on the best of
+    those before."""
+    r, even, repair, also, stay = job.recipe, job.kept, 'moments', (), job
+    cut = dict.fromkeys(bits) if even else bits # which channels go is asked before anything is rounded
+    rest = () if cut == bits else ('not rounded',)
+    def label(*more): return ', '.join(('counted', *also, *more, *(('streams',) if repair == 'streams' else ()), *rest))
     def other(recipe): return as_many(job, recipe, job.net, even, lambda done, total, layer: job.tick(layer))
     def damage(name): return math.inf if (J := dict(job.trials)[name]) is None else J
-    if proven(kept := other(plain_of(r)).kept): yield 'plain', plain_of(r), kept
+    def candidate(kept, widths, *more): return label(*more), r.but(metric='counted', repair=repair), kept, widths
+    if proven(kept := other(plain_of(r)).kept): yield 'plain', plain_of(r), kept, bits
     # where nothing is cut, streams add up the noise of all layers, magnified by the anchors
-    if even: yield 'fast', RECIPES['fast'].but(**own_parts(r)), even
-    name, recipe, chosen = 'counted', r.but(metric='counted'), job
-    yield name, recipe, even
-    def better(more): return damage(f'{name}, {more}') < damage(name)
+    if even: yield 'fast', RECIPES['fast'].but(**own_parts(r)), even, bits
+    kept = even
+    yield candidate(kept, cut)
     if even:
-        yield f'{name}, streams', recipe.but(repair='streams'), even
-        if better('streams'): name, recipe = f'{name}, streams', recipe.but(repair='streams')
+        closed_form, repair = label(), 'streams'
+        yield candidate(kept, cut)
+        if damage(label()) >= damage(closed_form): repair = 'moments'
     if even and r.criterion == RECIPES['best'].criterion and not job.fitted:
         by_norm = other(r.but(criterion='l2'))
         if proven(by_norm.kept):
-            yield f'{name}, by norm', recipe, by_norm.kept
-            if better('by norm'): name, chosen = f'{name}, by norm', by_norm
-    if len(even) < 2 or r.budget == 'uniform' or job.fitted: return
-    try: kept = spent(chosen, closed, costs)
-    except BudgetError as e: job.notes.append(f'note: every site keeps the same share: {e}'.splitlines()[0]); return
-    if proven(kept): yield f'{name}, half way', recipe, kept
+            yield candidate(by_norm.kept, cut, 'by norm')
+            if damage(label('by norm')) < damage(label()): also, stay, kept = ('by norm',), by_norm, by_norm.kept
+    if len(even) > 1 and r.budget != 'uniform' and not job.fitted:
+        try:
+            with job.source.clock('questions'): half = spent(stay, closed, costs)
+        except BudgetError as e:
+            half = None
+            job.notes.append(f'note: every site keeps the same share: {e}'.splitlines()[0])
+        if half is not None and proven(half):
+            yield candidate(half, cut, 'half way')
+            if damage(label('half way')) < damage(label()): also, kept = (*also, 'half way'), half
+    if not rest: return
+    rest = ()
+    for repair in ('moments', 'streams'): yield candidate(kept, bits)
 
 # %% ../../nbs/run/54_candidates.ipynb #e627988a
 def best_of(
@@ -96,11 +109,12 @@ def best_of(
     "All candidates; the one with the least damage stays, of equals the first."
     job.begin()
     judge, winner, least = Judge(job.source, CHOSEN), None, math.inf
-    job.chosen, job.total = dict(job.kept), job.done+7*(len(job.order)+1) # the last for questions
-    for name, recipe, kept in choices(job, closed, costs, proven):
-        one, J = attempt(job, judge, recipe, kept, bits)
+    job.chosen, job.total = dict(job.kept), job.done+9*(len(job.order)+1) # the last for questions
+    for name, recipe, kept, widths in choices(job, bits, closed, costs, proven):
+        with job.source.clock(name.split(',')[0]): one, J = attempt(job, judge, recipe, kept, widths)
         job.trials.append((name, J))
-        if winner is None or J is not None and J < least: winner, least = one, math.inf if J is None else J
+        if widths == bits and (winner is None or J is not None and J < least):
+            winner, least = one, math.inf if J is None else J
         del one # its memory is needed for the next
         if not (kept or job.inputs or any(b is not None for b in bits.values())): break # nothing to do
         if J is None: winner = unseen(job, judge, bits); break

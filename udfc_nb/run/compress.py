@@ -22,6 +22,8 @@ from ..recipes.ranges import find_ranges, shown_range
 from ..recipes.recipe import METRICS, Recipe
 from .arguments import Asked, check_arguments
 from .candidates import best_of, judged
+from .floor import Clock, floor_of
+from .judge import JUDGED
 from .report import count
 from .result import Compressed, report, within
 from .sensitivity import spent, spread_bits
@@ -137,11 +139,16 @@ def run_stages(
     asked:Asked,
 )->Compressed:
     "Record, select and prove, carry out, judge, report."
+    clock = Clock()
     with ticking(asked.progress) as tick:
-        seen = recorded(asked)
-        job = chosen(asked, seen, tick)
-        job = carried_out(asked, seen, job)
-        return report(asked, seen, job, judged(job) if asked.verify else {})
+        with clock('record'): seen = recorded(asked)
+        seen.source.clock = clock
+        with clock('prove and select'): job = chosen(asked, seen, tick)
+        with clock('carry out'): job = carried_out(asked, seen, job)
+        with clock('judge'): said = judged(job) if asked.verify else {}
+        out = report(asked, seen, job, said)
+    out.report.timings = dict(stages=clock.seconds, floor_macs=floor_of(job, min(JUDGED, job.source.enough)))
+    return out
 
 # %% ../../nbs/run/55_compress.ipynb #410251f0
 @guarded("smaller example_inputs need less; so do verify=False and recipe='prune'")

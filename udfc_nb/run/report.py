@@ -80,6 +80,8 @@ class Report:
     # that nothing was fitted on; None: nothing could be compared
     judged:dict=field(default_factory=dict)
     candidates:list=field(default_factory=list) # of (name, unexplained share) among which this was chosen
+    # `stages` in seconds, and `floor_macs`: what one candidate cannot do without, in multiply-accumulates
+    timings:dict=field(default_factory=dict)
     def to_json(self): return json.dumps(asdict(self))
 
 # %% ../../nbs/run/52_report.ipynb #3b96990a
@@ -162,7 +164,8 @@ def report_from_json(
         and _fields(r.totals, totals) and _fields(r.recipe, ['name'])
         and isinstance(r.version, str) and isinstance(r.settings, dict) and isinstance(r.notes, list)
         and all(isinstance(n, str) for n in r.notes)
-        and isinstance(r.judged, dict) and _fields(r.judged, r.judged) and isinstance(r.candidates, list))
+        and isinstance(r.judged, dict) and _fields(r.judged, r.judged) and isinstance(r.candidates, list)
+        and isinstance(r.timings, dict))
     if not good: raise FileError('a report of another form', hint='write one with Report.to_json')
     return r
 

@@ -17,6 +17,7 @@ from ..graph.steps import absorbed
 from ..moments.images import FITTED, KINDS, inputs_like
 from ..moments.counting import Counting, Extents
 from ..moments.streams import Stream
+from .floor import Clock
 from .report import count
 from ..moments.walk import field_moments
 
@@ -74,12 +75,16 @@ class Source:
         self.written = [n.target for n in graph.nodes if n.kind == 'norm' and n.op == 'add']
         self.most = max((math.prod(n.shape)//max(n.shape[0], 1) for n in graph.nodes if n.live and n.shape), default=1)
         self.batch = None # the only one that the network takes
+        self.clock, self.patches = Clock(), {} # weight of a layer → number of patches that were counted
+        self.outputs = {} # layer → `Patch` that it reads, and the statistics of its outputs
         self.fit = None # of the last run: what it was asked, and what the layers became
         self.fitting, self._anchors, self._seen, self._counted, self._modelled, self.judge, self._macs, self.size = (
             [None]*8)
     def of_another(self, net:nn.Module):
         "The same for another network of the same structure."
-        return Source(net.eval(), self.graph, self.example, self.seed, self.input_range, self.given)
+        other = Source(net.eval(), self.graph, self.example, self.seed, self.input_range, self.given)
+        other.clock = self.clock
+        return other
     @property
     def kinds(self): return len(self.of(FITTED))
     def of(self, kinds:tuple):
@@ -147,7 +152,7 @@ def counted(self:Source):
     if self._counted is None:
         count = Counting(torch.Generator().manual_seed(self.seed), self.kinds)
         self._fit(count)
-        self._counted = count.moments()
+        self._counted, self.patches = count.moments(), {w: n for w, (n, _) in count.seen.items()}
     return self._counted
 
 @patch
@@ -159,15 +164,18 @@ def extents(self:Source):
 @patch
 def modelled(self:Source):
     "The same by the field, where it does not have to guess."
-    if self._modelled is None: self._modelled = field_moments(self.graph, dict(self.net.named_modules()))
+    with self.clock('field'):
+        if self._modelled is None: self._modelled = field_moments(self.graph, dict(self.net.named_modules()))
     return self._modelled
 
 @patch
 def _fit(self:Source, *counts):
     "One pass of the images to fit on: anchors, extents, and what else is to be counted."
-    if self.fitting is None: self.fitting = self.images(self.enough, FITTED_ON)
     seen = Extents()
-    stream, _ = self.run(self.fitting, outputs=self.loose, count=lambda *read: [c(*read) for c in (seen, *counts)])
+    with self.clock('count'):
+        if self.fitting is None: self.fitting = self.images(self.enough, FITTED_ON)
+        stream, _ = self.run(self.fitting, outputs=self.loose,
+            count=lambda *read: [c(*read) for c in (seen, *counts)])
     self._seen = seen.seen
     self._anchors = stream.anchors
 
