@@ -53,7 +53,7 @@ def test_moments_of_any_size():
         (a, b), (A, B) = anchor((m, v), (m, v)), anchor((M, V), (M, V))
         assert torch.allclose(a, A) and a[3] == 0
     def counted(c):
-        count = Counting(torch.Generator().manual_seed(0), 2)
+        count = Counting(torch.Generator().manual_seed(0))
         count('w', 'convolution', (z*c, torch.ones(5, 4, 3, 3), None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1))
         return count.moments()['w']
     one = counted(1.)

@@ -150,9 +150,9 @@ def run(self:Source, x:torch.Tensor, kinds:tuple=FITTED, **kwargs:object):
 def counted(self:Source):
     "Weight of a layer → `Patch` of what it reads, counted on the images to fit on."
     if self._counted is None:
-        count = Counting(torch.Generator().manual_seed(self.seed), self.kinds)
+        count = Counting(torch.Generator().manual_seed(self.seed))
         self._fit(count)
-        self._counted, self.patches = count.moments(), {w: n for w, (n, _) in count.seen.items()}
+        self._counted, self.patches = count.moments(), {w: s.n for w, s in count.sums.items()}
     return self._counted
 
 @patch
