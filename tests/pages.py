@@ -7,7 +7,6 @@ import yaml
 from jinja2 import DictLoader
 from nbconvert import HTMLExporter
 from nbformat import from_dict
-from books import directives
 
 THEME = '''
 *,::before,::after { box-sizing: border-box }

@@ -3,7 +3,6 @@
 import ast, json, re, sys
 from collections import Counter
 from configparser import ConfigParser
-from pathlib import Path
 import pytest, yaml
 from books import STATE, TOP, VIEW, code, directives, markdown, notebooks, read, shown, source, view_ids, widget_state
 from pages import front, options
