@@ -34,8 +34,8 @@ PAGE = '''{%- extends 'base/display_priority.j2' -%}
     class="sourceCode python code-with-copy"><code class="sourceCode python">{{ cell.shown_source | e }}</code></pre>
     </div>{%- endif -%}{%- endblock -%}
 {%- block outputs -%}{%- if cell.options.output is not false -%}{{ super() }}{%- endif -%}{%- endblock -%}
-{%- block stream -%}<div class="cell-output cell-output-{{ output.name }}"><pre><code>{{ output.text | ansi2html }}
-    </code></pre></div>{%- endblock -%}
+{%- block stream -%}<div class="cell-output cell-output-{{ output.name }}"><pre><code>{{
+    output.text | ansi2html }}</code></pre></div>{%- endblock -%}
 {%- block error -%}<div class="cell-output cell-output-error"><pre><code>{{ output.evalue | e }}</code></pre></div>
 {%- endblock -%}
 {%- block execute_result -%}<div class="cell-output cell-output-display">{% block data_priority scoped %}{{ super() }}
