@@ -109,7 +109,7 @@ mutants: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	@command -v quarto >/dev/null || { echo "make docs needs quarto: https://quarto.org/docs/get-started" >&2; exit 1; }
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev_docs --n_workers 2
+	PATH="$(abspath $(BIN)):$$PATH" .ci/site
 
 map:
 	$(PYTHON) .ci/map

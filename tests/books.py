@@ -1,6 +1,7 @@
-"What the tests read out of saved notebooks."
-import json, re
+"What the tests read out of saved notebooks, and the browser in which they look at pages."
+import json, os, re, shutil
 from pathlib import Path
+import pytest
 
 TOP = Path(__file__).resolve().parents[1]
 STATE, VIEW = 'application/vnd.jupyter.widget-state+json', 'application/vnd.jupyter.widget-view+json'
@@ -42,3 +43,16 @@ def widget_state(nb):
         assert i in state, f'widget {i} is shown or referred to, but its state is not saved'
         seen[i] = state[i]; todo += re.findall('IPY_MODEL_([0-9a-f]+)', json.dumps(state[i]['state']))
     return state, seen
+
+
+FLAGS = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+    '--disable-component-update --disable-sync'.split())
+
+
+def browser():
+    "The path of a Chromium, or a skip; where UDFC_BROWSER is set, as .ci/run does, a failure."
+    found = next(filter(None, map(shutil.which,
+        ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
+    if found: return found
+    (pytest.fail if os.environ.get('UDFC_BROWSER')
+        else pytest.skip)('no Chromium on PATH; on Debian: apt install chromium')

@@ -1,5 +1,5 @@
 "Options, markers and fixtures shared by all tests."
-import os
+import os, shutil, subprocess, sys
 from pathlib import Path
 import pytest, torch
 from hypothesis import HealthCheck, settings
@@ -47,3 +47,30 @@ def data_dir():
 def seeded():
     "Every test starts from the same random state."
     torch.manual_seed(0)
+
+
+QUARTO = '''#!/bin/sh
+echo "$@" >> quarto.log
+[ "$1" = render ] && mkdir -p _docs && echo ok > _docs/index.html
+exit 0
+'''
+
+
+@pytest.fixture(scope='session')
+def site(tmp_path_factory):
+    "The folder `_proc` of a copy of the project in which the site was built, by a Quarto that does nothing."
+    top = tmp_path_factory.mktemp('site')/'udfc_nb'
+    shutil.copytree(TOP, top, symlinks=True,
+        ignore=shutil.ignore_patterns('.git', '.venv', '.*cache*', '_proc', '_docs', '__pycache__', '.hypothesis',
+        '*.egg-info', 'build', 'dist'))
+    (info := top/'udfc_nb-0.dist-info').mkdir() # nbdev makes links to what is registered as installed
+    (info/'METADATA').write_text('Metadata-Version: 2.1\nName: udfc_nb\nVersion: 0\n')
+    (info/'entry_points.txt').write_text('[nbdev]\nudfc_nb = udfc_nb._modidx:d\n')
+    (bin := top.parent/'bin').mkdir(); (bin/'quarto').write_text(QUARTO); (bin/'quarto').chmod(0o755)
+    own = Path(sys.executable).parent
+    env = dict(os.environ, PATH=os.pathsep.join(map(str, [bin, own, os.environ['PATH']])), PYTHONPATH=str(top),
+        OMP_NUM_THREADS='1', MPLBACKEND='agg')
+    done = subprocess.run([sys.executable, top/'.ci'/'site'], cwd=top, env=env, capture_output=True, text=True,
+        timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return top/'_proc'

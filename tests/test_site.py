@@ -1,12 +1,12 @@
-"""The site as nbdev hands it to quarto, which need not be installed: pages, links, labels, references, figures,
-widgets.
-`nbdev_proc_nbs` runs in a copy of the project, with a `quarto` on PATH that does nothing."""
-import ast, os, re, shutil, subprocess, sys
+"""The site as Quarto is given it, which need not be installed: pages, links, labels, references, figures, widgets.
+`make docs` is carried out in a copy of the project, with a `quarto` on PATH that does nothing: the fixture `site`."""
+import ast, json, re, sys
 from collections import Counter
 from configparser import ConfigParser
-from pathlib import Path
 import pytest, yaml
-from books import TOP, VIEW, code, directives, markdown, notebooks, read, shown, source, view_ids, widget_state
+from books import STATE, TOP, VIEW, code, directives, markdown, notebooks, read, shown, source, view_ids, widget_state
+from pages import front, options
+from test_book import script
 
 NBS = TOP/'nbs'
 PAGES = [p.relative_to(NBS).as_posix() for p in notebooks(NBS)]
@@ -14,26 +14,6 @@ every_page = pytest.mark.parametrize('page', PAGES)
 
 
 # ---- what quarto is given
-
-@pytest.fixture(scope='module')
-def site(tmp_path_factory):
-    "The folder `_proc` of a copy of the project."
-    top = tmp_path_factory.mktemp('site')/'udfc_nb'
-    shutil.copytree(TOP, top, symlinks=True,
-        ignore=shutil.ignore_patterns('.git', '.venv', '.*cache*', '_proc', '_docs', '__pycache__', '.hypothesis',
-        '*.egg-info', 'build', 'dist'))
-    (info := top/'udfc_nb-0.dist-info').mkdir() # nbdev makes links to what is registered as installed
-    (info/'METADATA').write_text('Metadata-Version: 2.1\nName: udfc_nb\nVersion: 0\n')
-    (info/'entry_points.txt').write_text('[nbdev]\nudfc_nb = udfc_nb._modidx:d\n')
-    (bin := top.parent/'bin').mkdir(); (bin/'quarto').write_text('#!/bin/sh\nexit 0\n'); (bin/'quarto').chmod(0o755)
-    own = Path(sys.executable).parent
-    env = dict(os.environ, PATH=os.pathsep.join(map(str, [bin, own, os.environ['PATH']])), PYTHONPATH=str(top),
-        OMP_NUM_THREADS='1', MPLBACKEND='agg')
-    done = subprocess.run([own/'nbdev_proc_nbs', '--n_workers', '2'], cwd=top, env=env, capture_output=True, text=True,
-        timeout=1200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return top/'_proc'
-
 
 def test_every_page_is_processed(site):
     assert [p.relative_to(site).as_posix() for p in notebooks(site)] == PAGES
@@ -65,10 +45,109 @@ def test_links_that_nbdev_made(site):
     assert not {(p, m) for p, m in found if m not in there}
 
 
+def test_the_site_is_built_and_nothing_else(site):
+    assert (site/'quarto.log').read_text().split('\n') == ['render --no-cache', '']
+    assert (site.parent/'_docs'/'index.html').exists()
+    for name in ('README.md', '_quarto.yml', 'nbs/index.ipynb'):
+        assert (site.parent/name).read_bytes() == (TOP/name).read_bytes(), f'{name} was changed'
+
+
+def texts(nb):
+    "All Markdown of a page: its cells, and what its code shows."
+    return [source(c) for c in nb['cells'] if c['cell_type'] == 'markdown']+[''.join(d['text/markdown'])
+        for c in code(nb) for d in shown(c) if 'text/markdown' in d]
+
+
+NESTED = re.compile(r'\[[^\[\]\n]*\[[^\[\]\n]*\]\([^()\s]+\)[^\[\]\n]*\]\([^()\s]+\)')
+
+
+def fences(text): return re.findall(r'^```.*?^```', text, re.S | re.M)
+
+
+def test_no_link_within_a_link_or_within_code(site):
+    for p in notebooks(site):
+        for text in texts(read(p)):
+            assert not NESTED.search(text), p.name
+            assert not any('](http' in f for f in fences(text)), p.name
+
+
+def test_no_signature_says_nothing(site):
+    for p in notebooks(site): assert not any('NoneType' in f for t in texts(read(p)) for f in fences(t)), p.name
+
+
+def test_heads_of_pages_and_of_cells_can_be_read(site):
+    "Quarto stops at a head that is no YAML, and at a list where it expects a word."
+    for p in notebooks(site):
+        nb = read(p); told = front(nb)
+        assert told['title'] and isinstance(told.get('crossref', {}), dict)
+        assert all(isinstance(v, (str, bool)) for v in told.get('crossref', {}).values()), p.name
+        for c in code(nb): assert isinstance(options(c), dict), f'{p.name}: {source(c)[:200]}'
+
+
+def test_titles_are_numbered(site):
+    for p in notebooks(site):
+        number = re.match(r'(\d+[a-z]?)_', p.name)
+        if number: assert front(read(p))['title'].startswith(f'{number[1]} '), p.name
+
+
+def test_a_card_per_chapter(site):
+    sections = [o['section'] for o in yaml.safe_load((TOP/'_quarto.yml').read_text())['website']['sidebar']['contents']
+        if isinstance(o, dict) and 'section' in o]
+    text = markdown(read(site/'index.ipynb'))
+    cards = re.findall(r'<div class="chapter">\n\n\[\*\*(.*?)\*\*\]\((.*?)\)\n\n(.*?)\n', text)
+    assert [name for name, *_ in cards] == sections == list(script('site').CHAPTERS)
+    assert all((site/page).exists() and len(told) > 30 for _, page, told in cards)
+
+
 def test_widgets_reach_the_site(site):
     pages = [p for p in notebooks(site) if view_ids(read(p))]
-    assert pages
+    assert len(pages) > 20
     for p in pages: widget_state(read(p))
+
+
+def quarto_tables(text):
+    "What Quarto does to HTML tables, where it isn't told otherwise: it takes them apart and writes them anew."
+    def again(m): return re.sub(r'<table(?=[\s>])', '<table data-quarto-postprocess="true"', m[0]).replace('\\n', '\n')
+    return re.sub(r'<table.*?</table>', again, text, flags=re.S)
+
+
+def test_saved_state_survives(site):
+    "The state stands on the page as JSON, and tables of HTML stand in it."
+    filtered = yaml.safe_load((site/'_quarto.yml').read_text()).get('html-table-processing') != 'none'
+    with_tables = 0
+    for p in notebooks(site):
+        if STATE not in read(p)['metadata'].get('widgets', {}): continue
+        text = json.dumps(read(p)['metadata']['widgets'][STATE]); with_tables += '<table' in text
+        assert 'state' in json.loads(quarto_tables(text) if filtered else text), p.name
+        if '<table' in text:
+            with pytest.raises(json.JSONDecodeError): json.loads(quarto_tables(text)) # it is needed
+    assert with_tables
+
+
+def test_a_dead_control_says_so_beside_its_twin(site):
+    said = script('site')
+    for p in notebooks(site):
+        nb = read(p)
+        for i, c in enumerate(nb['cells']):
+            if c['cell_type'] != 'code' or not said.note(nb, c): continue
+            after = nb['cells'][i+1:i+5]
+            assert source(after[0]) == f'<p class="dead">{said.note(nb, c)}</p>', p.name
+            kinds = next(set(shown(o)[0]) for o in after if o['cell_type'] == 'code' and shown(o))
+            assert kinds & {'image/png', 'image/svg+xml', 'text/html'}, f'{p.name}: no twin comes next'
+    nb = read(site/'app'/'97_widgets.ipynb')
+    assert '<p class="dead">Run the notebook to press its buttons.</p>' in markdown(nb)
+    assert sum('Run the notebook to move it.' in markdown(read(p)) for p in notebooks(site)) > 15
+
+
+def test_mending_mends():
+    said = script('site')
+    link = '[`f`](https://x.org/a.html#f)'
+    assert said.unlinked(f'{link} [{link}](b.ipynb) [the {link} of](c.ipynb)') == (
+        f'{link} [`f`](b.ipynb) [the `f` of](c.ipynb)')
+    assert said.unlinked(f'```python\nf(a:NoneType=None, # of {link}\n```\n{link}') == (
+        f'```python\nf(a=None, # of `f`\n```\n{link}')
+    assert said.numbered('---\ntitle: Labels\n---\n\n', '10b_x') == '---\ntitle: 10b Labels\n---\n'
+    assert NESTED.search(f'[{link}](b.ipynb)') and not NESTED.search(f'{link} [b](c)')
 
 
 # ---- what the notebooks say
@@ -78,7 +157,7 @@ def test_settings_of_the_site():
     html = site['format']['html']
     assert (set(html['theme']) == {'light', 'dark'} and (NBS/html['css']).exists()
         and (NBS/site['bibliography']).exists())
-    assert {'eq-prefix', 'fig-prefix'} <= set(site['crossref'])
+    assert {'fig-prefix', 'tbl-prefix'} <= set(site['crossref'])
     contents = site['website']['sidebar']['contents']
     line = next(i for i, s in enumerate(contents) if isinstance(s, dict) and s.get('text') == '---')
     # above it, what is read in one go
@@ -98,8 +177,8 @@ def slug(title): return re.sub(r'\s+', '-', re.sub(r'[^\w\s.-]', '', title.repla
 def anchors(nb):
     "The places of a page to which a link can point."
     text = markdown(nb)
-    return {slug(t) for t in re.findall(r'^#+ +(.*?)(?: *\{.*\})?$', text, re.M)} | set(re.findall(r'\{#([\w-]+)',
-        text)) | {d['label'] for d in map(directives, code(nb)) if 'label' in d}
+    return {slug(t) for t in re.findall(r'^#+ +(.*?)(?: *\{.*\})?$', text, re.M)} | set(re.findall(
+        r'(?:\{#|<a id=")([\w-]+)', text)) | {d['label'] for d in map(directives, code(nb)) if 'label' in d}
 
 
 @every_page
@@ -117,8 +196,8 @@ def test_links(page):
 
 def labels(nb):
     text = markdown(nb)
-    return (re.findall(r'\{#((?:eq|fig|tbl|sec)-[\w-]+)', text) + [d['label'] for d in map(directives, code(nb))
-        if 'label' in d])
+    return (re.findall(r'(?:\{#|<a id=")((?:eq|fig|tbl|sec)-[\w-]+)', text) + [d['label']
+        for d in map(directives, code(nb)) if 'label' in d])
 
 
 CROSS = r'(?<![\w@.])@((?:eq|fig|tbl|sec)-[\w-]*\w)'
@@ -135,14 +214,6 @@ def test_cross_references(page):
     figures = {d['label'] for d in map(directives, code(nb)) if d.get('label', '').startswith('fig-')
         and 'fig-cap' not in d}
     assert not figures, f'{sorted(figures)} have a label but no fig-cap, and quarto numbers figures with captions only'
-
-
-def test_equations_are_labelled_at_their_end():
-    "Quarto takes a label right behind the closing dollars, and nowhere else."
-    for page in PAGES:
-        text = markdown(read(NBS/page))
-        behind = re.findall(r'\$\$[ \n]*\{#(eq-[\w-]+)\}', text)
-        assert sorted(behind) == sorted(re.findall(r'\{#(eq-[\w-]+)', text)), page
 
 
 def bibliography():
@@ -197,6 +268,15 @@ def test_figures_are_saved(page):
 
 
 @every_page
+def test_every_figure_says_what_it_shows(page):
+    for c in code(read(NBS/page)):
+        if 'hide' in directives(c) or not any(k.startswith('image/') for d in shown(c) for k in d): continue
+        told = directives(c).get('fig-alt', '').strip('"')
+        assert len(told.split()) > 6, f'`#| fig-alt: "…"` is needed, which says what is seen:\n{source(c)[:200]}'
+        assert told != directives(c).get('fig-cap', '').strip('"'), 'a caption is read anyway: say what is seen'
+
+
+@every_page
 def test_outputs_are_saved_without_errors(page):
     nb = read(NBS/page)
     wrong = [source(c) for c in code(nb) for o in c['outputs'] if o['output_type'] == 'error']
@@ -220,11 +300,10 @@ def test_widgets_have_state_and_a_twin(page):
 
 def test_a_broken_page_is_found(monkeypatch, tmp_path):
     "These checks can fail."
-    import json
     cell = lambda kind, text, **kw: dict(cell_type=kind, source=text, metadata={}, **kw)
     view = dict(output_type='display_data', data={VIEW: {'model_id': 'a1'}}, metadata={})
     nb = dict(metadata={}, cells=[cell('markdown',
-        '# Page\n[x](nowhere.ipynb) @eq-9, [@nobody1999]\n\n$$ a $$ {#eq-1}\n\n$$ b $$ {#eq-1}'),
+        '# Page\n[x](nowhere.ipynb) @fig-9, [@nobody1999]\n\n<a id="eq-1"></a>\n$$ a $$\n\n<a id="eq-1"></a>\n$$ b $$'),
         cell('code', 'plt.plot([1])', outputs=[]), cell('code', 'w', outputs=[view])])
     (tmp_path/'p.ipynb').write_text(json.dumps(nb)); monkeypatch.setattr(sys.modules[__name__], 'NBS', tmp_path)
     (tmp_path/'references.bib').write_text('')

@@ -6,6 +6,7 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 import pytest, torch
 from torch import nn
+from books import FLAGS, browser
 from udfc_nb import load
 from udfc_nb.data.digits import digits_net
 from udfc_nb.app.fields import HELP, PRESETS, devices
@@ -371,18 +372,7 @@ def test_notebook_in_a_kernel(tmp_path, monkeypatch):
 
 # ---- browser
 
-FLAGS = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
-    '--disable-component-update --disable-sync'.split())
 WAIT = 120_000 # milliseconds; the first page has a kernel to start, and machines differ
-
-
-def browser():
-    "The path of a Chromium, or a skip; where UDFC_BROWSER is set, as .ci/run does, a failure."
-    found = next(filter(None, map(shutil.which,
-        ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'))), None)
-    if found: return found
-    (pytest.fail if os.environ.get('UDFC_BROWSER')
-        else pytest.skip)('no Chromium on PATH; on Debian: apt install chromium')
 
 
 @pytest.fixture(scope='module')
