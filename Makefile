@@ -80,7 +80,7 @@ wheel: $(BIN)/python
 	rm -rf build $(WHEEL)
 	$(BIN)/python -m pip --disable-pip-version-check wheel -q --no-input --no-deps -w $(WHEEL) .
 	$(PYTHON) -m venv $(WHEEL)/env
-	CC=false CXX=false $(WHEEL)/env/bin/python -m pip --disable-pip-version-check install --no-input -q \
+	env -u PYTHONPATH CC=false CXX=false $(WHEEL)/env/bin/python -m pip --disable-pip-version-check install --no-input -q \
 	  --only-binary :all: -c constraints.txt $(WHEEL)/*.whl
 	cd $(WHEEL) && env -u PYTHONPATH env/bin/udfc doctor && env -u PYTHONPATH env/bin/udfc compress \
 	  udfc_nb.data.digits:digits_net --input-shape 1,1,8,8 --ratio .5 --bits 4 --recipe fast --output small.safetensors

@@ -55,5 +55,6 @@ def test_it_works_from_the_wheel(wheel, tmp_path):
     where = run(sys.executable, '-c', 'import udfc_nb; print(udfc_nb.__file__)', cwd=tmp_path, env=env).strip()
     assert Path(where) == tmp_path/'site'/'udfc_nb'/'__init__.py'
     said = run(sys.executable, '-m', 'udfc_nb', 'compress', 'udfc_nb.data.digits:digits_net', '--input-shape',
-        '1,1,8,8', '--bits', '4', '--recipe', 'prune', '--output', 'small.safetensors', '--quiet', cwd=tmp_path, env=env)
+        '1,1,8,8', '--bits', '4', '--recipe', 'prune', '--output', 'small.safetensors', '--quiet', cwd=tmp_path,
+        env=env)
     assert 'small.safetensors' in said and (tmp_path/'small.safetensors').stat().st_size < 150_000
