@@ -312,20 +312,6 @@ def test_without_timm(refused, monkeypatch):
 
 # ---- bench --suite
 
-def test_suite_beside_its_last_table(tmp_path, capsys):
-    table = tmp_path/'suite.csv'
-    run = ['bench', *DIGITS, '--suite', '--recipe', 'prune', '--rounds', '1', '--repeats', '2', '--output', str(table)]
-    assert main(run) == 0
-    told = capsys.readouterr().out
-    assert 'plain rounding' in told and 'QLinearConv' in told and 'computes with' in told
-    rows = list(csv.DictReader(table.open()))
-    assert {r['ratio'] for r in rows} == {'0.3'} and {r['before'] for r in rows} == {''}
-    table.write_text(table.read_text().replace(rows[0]['relative'], '7.0', 1)) # another last time, of the first row
-    assert main(run) == 0
-    again = list(csv.DictReader(table.open()))
-    assert again[0]['before'] == '7.0' and again[0]['slower'] == 'False' and all(r['before'] for r in again)
-
-
 def test_suite_refuses_another_table(tmp_path, refused):
     (tmp_path/'a.csv').write_text('a,b\n1,2\n')
     assert 'no table of udfc bench --suite' in refused('bench', *DIGITS, '--suite', '--output', str(tmp_path/'a.csv'))
