@@ -8,8 +8,8 @@ product.
 
 Without --pretrained the weights are random, so only seconds mean something and no accuracy is shown; `weights` says
 which they are (`trained`: the digits' network, which ships with the package, on its 599 held-out digits).
-`products` are seconds in units of one product of two square float32 matrices (4,096 rows; 512 with --small) on the same
-device in the same run: what is left of a time when the next card is faster.
+`products` are seconds in units of one product of two square float32 matrices (4,096 rows; 512 with --small) on the
+same device in the same run: what is left of a time when the next card is faster.
 """
 import argparse
 import sys
