@@ -16,7 +16,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --no-input -q
 NBTEST := env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --do_print
 
 .DEFAULT_GOAL := help
-.PHONY: help venv dev demo test test-slow test-torchvision test-data test-gpu zoo zoo-sample fuzz torture mutants
+.PHONY: help venv dev demo test test-slow test-torchvision test-data test-gpu gpu zoo zoo-sample fuzz torture mutants
 .PHONY: reality wheel docs map words export check clean distclean
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test-torchvision  every network of torchvision, one process each; an hour and a half"
 	@echo "make test-data  the same with what needs ../shared/data (or UDFC_DATA), slow cells included"
 	@echo "make test-gpu   the same with what needs CUDA"
+	@echo "make gpu        times and accuracies of five networks on a graphics card, into zoo/gpu.csv and zoo/gpu.md; minutes"
 	@echo "make zoo-sample forty networks of timm and torchvision: recorded, cut, proven; some minutes"
 	@echo "make zoo        the same for some 450 networks of public libraries, in zoo/.venv, into zoo/table.csv"
 	@echo "make fuzz       N=1000 random networks, arguments and files, from SEED=0: the right result or a typed error"
@@ -103,6 +104,10 @@ test-data:
 
 test-gpu:
 	$(MAKE) test FLAGS="gpu" PYTEST="--run-gpu"
+
+# e.g. make gpu GPU="--pretrained --images /data/imagenet"; on a processor: make gpu GPU=--small
+gpu: $(VENV)/.installed-dev
+	$(BIN)/python zoo/gpu.py $(GPU)
 
 zoo-sample: $(VENV)/.installed-dev
 	env OMP_NUM_THREADS=2 $(BIN)/python zoo/run.py --sample 40 --strict --settle --limit-seconds 240 --out zoo/sample.csv

@@ -373,6 +373,14 @@ def test_without_timm(refused, monkeypatch):
     assert 'pip install timm' in refused('info', 'timm:resnet18')
 
 
+# ---- bench --suite
+
+def test_suite_refuses_another_table(tmp_path, refused):
+    (tmp_path/'a.csv').write_text('a,b\n1,2\n')
+    assert 'no table of udfc bench --suite' in refused('bench', *DIGITS, '--suite', '--output', str(tmp_path/'a.csv'))
+    assert (tmp_path/'a.csv').read_text() == 'a,b\n1,2\n'
+
+
 # ---- explore, doctor, completion, workbench
 
 def test_explore(tmp_path, capsys):

@@ -122,9 +122,10 @@ def main(
     try:
         args = make_parser(next((a for a in argv if a in COMMANDS), '')).parse_args(argv)
         name = f'udfc {args.command}'
-        with contextlib.redirect_stdout(io.StringIO()) if for_programs else contextlib.nullcontext():
+        first = os.environ.get('RANK', '0') == '0' # of the processes of torchrun; the others say nothing
+        with contextlib.nullcontext() if first and not for_programs else contextlib.redirect_stdout(io.StringIO()):
             result = args.run(args)
-        if for_programs: print(as_json(result))
+        if for_programs and first: print(as_json(result))
         sys.stdout.flush()
         return 0
     except BrokenPipeError: # the reader of the output has gone, as with `udfc info resnet50 | head`

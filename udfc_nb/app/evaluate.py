@@ -20,6 +20,7 @@ from ..errors import ExampleInputError, FileError
 from ..recipes.ranges import input_range
 from .command import text_table
 from ..run.report import eval_mode
+from ..training.processes import processes, sum_over
 
 # %% ../../nbs/app/87_evaluate.ipynb #54336fed
 class ImageFolderError(FileError): "A folder of images that cannot be evaluated on."
@@ -84,18 +85,21 @@ def top_k(
     workers:int=0, # processes that read images
     progress:bool=False, # True for a bar
 )->tuple: # percent for each k, and the number of images
-    """How often the right class is among the k largest outputs. Raises `ImageFolderError` for no images and for a
-    damaged one."""
+    """How often the right class is among the k largest outputs; several processes take an image each, in turn.
+    Raises `ImageFolderError` for no images and for a damaged one."""
     if not len(data): raise ImageFolderError('no images', hint='name a folder with images')
     hits, n = torch.zeros(len(ks), dtype=torch.long), 0
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    (k, all_), mine = processes(), data
+    if all_ > 1: mine = Subset(data, range(k, len(data), all_))
     with torch.no_grad(), eval_mode(model):
-        for x, y in tqdm(DataLoader(data, batch_size, num_workers=workers), disable=not progress, desc='evaluate',
-                unit='batch'):
+        for x, y in tqdm(DataLoader(mine, batch_size, num_workers=workers), disable=not progress or k > 0,
+                desc='evaluate', unit='batch'):
             scores = _first(model(x.to(device, dtype))).flatten(1).cpu()
             order = scores.topk(min(max(ks), scores.shape[1])).indices == y[:, None]
             hits += torch.stack([order[:, :k].any(1).sum() for k in ks]); n += len(y)
-    return tuple(100*h/n for h in hits.tolist()), n
+    *hits, n = sum_over(torch.tensor([*hits, n])).tolist()
+    return tuple(100*h/n for h in hits), n
 
 # %% ../../nbs/app/87_evaluate.ipynb #5d7dda00
 MEAN, STD = (.485, .456, .406), (.229, .224, .225) # ImageNet's, as torchvision has them

@@ -18,6 +18,7 @@ from ..run.compress import compress
 from ..run.floor import speed, times
 from ..training.schedules import METHODS
 from ..training.refine import refine
+from ..training.processes import processes, together
 
 # %% ../../nbs/app/90_making.ipynb #752e5c6f
 def run_compress(
@@ -85,7 +86,10 @@ EXPORT = Command(run_export,
 def run_refine(
     args:Namespace, # with what REFINE declares
 )->dict: # output, bytes, report
-    "Carry out `udfc refine`."
+    "Carry out `udfc refine`; of several processes the first writes."
+    with together(): return _refined(args)
+
+def _refined(args):
     check_outputs(args, output=('.safetensors',), report=tuple(REPORTS), checkpoint=())
     if args.checkpoint and os.path.exists(args.checkpoint) and not os.path.isfile(args.checkpoint):
         raise CommandError(f'{args.checkpoint} is no file', layer='--checkpoint', hint='choose another name')
@@ -93,6 +97,7 @@ def run_refine(
     with writing(args.checkpoint):
         small = refine(out, net, args.method, args.steps, args.device, args.seed, progress=sys.stderr.isatty(),
             checkpoint=args.checkpoint)
+    if processes()[0]: return None
     with writing(args.output): size = small.save(args.output)
     report = small.report
     if report is not None:
@@ -106,7 +111,8 @@ def run_refine(
 
 REFINE = Command(run_refine,
     'Train a compressed network on images made from the original, without data: short schedules\n'
-    'of GDFQ, adversarial transfer or ZeroQ.',
+    'of GDFQ, adversarial transfer or ZeroQ. Under torchrun the processes share every batch:\n'
+    'torchrun --nproc-per-node 4 -m udfc_nb refine ...',
     SOURCE | {'--output FILE': ('the refined weights, a .safetensors file', ...),
         '--report FILE': 'what was done, as .csv, .json or .md',
         '--method METHOD': ('gdfq, transfer and zeroq make images by training; streams needs none, and takes seconds',

@@ -15,7 +15,10 @@ from .options import (COMPRESSION, NETWORK, SOURCE, check_outputs, compressed_ne
 from ..files.checkpoint import load
 from ..files.measure import RUNTIMES, bench
 from .evaluate import bench_csv, bench_table
+from .suite import read_table, run_suite, suite_table
 from ..run.compress import compress
+from ..training.learner import digest
+from ..training.processes import check_same, processes, together
 
 # %% ../../nbs/app/91_trying.ipynb #e077a1af
 def run_bench(
@@ -24,14 +27,24 @@ def run_bench(
     "Carry out `udfc bench`."
     check_outputs(args, output=('.csv',))
     args.device = 'cpu'
-    net, inputs, out = compressed_network(args)
+    now = args.suite and not args.compressed # the suite compresses by itself
+    net, inputs, out = (*read_network(args)[:2], None) if now else compressed_network(args)
     if len(inputs) != 1:
         raise CommandError('only networks of one input are timed', layer='--input-shape', hint='give it once')
+    if args.suite: return _suite(args, net, inputs[0], out)
     rows = bench({'uncompressed': net, 'compressed': out}, inputs[0], runtimes=args.runtime or ('eager',),
         batches=tuple(args.batch or (1,)), n_threads=args.threads, repeats=args.repeats)
     print(bench_table(rows))
     if args.output: write_file(args.output, bench_csv(rows))
     return dict(rows=rows)
+
+def _suite(args, net, example, small):
+    rows, ops = run_suite(net, example, network=args.network, ratio=args.ratio or .3, bits=whole(args.bits or 8),
+        recipe=recipe_of(args.recipe), rounds=args.rounds, repeats=args.repeats, batches=tuple(args.batch or (1,)),
+        n_threads=args.threads, last=read_table(args.output) if args.output else (), small=small)
+    print(suite_table(rows, ops))
+    if args.output: write_file(args.output, rows_csv(rows))
+    return dict(rows=rows, operators=ops)
 
 BENCH = Command(run_bench,
     'Measure bytes, multiply-accumulates, latency and throughput of a network and its compressed\n'
@@ -39,19 +52,26 @@ BENCH = Command(run_bench,
     SOURCE | {'--runtime RUNTIME ...': ('may be repeated (default eager)', None, list(RUNTIMES)),
         '--batch N ...': 'batch size; may be repeated (default 1)',
         '--threads N': ('threads', 1, whole_from(1, 1024)), '--repeats N': ('counted calls', 20),
+        '--suite': 'time compression beside plain pruning and plain rounding, the result in PyTorch and onnxruntime, '
+        'and its operators; without --ratio and --bits at 0.3 and 8; --output, where it is there, is the last time',
+        '--rounds N': ('of compression, with --suite', 3),
         '--output FILE': 'the rows as .csv'})
 
 # %% ../../nbs/app/91_trying.ipynb #ce059247
 def run_eval(
     args:Namespace, # with what EVAL declares
 )->dict: # rows, images
-    "Carry out `udfc eval`."
+    "Carry out `udfc eval`; several processes share the images."
+    with together(): return _counted(args)
+
+def _counted(args):
     net, inputs, device = read_network(args)
     classes = classes_of(net, inputs, 'write --input-shape once, as 1,3,224,224; only classifiers have a top-1')
     transform, ends = preparation(args.network, args.pretrained, inputs[0].shape)
     data = image_folder(args.imagenet, transform, classes, args.images)
     small = (load(args.compressed, net).to(device) if args.compressed
         else compress(net, inputs, device=device, input_range=ends, **compression_arguments(args)).model)
+    for m in (net, small) if processes()[1] > 1 else (): check_same(digest(m.state_dict()), 'networks')
     rows = []
     for name, m in (('uncompressed', net), ('compressed', small)):
         (one, five), n = top_k(m, data, device=device, workers=args.workers, progress=sys.stderr.isatty())
@@ -62,7 +82,8 @@ def run_eval(
 
 EVAL = Command(run_eval,
     "Accuracy of a network and of its compressed form on DIR/val/CLASS/IMAGE, ImageNet's layout with\n"
-    'one folder per class. The images are not used for compressing.',
+    'one folder per class. The images are not used for compressing. Under torchrun the processes share\n'
+    'them: torchrun --nproc-per-node 4 -m udfc_nb eval ...',
     SOURCE | {'--imagenet DIR': ('folder with val/CLASS/IMAGE or CLASS/IMAGE in it', ...),
         '--images N': 'so many images, drawn at random with a fixed seed (default: all)',
         '--workers N': ('processes that read images; 0: this one', 0, whole_from(0, 1024))})

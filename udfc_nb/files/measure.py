@@ -67,11 +67,13 @@ def compiled(case:nn.Module|Compressed, example:torch.Tensor, n:int):
 def session(
     path:PathLike, # an ONNX file
     n:int=1, # threads
+    profile:str=None, # the file's beginning, where its profile is to be written; `end_profiling` says which it is
 ): # `onnxruntime.InferenceSession`
     "onnxruntime on the CPU. Raises `UnsupportedError`."
     ort, onnx = _extra('onnxruntime', 'onnx')
     o = ort.SessionOptions()
     o.intra_op_num_threads, o.inter_op_num_threads, o.log_severity_level = n, 1, 3
+    if profile: o.enable_profiling, o.profile_file_prefix = True, profile
     if not any(n.op_type == 'QuantizeLinear' for n in onnx.load(path).graph.node):
         o.add_session_config_entry('session.disable_quant_qdq', '1')
     return ort.InferenceSession(str(path), o, providers=['CPUExecutionProvider'])

@@ -13,6 +13,7 @@ from typing import Any, Callable
 from torch.utils._pytree import tree_leaves
 from ..run.result import Compressed
 from .images import running_norms
+from .processes import share
 from ..recipes.job import Job
 from ..run.working import floating
 from ..run.source import CHOSEN, FITTED_ON, Source
@@ -114,14 +115,18 @@ class Layerwise:
         share = self.judge(net, self.left)
         return 1. if share is None else share
     def draw(self, n:int, gen:torch.Generator):
-        "n of the images, equally many of each kind."
+        "n of the images, equally many of each kind; of several processes, this one's part."
         if self.source.batch: return self.x
         each = len(self.x)//self.kinds
-        return self.x[torch.cat([k*each+torch.randint(0, each, (max(n//self.kinds, 1),), generator=gen)
+        return self.x[torch.cat([k*each+share(torch.randint(0, each, (max(n//self.kinds, 1),), generator=gen))
             for k in range(self.kinds)])]
-    def loss(self, student:nn.Module, x:torch.Tensor):
+    def loss(self,
+        student:nn.Module,
+        x:torch.Tensor, # images
+        run:Callable=None, # what to run in the student's place, from `in_step`
+    ):
         "Eq. 36.1."
         with torch.no_grad(), anchored(self.net, self.anchors, self.kinds) as want: t = self.net(x)
-        with anchored(student, self.anchors, self.kinds, self.left) as seen: s = student(x)
+        with anchored(student, self.anchors, self.kinds, self.left) as seen: s = (run or student)(x)
         gaps = norm_gaps(seen, want, self.norms, self.left)
         return answer_gap(s, t, self.spread)+(sum(gaps)/len(gaps) if gaps else 0.)

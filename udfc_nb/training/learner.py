@@ -17,6 +17,7 @@ from ..errors import RecipeError, UnsupportedError
 from .generators import Generator
 from ..graph.running import call_args
 from .images import ImageSchedule, image_shape
+from .processes import in_step, share
 from ..run.working import WorkingCopy, check_finite, floating, unwrap
 from ..run.report import eval_mode
 from .schedules import GDFQ, Schedule, Streams, ZeroQ
@@ -130,6 +131,11 @@ class Learner:
             torch.manual_seed(seed); self.generator = generator_of(self)
         if self.source: adopt(self)
         self.opts = optimizers_of(self)
+        learned = lambda *who: [p for w in who if w in self.opts for g in self.opts[w].param_groups
+            for p in g['params']]
+        # what is run in a step that they learn from; of several processes, with the gradients of all
+        self.student_run = in_step(self.student, learned('student', 'steps'), *call_args(self.student, example))
+        self.generator_run = self.generator and in_step(self.generator, learned('generator'))
 
     def alone(self):
         "Steps in which the generator learns alone."
@@ -142,8 +148,10 @@ class Learner:
     @cached_property
     def settings(self): return settings_of(self)
 
-    def noise(self, n:int): return torch.randn(n, self.how.latent, generator=self.gen).to(self.device, self.work.dtype)
-    def labels(self, n:int): return torch.randint(0, self.classes, (n,), generator=self.gen).to(self.device)
+    # for n images of a batch; of several processes, this one's part of what all of them draw
+    def noise(self, n:int):
+        return share(torch.randn(n, self.how.latent, generator=self.gen)).to(self.device, self.work.dtype)
+    def labels(self, n:int): return share(torch.randint(0, self.classes, (n,), generator=self.gen)).to(self.device)
 
 # %% ../../nbs/training/75_learner.ipynb #8774ac86
 def adopt(

@@ -13,6 +13,7 @@ from ..caller import out_of_memory
 from ..errors import FileError, NonFiniteError, UDFCError
 from ..writing import PathLike
 from .learner import Learner
+from .processes import norms_over, of_first, processes
 from .schedules import rate
 from .state import MAX_ROLLBACKS, restore, state_of, write_state
 from .step import STEPS, prepare, set_mode
@@ -35,8 +36,8 @@ def teacher_distance(
     learner:Learner,
     model:nn.Module, # in eval mode
 )->float: # 0 to 1
-    "How far a network is from the teacher, on what the run is judged by."
-    return (learner.layers.teacher_distance(model) if learner.layers
+    "How far a network is from the teacher, on what the run is judged by; of several processes the first finds it."
+    return of_first(lambda: learner.layers.teacher_distance(model) if learner.layers
         else distance(model, learner.teacher, learner.judges))
 
 # %% ../../nbs/training/78_loop.ipynb #a6f55992
@@ -72,7 +73,7 @@ def has_diverged(
 def _sound(learner):
     "Are student and generator finite?"
     tensors = [t for m in (learner.student, learner.generator) if m is not None for t in m.state_dict().values()]
-    return all(torch.isfinite(t).all() for t in tensors if t.is_floating_point())
+    return of_first(lambda: all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point()))
 
 # %% ../../nbs/training/78_loop.ipynb #044bf59d
 def roll_back(
@@ -87,7 +88,8 @@ def roll_back(
 
 # %% ../../nbs/training/78_loop.ipynb #ce5d73a1
 def _keep(learner, path, state=None):
-    "Writes a state; a file that can be written no longer does not cost the training."
+    "Writes a state, in the first process; a file that can be written no longer does not cost the training."
+    if processes()[0]: return
     try: write_state(learner, path, state); learner.unsaved = None
     except FileError as e: learner.unsaved = f'at step {learner.step}: {e}'
 

@@ -20,11 +20,12 @@ from ..run.working import WorkingCopy
 from .layerwise import beside, _source_of
 from .learner import Learner, teacher_mark
 from .loop import teacher_distance, train
+from .processes import check_same, norms_over, of_first, processes, share, together
 from ..run.source import REPORTED
 from ..run.judge import Judge
 from ..run.report import Report
 from .schedules import Schedule, get_schedule
-from .state import read_state, state_of, write_state
+from .state import read_state, restore, state_of, write_state
 from .step import set_mode
 from .students import settle_student
 
@@ -91,7 +92,7 @@ def judge_of(
 def judged_worse(learner:Learner):
     "Does the judge find the student further from the teacher than it was at its start?"
     judge = judge_of(learner.out, learner.teacher, learner.seed)
-    before, after = (None, None) if judge is None else (judge(learner.first), judge(learner.work.net))
+    before, after = (None, None) if judge is None else of_first(lambda: (judge(learner.first), judge(learner.work.net)))
     return None not in (before, after) and after > before, before, after
 
 def finish(
@@ -125,12 +126,18 @@ def begin_file(
     checkpoint:PathLike, # a path
 )->Path:
     """Goes on from a file that is there; writes it, so that one that cannot be written is known before the training.
-    Raises `FileError`, `ArgumentError`."""
+    Of several processes the first does so, and hands the others what it reads. Raises `FileError`, `ArgumentError`."""
     try: path = Path(checkpoint)
     except TypeError as e:
         raise ArgumentError(f'{checkpoint!r:.80} is no path', layer='checkpoint', hint='pass the name of a file') from e
-    if os.path.exists(path): read_state(learner, path)
-    if learner.step < learner.how.steps and learner.ended is None: write_state(learner, path)
+    def read():
+        if not os.path.exists(path): return None
+        read_state(learner, path)
+        return state_of(learner) if several else None
+    several = processes()[1] > 1
+    state = of_first(read)
+    if state is not None and processes()[0]: restore(learner, *state)
+    if learner.step < learner.how.steps and learner.ended is None: of_first(lambda: write_state(learner, path))
     return path
 
 def refine(
@@ -149,14 +156,23 @@ def refine(
     # an earlier result for the same teacher: its generator or images are gone on with, without warm-up
     source:Refined=None,
 )->Refined:
-    "Trains a compressed network on images made from the original. Raises the errors of `udfc_nb.errors`."
+    """Trains a compressed network on images made from the original; under torchrun, with the processes that it
+    started. Raises the errors of `udfc_nb.errors`."""
     how = get_schedule(method, steps)
-    learner = Learner(out, teacher, how, device, seed, source)
-    if checkpoint is not None: checkpoint = begin_file(learner, checkpoint)
-    bar = tqdm(total=how.steps, disable=progress is not True, desc='refine', unit='step', initial=learner.step)
-    tick = (progress if callable(progress) else lambda done, total, what: bar.update(done-bar.n)
-        if isinstance(what, dict) else None)
-    set_mode(learner)
-    try: train(learner, checkpoint, tick)
-    finally: bar.close()
-    return finish(learner)
+    with together():
+        made = round(how.share*how.batch)
+        for n in (how.batch, made, how.batch-made): share(torch.arange(n)) # known before the training
+        learner = Learner(out, teacher, how, device, seed, source)
+        if processes()[1] > 1: check_same(learner.settings, 'networks and settings')
+        if checkpoint is not None: checkpoint = begin_file(learner, checkpoint)
+        first = processes()[0] == 0
+        bar = tqdm(total=how.steps, disable=progress is not True or not first, desc='refine', unit='step',
+            initial=learner.step)
+        told = (progress if callable(progress) else lambda done, total, what: bar.update(done-bar.n)
+            if isinstance(what, dict) else None)
+        def tick(*what): of_first(lambda: told(*what) and None if first else None) # stops all, where it stops one
+        set_mode(learner)
+        try:
+            with norms_over(learner.student, learner.generator): train(learner, checkpoint, tick)
+        finally: bar.close()
+        return finish(learner)

@@ -16,6 +16,7 @@ from .generators import discrepancy, distillation, pleasing_loss
 from .images import make_images, running_norms
 from .layerwise import Layerwise
 from .learner import Learner
+from .processes import gradients, mean_over, of_first, share
 from .schedules import GDFQ, Streams, Transfer, ZeroQ
 from .students import Grid
 
@@ -32,7 +33,7 @@ def mixed(
     "Images and the teacher's answers, with those made by gradient behind."
     n = round(learner.how.share*learner.how.batch)
     if not n: return x, t
-    own = learner.images[torch.randint(0, len(learner.images), (n,), generator=learner.gen).to(learner.device)]
+    own = learner.images[share(torch.randint(0, len(learner.images), (n,), generator=learner.gen)).to(learner.device)]
     return (own, learner.teacher(own)) if x is None else (torch.cat([x, own]), torch.cat([t, learner.teacher(own)]))
 
 # %% ../../nbs/training/76_step.ipynb #b74ebfb5
@@ -46,10 +47,11 @@ def set_mode(
 def _follow(loss, opts):
     "One step of these optimisers, for their parameters only."
     parameters = [p for opt in opts for g in opt.param_groups for p in g['params']]
-    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-    for p, g in zip(parameters, grads): p.grad = g
+    for p, g in zip(parameters, gradients(loss, parameters)): p.grad = g
     for opt in opts: opt.step()
     for p in parameters: p.grad = None
+
+def _value(loss): return mean_over(loss.detach()).item()
 
 def learn(
     learner:Learner,
@@ -57,8 +59,8 @@ def learn(
     who:str, # 'student' or 'generator'
 ):
     "A step of the one or the other. Raises `NonFiniteError` before anything has changed."
-    if not torch.isfinite(loss):
-        raise NonFiniteError(f'the loss of the {who} is {loss.item()}', layer=f'step {learner.step}',
+    if not torch.isfinite(whole := mean_over(loss.detach())):
+        raise NonFiniteError(f'the loss of the {who} is {whole.item()}', layer=f'step {learner.step}',
             hint='take a smaller learning rate')
     _follow(loss, [learner.opts[w] for w in ((who,) if who == 'generator' else ('student', 'steps'))
         if w in learner.opts])
@@ -67,15 +69,15 @@ def gdfq_step(learner:Learner)->dict: # name → loss
     "Eq. 34.2 for the generator, eq. 71.3 for the student."
     how, n, waits = learner.how, from_generator(learner), learner.waits()
     y = learner.labels(n)
-    x = learner.generator(learner.noise(n), y)
+    x = learner.generator_run(learner.noise(n), y)
     pleasing, t = pleasing_loss(learner.teacher, x, y, how.norm_weight, how.norm_form)
     learn(learner, pleasing, 'generator')
-    if waits: return dict(generator=pleasing.item())
+    if waits: return dict(generator=_value(pleasing))
     x, t = mixed(learner, x.detach(), t.detach())
-    s = learner.student(x)
-    loss = how.class_weight*F.cross_entropy(s[:n], y)+how.distil_weight*distillation(s, t, how.temperature)
+    s = learner.student_run(x)
+    loss = how.class_weight*F.cross_entropy(s[:len(y)], y)+how.distil_weight*distillation(s, t, how.temperature)
     learn(learner, loss, 'student')
-    return dict(generator=pleasing.item(), student=loss.item())
+    return dict(generator=_value(pleasing), student=_value(loss))
 
 # %% ../../nbs/training/76_step.ipynb #67223194
 def transfer_step(learner:Learner)->dict: # name → loss
@@ -84,27 +86,28 @@ def transfer_step(learner:Learner)->dict: # name → loss
     with torch.no_grad():
         x = learner.generator(learner.noise(from_generator(learner)))
         x, t = mixed(learner, x, learner.teacher(x))
-    loss = discrepancy(learner.student(x), t)
+    loss = discrepancy(learner.student_run(x), t)
     learn(learner, loss, 'student')
-    if (learner.step+1) % how.student_steps: return dict(student=loss.item())
-    x = learner.generator(learner.noise(how.batch))
+    if (learner.step+1) % how.student_steps: return dict(student=_value(loss))
+    x = learner.generator_run(learner.noise(how.batch))
     near, t = pleasing_loss(learner.teacher, x, None, how.norm_weight, how.norm_form)
     played = discrepancy(learner.student(x), t)
     learn(learner, near-played, 'generator')
-    return dict(student=loss.item(), generator=near.item()-played.item())
+    return dict(student=_value(loss), generator=_value(near)-_value(played))
 
 def zeroq_step(learner:Learner)->dict: # name → loss
     "Eq. 34.3 without labels, on images that were made before."
     x, t = mixed(learner)
-    loss = distillation(learner.student(x), t, learner.how.temperature)
+    loss = distillation(learner.student_run(x), t, learner.how.temperature)
     learn(learner, loss, 'student')
-    return dict(student=loss.item())
+    return dict(student=_value(loss))
 
 def streams_step(learner:Learner)->dict: # name → loss
     "Eq. 36.1 on images made of nothing."
-    loss = learner.layers.loss(learner.student, learner.layers.draw(learner.how.batch, learner.gen))
+    x = learner.layers.draw(learner.how.batch, learner.gen)
+    loss = learner.layers.loss(learner.student, x, learner.student_run)
     learn(learner, loss, 'student')
-    return dict(student=loss.item())
+    return dict(student=_value(loss))
 
 STEPS = {GDFQ: gdfq_step, Transfer: transfer_step, ZeroQ: zeroq_step, Streams: streams_step}
 
@@ -132,7 +135,7 @@ def observe_ranges(
         set_mode(learner)
         for h in hooks: h.remove()
         for n, g in grids.items(): mods[n].input_quantizer = g
-    for n, (low, high) in ends.items():
+    for n, (low, high) in of_first(lambda: ends).items(): # of the same images, on another card
         q = old[n].input_quantizer
         new = grid_of(low if q.signed else 0., max(high, 1e-6), q.bits)
         grids[n].first.fill_(new.scale); grids[n].zero.fill_(new.zero_point)
