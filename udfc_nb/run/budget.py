@@ -57,18 +57,24 @@ class Sizes:
     ):
         self.job, self.per = (job, {n: m.weight.numel() if macs is None else macs[n] for n, m in job.mods.items()
             if isinstance(m, LAYERS) and (macs is None or n in macs)})
-        self.uses = {}
+        self.rows, self.uses = {}, {} # biases and norms, which lose no inputs
+        for n, m in job.mods.items() if macs is None else ():
+            if rows := sum(p.numel() for p in m._parameters.values() if p is not None and p.dim() == 1):
+                self.rows[n] = rows
         for name, site in job.sites.items():
             for u in site.uses: self.uses.setdefault(u.module, []).append((u, name, site.size))
     def share(self, module:str, role:str, less:dict):
         "The share of a module's entries that is left."
         m, uses = self.job.mods[module], [t for t in self.uses.get(module, ()) if t[0].role == role]
-        total = channels_of(m)[role == 'in']
+        total = (channels_of(m)[role == 'in'] if isinstance(m, LAYERS)
+            else max(len(p) for p in m._parameters.values() if p is not None))
         return 1-sum(less.get(s, 0)*u.index.size/size for u, s, size in uses)/max(total, 1)
     def left(self, module:str, less:dict):
         "What is left of a module's own."
         return math.prod((self.share(module, r, less) for r in ('out', 'in', 'depthwise')), start=self.per[module])
-    def __call__(self, less:dict): return sum(self.left(n, less) for n in self.per)
+    def __call__(self, less:dict):
+        rows = lambda n: math.prod(self.share(n, r, less) for r in ('out', 'depthwise', 'norm'))
+        return sum(self.left(n, less) for n in self.per)+sum(k*rows(n) for n, k in self.rows.items())
     def gain(self, site:object, step:int): return self({})-self({site: step})
 
 # %% ../../nbs/run/59_budget.ipynb #d50e5802
