@@ -222,7 +222,7 @@ RAISED_AGAIN = { # somebody else's code runs there; memory and our own errors pa
     'app.opening.load_weights_', 'app.evaluate.first_answer', 'run.arguments.check_device', 'data.digits.digits_net',
     'data.networks.load_network',
     'graph.copies.copied', 'graph.record.record', 'moments.streams.run', 'files.editor._recorded',
-    'files.export.onnx_info'}
+    'files.export.onnx_info', 'app.reality.torch_pruned'}
 AN_ANSWER = { # what fails is told in the result; memory and our own errors pass
     'graph.record.passed': 'nothing is known about the operation',
     'graph.prover.differs': 'the cut network is another one',
@@ -238,7 +238,8 @@ AT_THE_END = { # nobody is above who could do something about it
     'app.trials.read_trials': 'trials that cannot be read', 'app.subjects.read_shape': 'a shape that cannot be',
     'files.fitting._check_fit': 'a network of another shape cannot be built',
     'writing.write_atomic': 'raises it again', 'training.state.check_tensors': 'a state that does not fit',
-    'training.learner.adopt': 'a source that does not fit', 'training.loop.train': 'raises it again'}
+    'training.learner.adopt': 'a source that does not fit', 'training.loop.train': 'raises it again',
+    'training.processes.of_first': 'every process raises it again'}
 
 def broad(path):
     "The broad handlers of a module: function, its handler."
