@@ -44,7 +44,7 @@ def floor_of(
     source, total = job.source, 0.
     if source._counted is None: return None
     for l in {l.weight: l for l in job.layers.values()}.values():
-        if l.weight not in source.patches: continue
+        if l.weight not in source.patches or not job.plain_weight(l.name): continue
         x, m, kept = source.counted()[l.weight], source.net.get_submodule(l.name), job.inputs_kept(l.name)
         left = 1. if kept is None or l.depthwise else len(kept)/channels_of(m)[1]
         n = x.p.shape[1]
