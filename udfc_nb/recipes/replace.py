@@ -26,7 +26,8 @@ class ReplaceJob(Job):
             if n < site.size and self.replaces(site): self.kept[name] = self.take(site, n)
     def replaces(self, site:object):
         return (site.groups == site.units.shape[1] == 1 and site.size == len(self.layers[site.name].rows)
-            and all(p is not None for p in self.readers(site)))
+            and all(p is not None for p in self.readers(site))
+            and all(self.plain_weight(u.module) for u in site.consumers))
     def take(self, site:object, n:int):
         "A size budget also takes from sites without replacements."
         if not self.replaces(site): return super().take(site, n)
