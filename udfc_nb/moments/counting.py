@@ -48,7 +48,12 @@ def geometry_of(
     if 'convolution' in op: return args[0], args[8], (tuple(args[1].shape[2:]), *args[3:6])
     return args[1 if op == 'addmm' else 0], 1, None
 
-# %% ../../nbs/moments/27_counting.ipynb #dae678f2
+# %% ../../nbs/moments/27_counting.ipynb #e26d0001
+def _unit(X):
+    "A power of two by which a tensor is divided so that single precision can square it; 1 for most."
+    top = max(map(abs, map(torch.Tensor.item, torch.aminmax(X)))) if X.numel() else 1.
+    return 1. if 1e-12 < top < 1e12 or not 0 < top < math.inf else 2.**round(math.log2(top))
+
 class Sums:
     "The sums of patches and of their products, around the mean of the first and in a unit that can be squared."
     def __init__(self, X:torch.Tensor, taps:int, joint:bool): # X: (groups, patches, entries)
@@ -66,6 +71,7 @@ class Sums:
         return Patch((self.start+d)[:, 0]*s if s == 1 else (self.start+d)[:, 0].double()*s,
             C if s == 1 else C.double()*s*s, *self.how)
 
+# %% ../../nbs/moments/27_counting.ipynb #dae678f2
 class Counting:
     "What the layers of a network read, counted: per layer's weight the moments of its patches."
     def __init__(self,
@@ -100,12 +106,7 @@ class Counting:
             v = some_patches(part, *window, each, self.gen).unflatten(1, (groups, c)) # (N, g, c, positions, taps)
             yield v.permute(1, 0, 3, 2, 4).flatten(3).flatten(1, 2), taps, joint
 
-# %% ../../nbs/moments/27_counting.ipynb #a6bbb7d6
-def _unit(X):
-    "A power of two by which a tensor is divided so that single precision can square it; 1 for most."
-    top = max(map(abs, map(torch.Tensor.item, torch.aminmax(X)))) if X.numel() else 1.
-    return 1. if 1e-12 < top < 1e12 or not 0 < top < math.inf else 2.**round(math.log2(top))
-
+# %% ../../nbs/moments/27_counting.ipynb #e26d0002
 @patch
 def moments(self:Counting)->dict: # layer's weight → `Patch`
     "What was counted."
