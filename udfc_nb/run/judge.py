@@ -8,6 +8,7 @@ __all__ = ['TIE', 'JUDGED', 'LITTLE', 'rows_of', 'unexplained', 'Judge']
 # %% ../../nbs/run/51_judge.ipynb #1b156c93
 import torch, torch.nn as nn
 from torch.utils._pytree import tree_map
+from fastcore.basics import patch
 from ..errors import ExampleInputError
 from ..graph.running import tensors_of
 from ..moments.images import KINDS
@@ -64,25 +65,6 @@ class Judge:
         if kwargs.get('reestimate') or len(self.pieces) == 1: return run(self.x)
         return [torch.cat([y.unflatten(0, (self.kinds, -1)) for y in ys], 1).flatten(0, 1)
             for ys in zip(*map(run, self.pieces))]
-    def in_pieces(self,
-        anchors:Anchors,
-        whole:list, # of tensors: what the original says
-    )->list: # of inputs
-        "The images in parts that each hold all kinds, if the network answers to them one by one."
-        n, self.pieces = max((len(y) for y in whole if y.dim()), default=0), [self.x]
-        step = max(LITTLE//(self.kinds*max(self.source.most, 1)), 1) # images of a kind
-        one_by_one = n % self.kinds == 0 and all(y.dim() and len(y) == n and y.device.type == 'cpu' for y in whole)
-        if not one_by_one or step >= n//self.kinds: return self.pieces
-        def part(a):
-            return tree_map(lambda t: t.unflatten(0, (self.kinds, -1))[:, a:a+step].flatten(0, 1)
-                if isinstance(t, torch.Tensor) and t.dim() and len(t) == n else t, self.x)
-        try: first = tensors_of(Stream(self.source.net, self.kinds, anchors, written=self.source.written).run(part(0)))
-        except ExampleInputError: return self.pieces
-        def same(y, z):
-            y = y.unflatten(0, (self.kinds, -1))[:, :step].flatten(0, 1)
-            return y.shape == z.shape and torch.allclose(y, z, 1e-3, 1e-3*float(y.abs().max()))
-        return ([part(a) for a in range(0, n//self.kinds, step)]
-            if len(first) == len(whole) and all(map(same, whole, first)) else self.pieces)
     def rows(self, out): return [[_said(k) for k in self.parted(y)] for y in tensors_of(out)]
     def parted(self, y:torch.Tensor): return y.chunk(self.kinds) if y.dim() and len(y) % self.kinds == 0 else (y,)
     def __call__(self,
@@ -105,3 +87,25 @@ def _said(y):
     if not y.is_floating_point() or not y.dim() or not torch.isfinite(y).all(): return None
     Y = rows_of(y)
     return Y if Y.square().mean() > 1e-24*y.double().square().mean() else None
+
+# %% ../../nbs/run/51_judge.ipynb #e26d0003
+@patch
+def in_pieces(self:Judge,
+    anchors:Anchors,
+    whole:list, # of tensors: what the original says
+)->list: # of inputs
+    "The images in parts that each hold all kinds, if the network answers to them one by one."
+    n, self.pieces = max((len(y) for y in whole if y.dim()), default=0), [self.x]
+    step = max(LITTLE//(self.kinds*max(self.source.most, 1)), 1) # images of a kind
+    one_by_one = n % self.kinds == 0 and all(y.dim() and len(y) == n and y.device.type == 'cpu' for y in whole)
+    if not one_by_one or step >= n//self.kinds: return self.pieces
+    def part(a):
+        return tree_map(lambda t: t.unflatten(0, (self.kinds, -1))[:, a:a+step].flatten(0, 1)
+            if isinstance(t, torch.Tensor) and t.dim() and len(t) == n else t, self.x)
+    try: first = tensors_of(Stream(self.source.net, self.kinds, anchors, written=self.source.written).run(part(0)))
+    except ExampleInputError: return self.pieces
+    def same(y, z):
+        y = y.unflatten(0, (self.kinds, -1))[:, :step].flatten(0, 1)
+        return y.shape == z.shape and torch.allclose(y, z, 1e-3, 1e-3*float(y.abs().max()))
+    return ([part(a) for a in range(0, n//self.kinds, step)]
+        if len(first) == len(whole) and all(map(same, whole, first)) else self.pieces)
