@@ -108,7 +108,7 @@ def fit_size(
     job:Job, # with its `Source`; its `kept` is changed
     target:float, # bytes of the file
     bits:dict, # layer → width or None, where the free ones start
-    free:set, # layers that may get another width
+    free:list, # layers that may get another width
     closed:set, # sites that have a ratio of their own
     reads:dict={}, # layer → width of what it reads, or None
 )->dict: # layer → int or None

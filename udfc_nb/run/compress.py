@@ -99,7 +99,7 @@ def selected(asked:Asked, seen:Seen, graph:object, tick:object):
         job.kept = spent(job, tuple(s['layer_ratios']), seen.costs)
     if asked.size is not None:
         from udfc_nb.files.joint import fit_size
-        free = {n for n, b in seen.bits.items() if b is not None and n not in s['layer_bits']}
+        free = [n for n, b in seen.bits.items() if b is not None and n not in s['layer_bits']]
         job.bits = fit_size(job, asked.size, seen.bits, free, set(s['layer_ratios']), seen.reads)
     return job
 

@@ -11,6 +11,7 @@ import copy
 from contextlib import contextmanager
 import torch, torch.nn as nn
 from ..caller import guarded
+from ..graph.copies import twin
 from ..graph.proof import find_sites
 from ..graph.surgery import merge_into
 from ..recipes.job import Job
@@ -50,7 +51,10 @@ def site_judge(
     source:Source,
 )->Judge:
     "The judge of single sites and layers; made while the network is whole."
-    if source.judge is None: source.judge = Judge(source, CHOSEN, ASKED)
+    if source.judge is None:
+        source.judge = judge = Judge(source, CHOSEN, ASKED)
+        judge.net, judge.known = twin(source.net), {}
+        judge(judge.net, reestimate='pass', known=judge.known, itself=True)
     return source.judge
 
 def cost_of(
@@ -59,7 +63,8 @@ def cost_of(
 )->float: # None where nothing can be compared
     "The damage that other weights of some layers do, with norms that take it into account."
     judge = site_judge(source)
-    with with_weights(source.net, new): J = judge(source.net, reestimate='pass')
+    with with_weights(judge.net, new):
+        J = judge(judge.net, reestimate='pass', known=judge.known, changed=[f'{n}.weight' for n in new], itself=True)
     return None if J is None else damage(J)
 
 def step_of(site:object): # channels in a step: one unit of every group
@@ -134,7 +139,7 @@ def spread_bits(
     average:float,
 )->dict: # layer → int or None
     "Gives whole widths to the layers that were to have the average. Raises `BitsError`."
-    free = {n for n, b in bits.items() if b == average}
+    free = [n for n, b in bits.items() if b == average]
     curves, sizes = bit_costs(job, free), Sizes(job)
     less = {n: len(p) for n, (_, p) in job.kept.items()}
     left = {n: sizes.left(n, less) for n in curves}
