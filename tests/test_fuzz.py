@@ -194,6 +194,34 @@ def test_an_operation_that_writes_into_a_given_tensor_runs_again():
     assert (torch.equal(rerun(node, x), x+1)
         and all(v is None or torch.equal(v, n.value) for v, n in zip(held, node.inputs)))
 
+def by_hand(x, make):
+    y = make(x, (*x.shape[:2], x.shape[2]+2, x.shape[3]+2))
+    y[:, :, 1:-1, 1:-1] = x
+    return y
+
+@pytest.mark.parametrize('pad', [
+    lambda x: F.pad(x, (1, 1, 1, 1), mode='circular'), lambda x: F.pad(x, (1, 1, 0, 0), mode='circular'),
+    lambda x: by_hand(x, torch.Tensor.new_zeros), lambda x: by_hand(x, torch.Tensor.new_ones),
+    lambda x: by_hand(x, lambda x, shape: torch.zeros(shape)),
+    lambda x: torch.cat([by_hand(x, torch.Tensor.new_zeros)[:, :, :2, 1:-1], x], 2)],
+    ids=['circular', 'circular, one axis', 'zeros', 'ones', 'zeros of a shape', 'a part'])
+@pytest.mark.parametrize('call', range(3))
+def test_buffers_that_are_written_in_parts(pad, call):
+    "Layers in front of them are cut, whatever lies in the memory that nobody has written to."
+    class Padded(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b, self.c = conv(3, 8), nn.Conv2d(8, 6, 3), conv(6, 2)
+        def forward(self, x): return self.c(F.relu(self.b(pad(F.relu(self.a(x))))))
+    torch.manual_seed(0)
+    net, junk = Padded().eval(), [torch.full((n,), float('nan')) for n in range(1, 2000, 7)]
+    del junk
+    out = compress(net, images, pruning_ratio=.5, recipe='prune')
+    assert (out.model.a.out_channels, out.model.b.out_channels) == (4, 3), str(out.report)
+    assert out.report.totals['difference'] < 1e-6
+    kept = out.model.a.weight
+    gone = [not any(torch.equal(w, k) for k in kept) for w in net.a.weight]
+    want, got = net(images), out.model(images)
+    assert sum(gone) == 4 and want.shape == got.shape and torch.isfinite(got).all()
+
 
 # ---- what a network takes
 

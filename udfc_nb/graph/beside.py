@@ -52,7 +52,8 @@ class Masked(Recorder):
     def _kept(self, o, stored):
         if o.layout != torch.strided: return None
         planes = self.planes(o)
-        if not planes: return None if self.is_made(o) else o.detach().clone()
+        made = self.is_made(o) and not any(p.any() for p in planes.values()) # and nobody has written to it yet
+        if made or not planes: return None if made else o.detach().clone()
         keep = torch.ones((), dtype=torch.bool, device='cpu')
         for labels in planes.values():
             if labels.dim() == o.dim(): keep = keep & ~self.removed[labels]

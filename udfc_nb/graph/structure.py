@@ -11,7 +11,7 @@ import numpy as np
 import torch, torch.nn as nn
 from fastcore.basics import patch
 from torch.multiprocessing.reductions import StorageWeakRef
-from .labels import lay, always, pairs, slabs, varying
+from .labels import filled, lay, always, pairs, slabs, varying
 from .shadow import Shadow, geometry, storage_of
 from .reasons import CROSSED, FIXED, OWN, RETYPED, WRITTEN
 from .nodes import Call, Layer
@@ -55,11 +55,11 @@ def _number(self:Structure, name, t):
 @patch
 def planes(self:Structure, t:torch.Tensor)->dict:
     "Plane → labels of a tensor."
-    if t.layout != torch.strided: return {}
-    shadow = self.shadows.get(storage_of(t))
+    shadow = self.shadows.get(storage_of(t)) if t.layout == torch.strided else None
     if shadow is None or not t.numel(): return {}
     if storage_of(t) in self.names: self.read.add(self.names[storage_of(t)][0])
-    if t.element_size() == shadow.width: return {k: shadow.read(k, t) for k in shadow.planes}
+    if t.element_size() == shadow.width:
+        return {k: filled(p) if self.is_made(t) else p for k in shadow.planes for p in [shadow.read(k, t)]}
     for k in shadow.planes: self.freeze(shadow.whole(k), RETYPED)
     return {}
 
