@@ -167,7 +167,8 @@ def test_messages_go_away_when_something_is_changed(bench):
         change(); assert bench.c.message.value == ''
 
 
-def test_messages_stand_below_the_button_that_was_pressed(bench):
+def test_messages_stand_below_the_button_that_was_pressed(bench, tmp_path):
+    bench.c.path.value = str(tmp_path/'a.safetensors')
     where = lambda: [name for name, box in bench.c.spots.items() if bench.c.message in box.children]
     assert where() == ['open']
     for button in ('run', 'save', 'reset', 'save', 'open'):

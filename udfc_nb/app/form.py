@@ -42,6 +42,7 @@ CSS = '''<style>
   outline-offset: 1px; }
 .udfc { container-type: inline-size; } body[data-voila] .udfc { margin: 0 auto; }
 @container (max-width: 30em) { .udfc .widget-vbox > .widget-inline-hbox { flex-wrap: wrap; height: auto; }
+  .udfc .widget-vbox > .widget-inline-hbox > :is(select, input) { min-height: 28px; }
   .udfc .widget-vbox > .widget-inline-hbox > .widget-label { width: 100% !important; text-align: left; } }
 @media (prefers-color-scheme: dark) {
   body.theme-light[data-voila] .udfc select { background-image: none !important; appearance: auto !important; }

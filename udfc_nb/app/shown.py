@@ -94,15 +94,18 @@ def trials_table(
 )->str: # HTML
     "All trials, numbered as in the figure."
     percent = lambda v: '' if v is None else f'{v:.1f}'
+    last = trials[-1].images if trials else ''
+    counted = lambda t: percent(t.after) if t.after is None or t.images == last else f'({percent(t.after)})'
     row = lambda tag, cells: '<tr>'+''.join(f'<{tag}>{html.escape(str(c))}</{tag[:2]}>' for c in cells)+'</tr>'
     head = ('', 'recipe, channels, weights', 'accuracy, %', 'explained, %', 'file', 'of before, %',
         'multiplications, %', 'seconds')
     body = [('', 'the network as it is', percent(trials[-1].before if trials else None), '100.0', megabytes(full),
-        '100.0', '100', ''), *((i, t.label, percent(t.after), percent(t.explained), megabytes(t.bytes),
+        '100.0', '100', ''), *((i, t.label, counted(t), percent(t.explained), megabytes(t.bytes),
         f'{100*t.bytes/full:.1f}', f"{_share(t.report, 'macs'):.0f}", f'{t.seconds:.1f}')
         for i, t in enumerate(trials, 1))]
+    other = '; accuracy in brackets: on other images' if any(counted(t)[:1] == '(' for t in trials) else ''
     rows = [row('th scope=col', head), *(row('td', cells) for cells in body)]
-    return f"<table class='udfc-runs'><caption>All runs</caption>{''.join(rows)}</table>"
+    return f"<table class='udfc-runs'><caption>All runs{other}</caption>{''.join(rows)}</table>"
 
 # %% ../../nbs/app/94_shown.ipynb #8cdfe954
 def code_of(
@@ -147,4 +150,4 @@ def message(
         more = f'<details><summary>where</summary><pre style="overflow-x: auto">{html.escape(trace)}</pre></details>'
     color = '#009e73' if good else '#d55e00' if wrong else '#777777'
     return (f'<div role="{"alert" if wrong else "status"}" style="border-left: 4px solid {color}; padding: .2em .7em; '
-        f'line-height: 1.5">{html.escape(text).replace(chr(10), "<br>")}{more}</div>')
+        f'margin-bottom: .6em; line-height: 1.5">{html.escape(text).replace(chr(10), "<br>")}{more}</div>')

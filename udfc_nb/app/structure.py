@@ -47,6 +47,7 @@ def lanes(
 
 # %% ../../nbs/app/82_structure.ipynb #d2f6809c
 LEFT, GONE = '#0072b2', '#cccccc' # channels that are left, and those that went
+_SAID = {'+': 'sum', '×': 'product', '‖': 'concatenation'}
 
 def _draw_lines(ax, rows):
     "The graph of rows, from top to bottom."
@@ -61,6 +62,8 @@ def _draw_lines(ax, rows):
         if len(r['join']) == 1: ax.text(lane[i], i, r['join'], ha='center', va='center_baseline', fontsize=8, zorder=4)
         elif r['join']: ax.text(lane[i]+.25, i, r['join'], va='center', fontsize=7)
     ax.set_xlim(-.5, max(lane, default=0)+.9)
+    ax.set_xlabel('\n'.join(f'{sign} {word}' for sign, word in _SAID.items() if any(r['join'] == sign for r in rows)),
+        fontsize=8, loc='left')
 
 def _note(r, done):
     if done is None: return f"{r['channels']:,}"
