@@ -210,8 +210,8 @@ def test_cross_references(page):
     twice = [n for n, k in Counter(labels(nb)).items() if k > 1]
     assert not twice, f'{twice} stand there more than once'
     raw = set(re.findall(CROSS, prose(markdown(nb))))
-    assert not raw, (f'{sorted(raw)} show as they are in Jupyter and on GitHub: write [words](#see-name) and, above the '
-        'figure, <a id="see-name"></a>')
+    assert not raw, (f'{sorted(raw)} show as they are in Jupyter and on GitHub: write [words](#see-name), and above '
+        'the figure <a id="see-name"></a>')
     figures = {d['label'] for d in map(directives, code(nb)) if d.get('label', '').startswith('fig-')
         and 'fig-cap' not in d}
     assert not figures, f'{sorted(figures)} have a label but no fig-cap, and quarto numbers figures with captions only'

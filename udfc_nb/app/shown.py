@@ -97,7 +97,7 @@ def trials_table(
     last = trials[-1].images if trials else ''
     counted = lambda t: percent(t.after) if t.after is None or t.images == last else f'({percent(t.after)})'
     row = lambda tag, cells: '<tr>'+''.join(f'<{tag}>{html.escape(str(c))}</{tag[:2]}>' for c in cells)+'</tr>'
-    head = ('', 'recipe, channels, weights', 'accuracy, %', 'explained, %', 'file', 'of before, %',
+    head = ('', 'recipe, channels, weights', 'accuracy, %', 'explained, %', 'file', 'file, %',
         'multiplications, %', 'seconds')
     body = [('', 'the network as it is', percent(trials[-1].before if trials else None), '100.0', megabytes(full),
         '100.0', '100', ''), *((i, t.label, counted(t), percent(t.explained), megabytes(t.bytes),
