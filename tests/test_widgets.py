@@ -8,7 +8,7 @@ import pytest, torch
 from torch import nn
 from books import FLAGS, browser
 from udfc_nb import load
-from udfc_nb.data.digits import digits_net
+from udfc_nb.data.digits import digits, digits_net
 from udfc_nb.app.fields import HELP, PRESETS, devices
 from udfc_nb.app.shown import comparison_figure, limits
 from udfc_nb.app.subjects import float_bytes, open_network
@@ -59,9 +59,9 @@ def test_run_shows_the_result(bench):
         and (c.run.disabled, c.stop.disabled) == (False, True))
     assert f'{trial.before:.1f} → {trial.after:.1f} %' in c.headline.value
     assert ([r['out'] for r in trial.report.rows] == [9, 6, 3] and '9/12' in c.report.value
-        and 'paper, 0.25, 4 bit' in c.table.value)
+        and 'paper, 25 % removed, 4 bit' in c.table.value)
     assert (all('<svg' in v and 'role="img" aria-label=' in v for v in (c.structure.value, c.comparison.value))
-        and '9 of 12' in c.structure.value)
+        and '9 of 12, 25 % cut' in c.structure.value)
 
 
 def test_settings_reach_compress(bench):
@@ -102,6 +102,15 @@ def test_stop_works_at_any_moment(moment):
     bench.c.recipe.value = 'paper'
     press(bench, 'run')
     assert len(bench.trials) == 1 and bench.c.message.value == '' # and it can be started again
+
+
+def test_stop_that_comes_too_late_leaves_no_message(bench):
+    stopping = []
+    def slow(): bench.c.stop.click(); stopping.append(bench.c.message.value); type(bench).show(bench)
+    bench.show = slow # the work has ended, and its result is being drawn
+    press(bench, 'run')
+    assert 'Stopping' in stopping[0] and 'had ended before' in bench.c.message.value and len(bench.trials) == 1
+    bench.stop(); assert bench.c.message.value == ''
 
 
 def test_stop_reaches_the_measuring(bench):
@@ -156,6 +165,14 @@ def test_messages_go_away_when_something_is_changed(bench):
         bench.c.bits.value = 'four'
         press(bench, 'run'); assert 'is no number' in bench.c.message.value and 'role="alert"' in bench.c.message.value
         change(); assert bench.c.message.value == ''
+
+
+def test_messages_stand_below_the_button_that_was_pressed(bench, tmp_path):
+    bench.c.path.value = str(tmp_path/'a.safetensors')
+    where = lambda: [name for name, box in bench.c.spots.items() if bench.c.message in box.children]
+    assert where() == ['open']
+    for button in ('run', 'save', 'reset', 'save', 'open'):
+        press(bench, button); assert where() == ['run' if button == 'reset' else button]
 
 
 def test_only_the_fields_of_the_goal_are_shown(bench):
@@ -257,6 +274,8 @@ def test_axes_are_sensible(bench):
     low, high = ax.get_ylim()
     # one trial alone is no cliff
     assert high-low >= 5 and low <= min(trial.before, trial.after) and high >= max(trial.before, trial.after)
+    again = comparison_figure([trial, trial], float_bytes(bench.subject.model)).axes[0]
+    assert [t.get_text() for t in ax.texts+again.texts] == ['1', '1, 2'] # no number upon another
     left, right = ax.get_xlim()
     # the network as it is stands beside it
     assert left < trial.bytes/1000 < right and left < float_bytes(bench.subject.model)/1000 < right
@@ -372,6 +391,7 @@ def test_notebook_in_a_kernel(tmp_path, monkeypatch):
 
 # ---- browser
 
+PICTURES = os.environ.get('UDFC_PICTURES') # a folder for a picture of each task; '' or not set: none are taken
 WAIT = 120_000 # milliseconds; the first page has a kernel to start, and machines differ
 
 
@@ -403,6 +423,23 @@ def page(voila):
         chromium.close()
 
 
+def photo(page, name, width=1200):
+    "A picture of the whole form, for people to look at."
+    if not PICTURES: return
+    before = page.viewport_size
+    page.set_viewport_size(dict(width=width, height=900)); page.wait_for_timeout(300)
+    height = page.locator('.udfc').evaluate('e => Math.ceil(e.getBoundingClientRect().height)')
+    page.set_viewport_size(dict(width=width, height=height+80)); page.wait_for_timeout(300)
+    Path(PICTURES).mkdir(parents=True, exist_ok=True); page.screenshot(path=Path(PICTURES, f'{name}.png'))
+    page.set_viewport_size(before)
+
+
+def seen(page, text):
+    "Is a text there, and in sight without scrolling?"
+    found = page.get_by_text(text).first; found.wait_for(); box = found.bounding_box()
+    return 0 <= box['y'] and box['y']+box['height'] <= page.viewport_size['height']
+
+
 def button(page, name): return page.locator('.udfc button').filter(has_text=re.compile(rf'^\s*{name}\s*$'))
 
 
@@ -425,22 +462,44 @@ def test_browser_has_names(page):
         'all => all.filter(e => e.getBoundingClientRect().width && !(e.innerText || "").trim() && !(e.labels || '
         '[]).length).map(e => e.outerHTML)')
     assert nameless == []
-    page.get_by_label('weights, bits').focus(); page.keyboard.press('Shift+Tab')
-    assert page.evaluate('document.activeElement.closest(".udfc") !== null')
+    enabled(page, 'Run'); photo(page, '01 load')
+
+
+def test_browser_keyboard(page):
+    "A run without a mouse: Tab, letters, Enter."
+    def tab_to(what):
+        for _ in range(40):
+            at = page.evaluate('() => { const e = document.activeElement; '
+                'return e.labels?.[0]?.innerText?.trim() || e.innerText?.trim() || "" }')
+            if at == what: return
+            page.keyboard.press('Tab')
+        raise AssertionError(f'{what} is not reached')
+    page.get_by_label('network', exact=True).focus()
+    tab_to('4 bits'); page.keyboard.press('Enter')
+    tab_to('weights, bits'); page.keyboard.press('Control+A'); page.keyboard.type('6')
+    tab_to('recipe'); page.keyboard.type('fast')
+    tab_to('Run'); photo(page, '02 keyboard'); page.keyboard.press('Enter')
+    page.get_by_text('fast, 0 % removed, 6 bit').first.wait_for(); enabled(page, 'Run'); assert runs(page) == 1
+    tab_to('Reset'); page.keyboard.press('Enter')
+    page.wait_for_function("() => ![...document.querySelectorAll('.udfc table')].some(t => t.checkVisibility())")
+    assert page.get_by_label('weights, bits').input_value() == '4'
 
 
 def test_browser_run_and_compare(page):
     enabled(page, 'Run'); page.get_by_label('recipe', exact=True).select_option('fast')
     button(page, '4 bits').click(); button(page, 'Run').click()
-    page.get_by_text('fast, 0, 4 bit').first.wait_for(); enabled(page, 'Run')
+    page.get_by_text('fast, 0 % removed, 4 bit').first.wait_for(); enabled(page, 'Run')
     before, after = (map(float, re.search(r'accuracy ([\d.]+) → ([\d.]+) %',
         page.locator('.udfc').inner_text()).groups()))
     assert before > 98 and after > 95
     page.get_by_label('remove, share').fill('0.4'); page.keyboard.press('Tab'); button(page, 'Run').click()
-    page.get_by_text('fast, 0.4, 4 bit').first.wait_for(); enabled(page, 'Run')
+    page.get_by_text('fast, 40 % removed, 4 bit').first.wait_for(); enabled(page, 'Run')
     assert runs(page) == 2
     sizes = page.locator('.udfc-picture svg').evaluate_all('all => all.map(i => i.getBoundingClientRect().width)')
     assert len(sizes) == 2 and min(sizes) > 500
+    wide = page.locator('.udfc table').first.evaluate('t => [t.scrollWidth, t.parentElement.clientWidth]')
+    assert wide[0] <= wide[1] # every column is in sight
+    photo(page, '03 compare')
 
 
 def test_browser_download(page):
@@ -448,45 +507,84 @@ def test_browser_download(page):
         with page.expect_download() as told: page.get_by_role('link', name=name).click()
         data = Path(told.value.path()).read_bytes()
         assert data.startswith(start) if start else b'udfc_nb' in data[:20000] and len(data) > 10000
+    page.get_by_text('Show the Python').click(); assert page.get_by_text('small = compress(model').is_visible()
+    photo(page, '04 download'); page.get_by_text('Show the Python').click()
 
 
-def test_browser_stop(page):
+@pytest.mark.parametrize('preset', PRESETS)
+def test_browser_stop(page, preset):
     enabled(page, 'Run')
     page.get_by_label('recipe', exact=True).select_option('best')
-    button(page, 'fastest').click(); button(page, 'Run').click()
-    enabled(page, 'Stop'); button(page, 'Stop').click()
+    button(page, preset).click()
+    page.evaluate("""() => { window.said = []; new MutationObserver(() => document.querySelectorAll(
+        '.udfc [role=status]').forEach(e => said.push(e.innerText))).observe(document.querySelector('.udfc'),
+        {subtree: true, childList: true}) }""") # it stands there for a moment only
+    button(page, 'Run').click(); enabled(page, 'Stop'); page.get_by_text('step ').first.wait_for()
+    photo(page, f'05 running, {preset}')
+    start = time.perf_counter(); button(page, 'Stop').click()
     page.get_by_text('Stopped. The network is as it was.').wait_for()
-    enabled(page, 'Run')
+    print(f'{preset}: stopped {time.perf_counter()-start:.2f} s after it was asked for')
+    assert any('Stopping' in s for s in page.evaluate('said')) # it says so at once
+    enabled(page, 'Run'); photo(page, f'06 stopped, {preset}')
     assert runs(page) == 2 # those before, and none more
 
 
 def test_browser_nonsense(page):
-    page.get_by_label('weights, bits').fill('four'); button(page, 'Run').click()
+    button(page, '4 bits').click(); page.get_by_label('weights, bits').fill('four'); button(page, 'Run').click()
     page.get_by_role('alert').get_by_text("'four' is no number").wait_for()
-    assert page.get_by_text('What to do').is_visible()
+    assert seen(page, 'What to do'); photo(page, '07 wrong input')
     page.get_by_label('weights, bits').fill('4'); page.keyboard.press('Tab')
     page.get_by_text("'four' is no number").wait_for(state='hidden')
 
 
 def test_browser_layers(page):
-    page.get_by_role('button', name='Layers: 6 of 16').click()
-    page.get_by_label('conv1, bits', exact=True).fill('nine'); button(page, 'Run').click()
+    fold, report = page.get_by_role('button', name='Layers: 6 of 16'), page.get_by_text('Report, layer by layer')
+    fold.click(); page.get_by_label('conv1, bits', exact=True).fill('nine'); button(page, 'Run').click()
     page.get_by_text('conv1, bits').first.wait_for(); page.get_by_role('alert').wait_for()
-    page.get_by_label('conv1, bits', exact=True).fill(''); page.keyboard.press('Tab')
-    page.get_by_role('alert').wait_for(state='hidden'); page.get_by_role('button', name='Layers: 6 of 16').click()
+    page.get_by_label('conv1, bits', exact=True).fill('8'); page.keyboard.press('Tab')
+    page.get_by_role('alert').wait_for(state='hidden')
+    page.get_by_label('layer1.0.conv1, ratio', exact=True).fill('0.5'); page.keyboard.press('Tab')
+    page.get_by_label('recipe', exact=True).select_option('fast'); button(page, 'Run').click()
+    page.get_by_text('fast, 0 % removed, 4 bit, layers of their own').first.wait_for(); enabled(page, 'Run')
+    report.click(); told = page.get_by_role('row', name='conv1 ').all_inner_texts()
+    assert any(re.match(r'conv1\s+16/16\s+1/1\s+8', t) for t in told) and any('8/16' in t for t in told)
+    photo(page, '08 layers'); report.click()
+    for name in ('conv1, bits', 'layer1.0.conv1, ratio'): page.get_by_label(name, exact=True).fill('')
+    page.keyboard.press('Tab'); fold.click()
+
+
+def test_browser_own_images(page, tmp_path):
+    from PIL import Image
+    x, y = digits('test')
+    for i in range(60):
+        (folder := tmp_path/str(y[i].item())).mkdir(exist_ok=True)
+        Image.fromarray((255*(x[i, 0]-x.min())/(x.max()-x.min())).byte().numpy()).save(folder/f'{i}.png')
+    page.get_by_label('your images').fill(str(tmp_path/'nowhere')); button(page, 'Run').click()
+    page.get_by_role('alert').get_by_text('no such folder').wait_for(); assert seen(page, 'no such folder')
+    page.get_by_label('your images').fill(str(tmp_path)); page.keyboard.press('Tab')
+    page.get_by_role('alert').wait_for(state='hidden'); button(page, 'Run').click()
+    page.get_by_text(f'(60 images of {tmp_path})').first.wait_for(); enabled(page, 'Run'); photo(page, '09 own images')
+    assert runs(page) == 4
+    page.get_by_label('your images').fill(''); page.keyboard.press('Tab')
+
+
+def test_browser_half_the_size(page):
+    button(page, 'half the size').click(); button(page, 'Run').click()
+    page.get_by_text('channels only').first.wait_for(); enabled(page, 'Run'); photo(page, '10 preset')
+    assert 45 < float(re.search(r'file [\d.]+ kB, (\d+) % of', page.locator('.udfc').inner_text())[1]) <= 50
 
 
 def test_browser_save(page):
     page.get_by_label('to the file').fill('here.safetensors'); button(page, 'Save').click()
-    page.get_by_role('status').get_by_text('Written:').wait_for()
+    page.get_by_role('status').get_by_text('Written:').wait_for(); assert seen(page, 'Written:'); photo(page, '11 save')
     page.get_by_label('to the file').fill('/no/such/folder/a.safetensors'); button(page, 'Save').click()
     page.get_by_role('alert').get_by_text('choose another folder').wait_for()
 
 
 def test_browser_goes_on_after_a_reload(page):
     page.reload(wait_until='commit'); button(page, 'Run').wait_for(); enabled(page, 'Run')
-    page.get_by_text('fast, 0.4, 4 bit').first.wait_for()
-    assert runs(page) == 2
+    page.get_by_text('fast, 40 % removed, 4 bit').first.wait_for()
+    assert runs(page) == 5; photo(page, '12 resume')
 
 
 def test_browser_in_the_dark(page):
@@ -496,23 +594,24 @@ def test_browser_in_the_dark(page):
         letters = page.locator('.udfc h2').first.evaluate('e => getComputedStyle(e).color')
         assert (ground() != light and sum(map(int, re.findall(r'\d+', ground())[:3])) < 100 < 600 < sum(map(int,
             re.findall(r'\d+', letters)[:3])))
+        photo(page, '13 dark'); photo(page, '13 dark, 390', 390)
     finally: page.emulate_media(color_scheme='light')
 
 
 def test_browser_another_network(page):
     page.get_by_label('network', exact=True).select_option(label='another one, by its name')
     page.get_by_label('name', exact=True).fill('resnet81'); button(page, 'Open').click()
-    page.get_by_text('did you mean resnet18').wait_for()
+    assert seen(page, 'did you mean resnet18'); photo(page, '14 wrong name')
     page.get_by_label('name', exact=True).fill('torchvision:squeezenet1_1')
     page.get_by_label('shape of the input').fill('1,3,64,64'); button(page, 'Open').click()
-    page.get_by_role('button', name='of 26 can lose channels').wait_for()
+    page.get_by_role('button', name='of 26 can lose channels').wait_for(); photo(page, '15 another network')
     page.get_by_label('network', exact=True).select_option(label='digits, ships with the package')
-    page.get_by_text('fast, 0.4, 4 bit').first.wait_for()
+    page.get_by_text('fast, 40 % removed, 4 bit').first.wait_for()
 
 
-@pytest.mark.parametrize('width', [390, 1200])
+@pytest.mark.parametrize('width', [390, 1400])
 def test_browser_nothing_sticks_out(page, width):
     page.set_viewport_size(dict(width=width, height=900)); page.wait_for_timeout(300)
     out = page.locator('.udfc button, .udfc input, .udfc select, .udfc .widget-html').evaluate_all(
         'all => all.map(e => e.getBoundingClientRect()).filter(r => r.width).map(r => r.right)')
-    assert len(out) > 10 and max(out) <= width
+    assert len(out) > 10 and max(out) <= width; photo(page, f'16 {width}', width)

@@ -87,10 +87,10 @@ def explore_figure(
         mine = [r for r in known if r['bits'] == b]
         ax.plot(*zip(*map(at, mine)), **LINES[(i+1) % len(LINES)] | dict(linestyle=''), label=f'{b:g} bits')
         for r in mine: ax.annotate(f"{r['ratio']:g}", at(r), xytext=(5, 3), textcoords='offset points', fontsize=7)
-    ax.set(xscale='log', yscale='log', xlabel='size of the file in kB',
-        ylabel='unexplained of what the original says, percent',
-        title=title or 'small figures: share of channels removed')
-    size_axis(ax); ax.yaxis.set_major_formatter(lambda v, _: f'{v:g}'); ax.legend()
+    ax.set(xscale='log', yscale='log', ylabel='unexplained of what the original says, %', title=title)
+    ax.set_ylim(top=1.5*10**math.ceil(math.log10(max(at(r)[1] for r in known)))) # a power of ten is always in sight
+    size_axis(ax, 'size of the file'); ax.yaxis.set_major_formatter(lambda v, _: f'{v:g}')
+    ax.legend(title='numbers: share of channels removed', title_fontsize=8, alignment='left')
     return fig
 
 # %% ../../nbs/app/85_explore.ipynb #ce79a666
@@ -146,8 +146,8 @@ def sensitivity_figure(
         width_ratios=[len(c) for c in columns.values()])
     axs = fig.axes[:]
     for ax, (k, cols) in zip(axs, columns.items()):
-        image = heat(ax, at[k], layers, cols, 6.5, norm=norm)
-        ax.set_xlabel('share of channels removed' if k == 'ratio' else 'bits of its weights')
+        image = heat(ax, at[k], layers, cols, 6.5, lambda v: f'{v:.0f}' if v >= 10 else f'{v:.2g}', norm=norm)
+        ax.set_xlabel('share of channels removed\n(white: cannot be cut)' if k == 'ratio' else 'bits of its weights')
     axs[0].tick_params('y', labelsize=7)
-    fig.colorbar(image, ax=axs, label='unexplained, percent')
+    fig.colorbar(image, ax=axs, label='unexplained, %')
     return fig

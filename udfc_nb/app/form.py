@@ -14,40 +14,45 @@ from udfc_nb.app.fields import (PRESETS, SHOWN, action_fields, need_ipywidgets, 
     setting_fields)
 from .shown import message
 from .trials import Background
-from ..errors import UnsupportedError
+from ..errors import Cancelled, UnsupportedError
 
 # %% ../../nbs/app/96_form.ipynb #176b5920
 CSS = '''<style>
 .udfc table { border-collapse: collapse; font-variant-numeric: tabular-nums; line-height: 1.4; color: inherit; }
 .udfc caption { text-align: left; font-weight: bold; padding: .3em 0; }
-.udfc td, .udfc th { padding: .15em .7em; text-align: right; white-space: nowrap;
+.udfc td, .udfc th { padding: .15em .6em; text-align: right; vertical-align: bottom; white-space: nowrap;
   border-bottom: 1px solid rgba(128, 128, 128, .35); }
 .udfc td:nth-child(-n+2), .udfc th:nth-child(-n+2) { text-align: left; }
+.udfc th, .udfc .udfc-runs td:nth-child(2) { white-space: normal; } .udfc-runs td:nth-child(2) { min-width: 15em; }
 .udfc .widget-html, .udfc .widget-html-content { height: auto; max-width: 100%; line-height: 1.5;
   color: var(--jp-ui-font-color1, inherit); font-size: var(--jp-ui-font-size1, 13px); }
 .udfc .widget-html-content { overflow-x: auto; white-space: normal; }
 .udfc h2, .udfc h3, .udfc p { margin: .3em 0; }
 .udfc a { color: var(--jp-content-link-color, #1565c0); }
+.udfc pre { font-family: var(--jp-code-font-family, monospace); line-height: 1.35; overflow-x: auto; }
 .udfc .udfc-help { opacity: .8; font-size: .9em; line-height: 1.3; padding: 0 0 .5em .2em; }
-.udfc progress { width: 100%; }
 .udfc input::placeholder { opacity: .6; }
 .udfc .udfc-fold { width: 100%; height: auto; text-align: left; white-space: normal; }
-.udfc .udfc-picture svg { width: 100%; min-width: 34em; max-width: 56em; height: auto; }
+.udfc .udfc-picture svg { width: 100%; min-width: 27em; max-width: 50em; height: auto; }
+.udfc .udfc-structure svg { min-width: 38em; } .udfc progress { width: 100%; }
 .udfc .widget-label { white-space: normal; line-height: 1.2; height: auto; align-self: center; }
 .udfc .udfc-narrow > .widget-label { position: absolute; width: 1px; height: 1px; overflow: hidden;
   clip-path: inset(50%); white-space: nowrap; }
 .udfc :is(button, input, select, summary, a):focus-visible { outline: 3px solid #d55e00 !important;
   outline-offset: 1px; }
+.udfc { container-type: inline-size; } body[data-voila] .udfc { margin: 0 auto; }
+@container (max-width: 30em) { .udfc .widget-vbox > .widget-inline-hbox { flex-wrap: wrap; height: auto; }
+  .udfc .widget-vbox > .widget-inline-hbox > :is(select, input) { min-height: 28px; }
+  .udfc .widget-vbox > .widget-inline-hbox > .widget-label { width: 100% !important; text-align: left; } }
 @media (prefers-color-scheme: dark) {
   body.theme-light[data-voila] .udfc select { background-image: none !important; appearance: auto !important; }
   body.theme-light[data-voila] { color-scheme: dark; background: #111;
     --jp-layout-color0: #111; --jp-layout-color1: #111; --jp-layout-color2: #2a2a2a; --jp-layout-color3: #444;
     --jp-ui-font-color0: #fff; --jp-ui-font-color1: #e8e8e8; --jp-ui-font-color2: #ccc; --jp-ui-font-color3: #999;
     --jp-content-font-color1: #e8e8e8; --jp-content-link-color: #7ab7ff;
-    --jp-border-color1: #666; --jp-border-color2: #555; --jp-widgets-color: #e8e8e8;
+    --jp-border-color1: #666; --jp-border-color2: #555; --jp-widgets-color: #e8e8e8; --jp-cell-editor-background: #111;
     --jp-widgets-label-color: #e8e8e8; --jp-widgets-input-color: #e8e8e8; --jp-widgets-readout-color: #e8e8e8;
-    --jp-widgets-input-background-color: #1c1c1c; --jp-widgets-input-border-color: #777;
-    --jp-cell-editor-background: #111; } }
+    --jp-widgets-input-background-color: #1c1c1c; --jp-widgets-input-border-color: #777; } }
 </style>'''
 
 # %% ../../nbs/app/96_form.ipynb #5134bec9
@@ -70,16 +75,18 @@ def arrange(
     row = lambda *items: w.HBox(items, layout={'flex_flow': 'row wrap', 'width': '100%'})
     c.headline, c.links, c.comparison, c.table, c.structure, c.report = (w.HTML() for _ in range(6))
     c.layers = w.VBox(layout={'display': 'none'})
+    c.spots = {name: w.VBox(layout={'width': '100%'}) for name in ('open', 'run', 'save')}
     c.fold = w.ToggleButton(tooltip='Shows or hides the layers.', icon='caret-right'); c.fold.add_class('udfc-fold')
-    c.result = w.VBox([c.headline, c.links, c.comparison, c.table, c.report, grid('format', 'path'), row(c.save)])
+    c.result = w.VBox([c.headline, c.links, c.comparison, c.table, c.report, grid('format', 'path'), row(c.save),
+        c.spots['save']])
     form = w.VBox([w.HTML(CSS), w.HTML(TITLE), w.HTML('<h3>1. The network</h3>'),
-        grid('network', 'name', 'weights', 'shape', 'pretrained'), row(c.open), grid('images'),
-        w.HTML('<h3>2. What is to become smaller</h3>'), row(w.Label('Presets:'), *c.presets.values()),
+        grid('network', 'name', 'weights', 'shape', 'pretrained'), row(c.open), c.spots['open'],
+        grid('images'), w.HTML('<h3>2. What is to become smaller</h3>'), row(w.Label('Presets:'), *c.presets.values()),
         w.HTML(helped('<br>'.join(f'<b>{name}</b>: {help}' for name, (help, _) in PRESETS.items()))), grid('goal'),
         grid('ratio', 'bits', 'size', 'activation_bits', 'spread', 'recipe', 'device'), c.fold, c.layers,
-        w.HTML('<h3>3. Run and compare</h3>'), row(c.run, c.stop, c.reset), c.bar, c.message, c.result, c.structure],
+        w.HTML('<h3>3. Run and compare</h3>'), row(c.run, c.stop, c.reset), c.spots['run'], c.result, c.structure],
         layout={'max_width': '60em', 'width': '100%'})
-    form.add_class('udfc')
+    form.add_class('udfc'); c.structure.add_class('udfc-structure')
     return form
 
 # %% ../../nbs/app/96_form.ipynb #4441df24
@@ -96,6 +103,7 @@ class Form:
         self.c = SimpleNamespace(**network_fields(w, given), **self.settings_of, **action_fields(w),
             presets=preset_buttons(w))
         self.widget = arrange(w, self.c)
+        self.answer_at('run')
     def _repr_mimebundle_(self, **kw): return self.widget._repr_mimebundle_(**kw)
     def wait(self,
         timeout:float=None, # seconds
@@ -108,6 +116,11 @@ class Form:
     ):
         "Shows a message."
         self.c.message.value = message(what, good) if str(what) or isinstance(what, Exception) else ''
+    def answer_at(self,
+        place:str, # 'open', 'run' or 'save': what was pressed
+    ):
+        "The bar and the message stand below the button that they belong to."
+        for name, box in self.c.spots.items(): box.children = (self.c.bar, self.c.message) if name == place else ()
     def changed(self,
         change:object=None, # of a widget
     ):
@@ -123,7 +136,7 @@ class Form:
     def tick(self):
         "The progress bar."
         done, total, what = self.now
-        how = f'{what}, {done} of {total}' if total > 1 else what
+        how = f"step {done} of {total}{what and f': {what}'}" if total > 1 else what
         self.c.bar.value = (f"<progress max='{max(total, 1)}' value='{done}' aria-label='progress'></progress> "
             f"{html.escape(how)}") if self.back.busy else ''
     def work(self,
@@ -138,6 +151,8 @@ class Form:
                 then(result)
             except Exception as e: self.say(e)
             finally: self.c.bar.value = ''; self.lock(False)
+            if self.back.asked.is_set() and not isinstance(error, Cancelled):
+                self.say('It had ended before it could be stopped.')
         if self.back.busy:
             return self.say(UnsupportedError('something is running already', layer='workbench',
                 hint='wait for it, or stop it'))

@@ -98,17 +98,22 @@ def use_style():
 
 # %% ../../nbs/app/80_plots.ipynb #e53c0d6c
 def size_axis(
-    ax:Axes, # with a logarithmic x axis
+    ax:Axes, # with a logarithmic x axis in kB, whose limits are set
+    label:str='', # of the axis, without its unit; '': what stands there stays, and so do the kB
 ):
-    "Ticks of a logarithmic axis of sizes, written as numbers."
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}')); ax.xaxis.set_minor_locator(NullLocator())
+    "Ticks of a logarithmic axis of sizes, written as numbers; with a label in kB or in MB."
+    low, high = ax.get_xlim()
+    of, unit = (1000, 'MB') if label and high > 10_000 else (1, 'kB')
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 20*low else (1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v/of:g}')); ax.xaxis.set_minor_locator(NullLocator())
+    if label: ax.set_xlabel(f'{label} in {unit}')
 
 def heat(
     ax:Axes, # to be drawn on
     at:dict, # (row, column) → value
     rows:list, cols:list, # what stands at the axes: the values of row and column, in order
     size:float=9., # of the numbers, in points
+    number:Callable='{:.3g}'.format, # value → what is written into its cell
     **kwargs, # for `imshow`
 )->AxesImage:
     "A map of values with the numbers in it; a cell without a number stays white."
@@ -116,7 +121,7 @@ def heat(
     image = ax.imshow(grid, aspect='auto', **kwargs); ax.grid(False)
     for (i, j), v in numpy.ndenumerate(grid):
         if math.isfinite(v):
-            ax.text(j, i, f'{v:.3g}', ha='center', va='center', fontsize=size,
+            ax.text(j, i, number(v), ha='center', va='center', fontsize=size,
                 color='white' if image.norm(v) < .5 else 'black')
     label = lambda v: v if isinstance(v, str) else f'{v:g}'
     ax.set_xticks(range(len(cols)), map(label, cols)); ax.set_yticks(range(len(rows)), map(label, rows))

@@ -37,27 +37,39 @@ def limits(
     return max(low-room-shift, -.5), min(high+room-shift, 100.5)
 
 # %% ../../nbs/app/94_shown.ipynb #91f434c2
+def _number(ax, shown):
+    "The numbers of the trials at their points; where points lie upon each other, all of them in a row."
+    to, found = ax.transScale+ax.transLimits, [] # data → share of the axes
+    for i, _, at in shown:
+        x, y = to.transform(at)
+        if not math.isfinite(x+y): continue
+        near = next((all_of for u, v, all_of in found if abs(u-x) < .03 and abs(v-y) < .07), None)
+        if near is None: found.append((x, y, near := []))
+        near.append(str(i))
+    for x, y, all_of in found:
+        ax.annotate(', '.join(all_of), (x, y), xycoords='axes fraction', xytext=(6, 5), textcoords='offset points')
+
 @styled
 def comparison_figure(
     trials:list, # of `Trial`s of one network
     full:int, # bytes of the network as it is
 )->Figure:
     "Quality against the size of the packed file, one point per trial, and the network as it is."
-    fig, ax = new_figure(width=6.6, height=3.2)
+    fig, ax = new_figure(width=5.6, height=3.)
     last, counted = trials[-1], trials[-1].after is not None
     # what was counted on other images cannot be compared
     shown = [(i, t, (t.bytes/1000, quality(t))) for i, t in enumerate(trials, 1)
         if (t.after is not None, t.images) == (counted, last.images)]
     for k, name in enumerate(dict.fromkeys(t.report.recipe['name'] for _, t, _ in shown)):
         mine = [at for _, t, at in shown if t.report.recipe['name'] == name]
-        ax.plot(*zip(*mine), **LINES[(k+1) % len(LINES)] | dict(linestyle=''), label=name, markersize=7)
-    for i, _, at in shown: ax.annotate(str(i), at, xytext=(6, 5), textcoords='offset points')
+        ax.plot(*zip(*mine), **LINES[(k+1) % len(LINES)] | dict(linestyle=''), label=name, markersize=7, clip_on=False)
     sizes, values = zip((full/1000, last.before if counted else 100.), *(at for *_, at in shown))
-    ax.plot(sizes[0], values[0], '*', color='0.4', markersize=11, label='as it is')
-    ax.set(xscale='log', xlim=(min(sizes)/1.4, max(sizes)/.7), ylim=limits(values), xlabel='size of the file in kB',
-        ylabel=f"accuracy in percent, {last.images or 'measured'}" if counted
-        else 'explained of what the original says, percent')
-    size_axis(ax); ax.legend(loc='lower right')
+    ax.plot(sizes[0], values[0], '*', color='0.5', markersize=11, label='as it is', clip_on=False, zorder=3)
+    ax.set(xscale='log', xlim=(min(sizes)/1.4, max(sizes)/.7), ylim=limits(values),
+        ylabel='accuracy in %' if counted else 'explained of what the original says, %')
+    where = last.images if len(last.images) < 60 else f'{last.images[:20]} … {last.images[-37:]}' # a path can be long
+    if counted: ax.set_title(where, loc='left')
+    _number(ax, shown); size_axis(ax, 'size of the file'); ax.legend(loc='lower right')
     return fig
 
 # %% ../../nbs/app/94_shown.ipynb #9a2e447f
@@ -82,15 +94,18 @@ def trials_table(
 )->str: # HTML
     "All trials, numbered as in the figure."
     percent = lambda v: '' if v is None else f'{v:.1f}'
+    last = trials[-1].images if trials else ''
+    counted = lambda t: percent(t.after) if t.after is None or t.images == last else f'({percent(t.after)})'
     row = lambda tag, cells: '<tr>'+''.join(f'<{tag}>{html.escape(str(c))}</{tag[:2]}>' for c in cells)+'</tr>'
-    head = ('', 'recipe, channels removed, weights', 'accuracy, %', 'explained, %', 'file', 'of before, %',
+    head = ('', 'recipe, channels, weights', 'accuracy, %', 'explained, %', 'file', 'file, %',
         'multiplications, %', 'seconds')
     body = [('', 'the network as it is', percent(trials[-1].before if trials else None), '100.0', megabytes(full),
-        '100.0', '100', ''), *((i, t.label, percent(t.after), percent(t.explained), megabytes(t.bytes),
+        '100.0', '100', ''), *((i, t.label, counted(t), percent(t.explained), megabytes(t.bytes),
         f'{100*t.bytes/full:.1f}', f"{_share(t.report, 'macs'):.0f}", f'{t.seconds:.1f}')
         for i, t in enumerate(trials, 1))]
+    other = '; accuracy in brackets: on other images' if any(counted(t)[:1] == '(' for t in trials) else ''
     rows = [row('th scope=col', head), *(row('td', cells) for cells in body)]
-    return f"<table><caption>All runs</caption>{''.join(rows)}</table>"
+    return f"<table class='udfc-runs'><caption>All runs{other}</caption>{''.join(rows)}</table>"
 
 # %% ../../nbs/app/94_shown.ipynb #8cdfe954
 def code_of(
@@ -135,4 +150,4 @@ def message(
         more = f'<details><summary>where</summary><pre style="overflow-x: auto">{html.escape(trace)}</pre></details>'
     color = '#009e73' if good else '#d55e00' if wrong else '#777777'
     return (f'<div role="{"alert" if wrong else "status"}" style="border-left: 4px solid {color}; padding: .2em .7em; '
-        f'line-height: 1.5">{html.escape(text).replace(chr(10), "<br>")}{more}</div>')
+        f'margin-bottom: .6em; line-height: 1.5">{html.escape(text).replace(chr(10), "<br>")}{more}</div>')

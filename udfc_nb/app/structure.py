@@ -47,6 +47,7 @@ def lanes(
 
 # %% ../../nbs/app/82_structure.ipynb #d2f6809c
 LEFT, GONE = '#0072b2', '#cccccc' # channels that are left, and those that went
+_SAID = {'+': 'sum', '×': 'product', '‖': 'concatenation'}
 
 def _draw_lines(ax, rows):
     "The graph of rows, from top to bottom."
@@ -57,15 +58,19 @@ def _draw_lines(ax, rows):
                 color='0.5', lw=1, marker='')
     for i, r in enumerate(rows):
         ax.plot(lane[i], i, 'o', color=LEFT if r['layer'] else 'white', markeredgecolor='0.5',
-            ms=5 if r['layer'] else 7, zorder=3)
-        if r['join']: ax.text(lane[i]+.25, i, r['join'], va='center', fontsize=7)
+            ms=5 if r['layer'] else 9, zorder=3)
+        if len(r['join']) == 1: ax.text(lane[i], i, r['join'], ha='center', va='center_baseline', fontsize=8, zorder=4)
+        elif r['join']: ax.text(lane[i]+.25, i, r['join'], va='center', fontsize=7)
     ax.set_xlim(-.5, max(lane, default=0)+.9)
+    ax.set_xlabel('\n'.join(f'{sign} {word}' for sign, word in _SAID.items() if any(r['join'] == sign for r in rows)),
+        fontsize=8, loc='left')
 
 def _note(r, done):
     if done is None: return f"{r['channels']:,}"
     bits = '' if done['bits'] == 32 else f", {done['bits']} bit"
-    return (f"{done['out']:,} of {done['out_before']:,}" if done['out'] < done['out_before']
-        else f"{done['out']:,}")+bits
+    gone = 100*(1-done['out']/done['out_before'])
+    cut = f" of {done['out_before']:,}, {'<1' if gone < 1 else f'{gone:.0f}'} % cut" if gone else ''
+    return f"{done['out']:,}{cut}{bits}"
 
 # %% ../../nbs/app/82_structure.ipynb #5dd2d705
 @styled
@@ -76,16 +81,16 @@ def structure_figure(
     "A network from top to bottom: which row reads which, and the share of the channels of each layer that is left."
     done = {} if report is None else {r['layer']: r for r in report.rows}
     n, wide = len(rows), max(lanes(rows), default=0)
-    fig, (left, right) = new_figure(2, 6.6, .8+.19*max(n, 3), sharey=True, width_ratios=(.6+.16*wide, 2.6))
+    fig, (left, right) = new_figure(2, 6.2, .8+.2*max(n, 3), sharey=True, width_ratios=(.6+.16*wide, 2.6))
     _draw_lines(left, rows)
     at = [i for i, r in enumerate(rows) if r['layer']]
     share = [100*done[rows[i]['layer']]['out']/done[rows[i]['layer']]['out_before'] if rows[i]['layer'] in done
         else 100 for i in at]
     right.barh(at, [100]*len(at), color=GONE, height=.62); right.barh(at, share, color=LEFT, height=.62)
-    for i in at: right.text(102, i, _note(rows[i], done.get(rows[i]['layer'])), va='center', fontsize=7)
-    left.set_yticks(at, [rows[i]['layer'] for i in at], fontsize=7)
+    for i in at: right.text(102, i, _note(rows[i], done.get(rows[i]['layer'])), va='center', fontsize=8)
+    left.set_yticks(at, [rows[i]['layer'] for i in at], fontsize=8)
     left.set(ylim=(max(n, 3)-.4, -.6), xticks=[]); left.spines[:].set_visible(False)
-    right.set(xlim=(0, 135), xticks=[0, 25, 50, 75, 100], xlabel='channels left, percent')
+    right.set(xlim=(0, 180), xticks=[0, 50, 100]); right.set_xlabel('channels left, %', loc='left')
     right.tick_params(left=False, labelleft=False)
     for ax in (left, right): ax.grid(False)
     return fig

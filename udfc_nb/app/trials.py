@@ -96,7 +96,7 @@ class Trial:
         wide = lambda b: 'float' if b is None else f'{b:g} bit'
         return ', '.join(filter(None, (self.report.recipe['name'],
             *((f"at most {megabytes(s['size_budget'])}", floats and 'channels only') if s.get('size_budget')
-            else (f"{s['pruning_ratio']:g}", wide(s['weight_bits']))),
+            else (f"{100*s['pruning_ratio']:g} % removed", wide(s['weight_bits']))),
             s.get('activation_bits') and f"{s['activation_bits']} bit between", s.get('budget') and f"by {s['budget']}",
             (s['layer_ratios'] or s['layer_bits'] and not floats) and 'layers of their own')))
 

@@ -74,8 +74,7 @@ def choose(self:Workbench):
     named = self.c.network.value == 'named'
     self.show_only(NAMED, NAMED if named else ())
     if not named: return self.open()
-    self.put()
-    self.say('Name the network and press Open.')
+    self.put(); self.answer_at('open'); self.say('Name the network and press Open.')
 
 @patch
 def open(self:Workbench):
@@ -89,7 +88,7 @@ def open(self:Workbench):
         return (subject, layer_rows(graph), structure_rows(graph),
             read_trials(self.keep).get(fingerprint(subject.model), []) if self.keep else [])
     def then(found): self.put(*found); self.say(found[0].note)
-    self.put()
+    self.put(); self.answer_at('open')
     self.work('opening', task, then)
 
 # %% ../../nbs/app/97_widgets.ipynb #b86e59c8
@@ -159,6 +158,7 @@ def remember(self:Workbench):
 @patch
 def run(self:Workbench):
     "Compresses with the present settings, in the thread."
+    self.answer_at('run')
     try: settings = self.settings()
     except UDFCError as e: return self.say(e)
     device = self.c.device.value
@@ -173,12 +173,13 @@ def run(self:Workbench):
 def stop(self:Workbench):
     "Takes effect at the next operation."
     self.say('Stopping: the operation that is running still ends.'); self.back.stop()
+    if self.c.stop.disabled: self.say('') # it has just ended by itself
 
 # %% ../../nbs/app/97_widgets.ipynb #707f7102
 @patch
 def reset(self:Workbench):
     "All settings as they were at first, and no trials."
-    self.fill()
+    self.fill(); self.answer_at('run')
     for ratio, bits in self.per_layer.values(): ratio.value = bits.value = ''
     self.trials = []; self.say('')
     try: self.remember()
@@ -195,4 +196,5 @@ def save(self:Workbench):
         if path.suffix != ending:
             raise FileError(f'the name must end in {ending}', layer=str(path), hint='or choose another form')
         with writing(path): return out.save(path) if ending == '.safetensors' else out.export(path)
-    self.work('writing', task, lambda size: self.say(f'Written: {path.resolve()}, {size:,} bytes', good=True))
+    self.answer_at('save')
+    self.work('writing', task, lambda n: self.say(f'Written: {path.resolve()}, {n:,} bytes', good=True))
