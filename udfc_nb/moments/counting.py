@@ -82,7 +82,7 @@ class Sums:
     def patch(self):
         "Mean and covariance; in double precision where single could not hold the square of the unit."
         d, s = self.first/self.n, self.unit
-        C = _whole(self.second)/self.n-d.mT*d
+        C = (_whole(self.second)/self.n).baddbmm_(d.mT, d, alpha=-1)
         return Patch((self.start+d)[:, 0]*s if s == 1 else (self.start+d)[:, 0].double()*s,
             C if s == 1 else C.double()*s*s, *self.how)
 
@@ -125,7 +125,7 @@ class Counting:
 @patch
 def moments(self:Counting)->dict: # layer's weight → `Patch`
     "What was counted."
-    return {weight: s.patch() for weight, s in self.sums.items()}
+    return {weight: self.sums.pop(weight).patch() for weight in [*self.sums]} # one after the other: they are large
 
 # %% ../../nbs/moments/27_counting.ipynb #b8c79ca4
 class Extents:
