@@ -48,6 +48,7 @@ def _number(data, root, classes):
     data.samples = data.imgs = [(f, rank[i]) for f, i in data.samples]
     data.targets = [i for _, i in data.samples]
 
+# %% ../../nbs/app/87_evaluate.ipynb #f5f78c5c
 def image_folder(
     path:str|PathLike, # with `val/CLASS/IMAGE` or `CLASS/IMAGE` in it
     transform:Callable, # PIL image → tensor

@@ -80,6 +80,7 @@ def _resize(m):
         m.num_features = len(t)
     elif isinstance(m, nn.PReLU): m.num_parameters = len(m.weight)
 
+# %% ../../nbs/files/63_fitting.ipynb #2624d1dc
 def assembled(
     model:nn.Module, # is not changed
     values:dict, # name → new tensor

@@ -48,8 +48,6 @@ def from_stored(
     return torch.view_as_complex(t.clone()) if dtype.is_complex else t.view(dtype)
 
 # %% ../../nbs/files/61_tensors.ipynb #980b2888
-MAX_TEXT = 1 << 23 # bytes of a file's text; a reader refuses more: parsing takes some thirty times as much memory
-
 def _fail(path, why, hint='the file is damaged, or not one that this package wrote'):
     raise FileError(why, layer=str(path), hint=hint)
 
@@ -94,6 +92,8 @@ def _table(text, size):
     return table, texts
 
 # %% ../../nbs/files/61_tensors.ipynb #53907ffe
+MAX_TEXT = 1 << 23 # bytes of a file's text; a reader refuses more: parsing takes some thirty times as much memory
+
 class OneReading:
     """The bytes of a safetensors file, from one opening; wherever a path is asked for it may stand, so that all
     answers are about one file. Raises `FileError`."""
@@ -129,6 +129,7 @@ class OneReading:
             t = torch.frombuffer(bytearray(memoryview(self.data)[at+first:at+end]), dtype=dtype)
         return t.reshape(shape)
 
+# %% ../../nbs/files/61_tensors.ipynb #f6504cfd
 def _once(path): return path if isinstance(path, OneReading) else OneReading(path)
 
 def read_tensors(
