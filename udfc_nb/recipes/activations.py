@@ -124,6 +124,7 @@ def folds_of(
     net = copy.deepcopy(model)
     return folded_pairs(record(net, example_inputs).nodes, dict(net.named_modules()))
 
+# %% ../../nbs/recipes/36_activations.ipynb #3cad0d2e
 def by_output(
     layer:nn.Module, # convolution or linear
     scale:torch.Tensor, # of its weights

@@ -28,6 +28,7 @@ class FieldJob(Job):
         "Weight of a layer → `Patch` of what it reads."
         return MOMENTS[self.recipe.metric](self)
 
+# %% ../../nbs/recipes/35_best.ipynb #146e371a
 @patch
 def run(self:FieldJob, bits:dict):
     "Front to back: refit, cut, round, re-estimate."
@@ -82,6 +83,19 @@ def layer(self:FieldJob, n:object, m:nn.Module, bits:int):
     self.known.setdefault(name, (m.weight.detach().clone(), self.codes.get(name)))
     if settled: self.settle(n, m, rows, [t[rows] for t in old], x.statistics(matrix(m)), len(W))
 
+def whole_channels(m:nn.Module, x:object, kept:torch.Tensor):
+    "Behind a flatten whose entries are taken channel by channel: are the columns those of whole channels?"
+    if kept is None or x.joint or not isinstance(m, nn.Linear): return True
+    mask = torch.zeros(m.in_features, dtype=torch.bool); mask[kept] = True
+    mask = mask.reshape(x.channels, -1)
+    return bool((mask == mask[:, :1]).all())
+
+@patch
+def kept_rows(self:FieldJob, m:nn.Module, name:str):
+    kept = self.outputs_kept(name)
+    return (torch.arange(len(m.weight)) if kept is None else kept).to(self.device)
+
+# %% ../../nbs/recipes/35_best.ipynb #458cb877
 @patch
 def before(self:FieldJob, name:str, x:object, W:torch.Tensor):
     "Means and variances of a layer's outputs while it is whole; the same for every run on the same moments."
@@ -103,18 +117,6 @@ def last_fit(self:FieldJob, bits:dict)->dict: # layer → its weight and `Quanti
     if last is None or last[:2] != asked[:2] or list(map(id, last[2])) != list(map(id, asked[2])): known = {}
     if self.source is not None: self.source.fit = asked, known
     return known
-
-def whole_channels(m:nn.Module, x:object, kept:torch.Tensor):
-    "Behind a flatten whose entries are taken channel by channel: are the columns those of whole channels?"
-    if kept is None or x.joint or not isinstance(m, nn.Linear): return True
-    mask = torch.zeros(m.in_features, dtype=torch.bool); mask[kept] = True
-    mask = mask.reshape(x.channels, -1)
-    return bool((mask == mask[:, :1]).all())
-
-@patch
-def kept_rows(self:FieldJob, m:nn.Module, name:str):
-    kept = self.outputs_kept(name)
-    return (torch.arange(len(m.weight)) if kept is None else kept).to(self.device)
 
 # %% ../../nbs/recipes/35_best.ipynb #a1ae38f4
 @patch

@@ -42,6 +42,7 @@ def _number(value):
     "Is it a finite number from 0 on?"
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e300
 
+# %% ../../nbs/recipes/30_recipe.ipynb #ca529b8c
 @dataclass(frozen=True)
 class Recipe:
     "A method as data. Raises `RecipeError` for a part that does not exist."

@@ -14,6 +14,7 @@ from ..paper.quantizer import asymmetric_grid, paper_grid, symmetric_grid
 from ..paper.solution import solve_scale
 from ..moments.refit import factor
 
+# %% ../../nbs/recipes/33_rounding.ipynb #bd54b6d1
 # name → function(weights, bits, per_channel, clip) that returns `Quantized`; the fourth is made below
 GRIDS = {'paper': paper_grid, 'symmetric': symmetric_grid, 'asymmetric': asymmetric_grid}
 
@@ -45,7 +46,6 @@ def best_clip(
 
 # %% ../../nbs/recipes/33_rounding.ipynb #37c2a73b
 FITTED = 7 # bits up to which codes less their zero fit into 8
-SAMPLE = 512 # weights, evenly along the sorted ones, that a filter's grid is fitted to
 
 def _error(w, h, n, low, high, unit):
     "Step, zero and weighted squared error of the grids over [low, high], (O, 1) each."
@@ -71,6 +71,9 @@ def fitted_ends(
             new = a, b, *_error(w, h, n, a*low, b*high, unit)
             best = [torch.where(new[-1] < best[-1], *pair) for pair in zip(new, best)]
     return best[2], best[3]
+
+# %% ../../nbs/recipes/33_rounding.ipynb #fbedd304
+SAMPLE = 512 # weights, evenly along the sorted ones, that a filter's grid is fitted to
 
 def dense_grid(W:torch.Tensor, bits:int, per_channel:bool=True, clip:float=1., variance:torch.Tensor=None):
     """All 2ᵏ levels, fitted to each filter, with the `variance` (O, n) of what each weight reads; from 8 bits on
