@@ -1,7 +1,7 @@
 "The map, the trail and the contents of the book: in step with the source, and within their limits."
-import importlib.machinery, importlib.util, os, re, sys
+import ast, importlib.machinery, importlib.util, os, re, sys
 import pytest
-from books import TOP, code, markdown, notebooks, read, shown, source
+from books import TOP, code, directives, markdown, notebooks, read, shown, source
 
 NBS = TOP/'nbs'
 
@@ -98,3 +98,56 @@ def test_every_notebook_is_listed_with_its_title():
         lines = source(read(path)['cells'][0]).splitlines()
         title, sentence = (next(o[2:].strip() for o in lines if o.startswith(p)) for p in ('# ', '> '))
         assert f'- [{title}]({name}): {sentence}' in listed, f'run .ci/execute nbs/contents.ipynb: {name} ({title})'
+
+
+# ---- cells
+
+def exported(cell): return any(d.startswith('export') for d in directives(cell))
+
+
+def lines(cell):
+    "What stands in a cell of code, without blank lines and what nbdev and Quarto read."
+    return [o for o in source(cell).splitlines() if o.strip() and not o.startswith('#|')]
+
+
+def defined(text):
+    """Public names of a cell, and whether it needs a lesson: a function, a method, a class or a table does, a number
+    is explained beside it."""
+    names, lesson = [], False
+    for node in ast.parse(text).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): found, taught = [node.name], True
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+            taught = isinstance(node.value, (ast.Dict, ast.DictComp, ast.List, ast.ListComp, ast.Set, ast.Tuple))
+        else: continue
+        found = [n for n in found if not n.startswith('_')]
+        names, lesson = names+found, lesson or taught and bool(found)
+    return names, lesson
+
+
+def without_lesson(cells):
+    "The exports of a notebook none of whose names is used by a cell that is no export, among the next two of code."
+    for i, cell in enumerate(cells):
+        if not exported(cell): continue
+        names, lesson = defined(source(cell))
+        near = [source(c) for c in cells[max(i-2, 0):i+3] if not exported(c)]
+        if lesson and not any(re.search(rf'\b{n}\b', text) for n in names for text in near): yield names
+
+
+@pytest.mark.parametrize('path', notebooks(NBS), ids=lambda p: p.stem)
+def test_cells_are_short_and_have_a_lesson(path):
+    cells = code(read(path))
+    assert [(i, n) for i, c in enumerate(cells) if (n := len(lines(c))) > 40] == [], 'cut it where two ideas meet'
+    assert list(without_lesson(cells)) == [], 'use it in a cell of its own, right behind it'
+
+
+def test_these_cells_would_be_seen():
+    cell = lambda text: dict(cell_type='code', source=text, outputs=[])
+    export, other = cell('#| export\nN = 3\ndef f(): pass\ndef _g(): pass'), cell('x = 1')
+    assert list(without_lesson([export, other, cell('fig(1)'), cell('f()')])) == [['N', 'f']]
+    assert list(without_lesson([export, other, cell('f()')])) == [] == list(without_lesson([cell('N'), export]))
+    assert list(without_lesson([cell('#| export\nN = 3\ndef _g(): pass')])) == []
+    assert list(without_lesson([cell('#| export\n@patch\ndef m(self:T): pass'), cell('#| export\nT.m')])) == [['m']]
+    assert list(without_lesson([cell("#| export\nT = {'a': 1}")])) == [['T']]
+    assert len(lines(cell('#| export\n\na = 1\n# said\n'))) == 2

@@ -1,4 +1,4 @@
-"A number of bytes in the place of ratio and bits; accuracy on a folder of images."
+"A number of bytes instead of ratio and bits; accuracy on a folder of images."
 import pytest, torch, torch.nn as nn
 from hypothesis import given, settings, strategies as st
 from PIL import Image

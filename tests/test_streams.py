@@ -153,7 +153,7 @@ def test_nothing_to_judge_by():
 
 @pytest.mark.parametrize('kw,what',
     [(dict(images=torch.zeros(5, 1, 8, 8)), 'too few'), (dict(images=torch.full((9, 1, 8, 8), torch.nan)), 'finite'),
-    (dict(images=torch.zeros(9, 3, 8, 8)), 'in the place of'), (dict(seed=1.5), 'seed')])
+    (dict(images=torch.zeros(9, 3, 8, 8)), 'instead of'), (dict(seed=1.5), 'seed')])
 def test_bad_images(kw, what):
     net = digits_net(); before = snapshot(net)
     with pytest.raises(ExampleInputError, match=what): compress(net, blank, pruning_ratio=.5, **kw)

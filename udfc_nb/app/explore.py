@@ -103,7 +103,7 @@ def sensitivity_rows(
     bits:tuple=WIDTHS, # of the weights of a layer
     recipe:str|Recipe='best', # its criterion says which channels go, its grid how weights are rounded
     ignored_layers:tuple=(), # names to leave alone
-    seed:int=0, # of the images made of nothing
+    seed:int=0, # of the generated images
     progress:bool=True, # a bar on the standard error
 )->list[dict]: # layer, ratio or bits (the other one is None), unexplained
     "The judge's number when one layer alone is cut or rounded. Raises the errors of `compress`."

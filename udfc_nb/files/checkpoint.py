@@ -56,7 +56,7 @@ def _check_ties(path, model, values):
                 'pass the architecture that was compressed')
 
 def _value(path, tensors, header, n, old):
-    "A tensor of the state dict as it stands in the place of `old`; it lies in the file only where that is mapped."
+    "A tensor of the state dict that replaces `old`; it lies in the file only where that is mapped."
     coded = n in header['coded']
     t = _weights(path, tensors, n, header['coded'][n]) if coded else tensors[n]
     last = old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous()

@@ -44,7 +44,7 @@ def _check_lengths(packed, info):
     "Can these bytes be so many codes? Raises `FileError`."
     bits, n, size = info['bits'], math.prod(info['shape']), packed.numel()
     if not n and math.prod(k or 1 for k in info['shape']) > 2**40: raise FileError(f"no codes of shape {info['shape']}")
-    if info['deflated'] and n > MOST*(size+1): raise FileError(f'{size} deflated bytes in the place of {n} codes')
+    if info['deflated'] and n > MOST*(size+1): raise FileError(f'{size} deflated bytes instead of {n} codes')
     if not info['deflated'] and size != -(-n*bits//8): raise FileError(f'{size} bytes for {n} codes of {bits} bits')
     return n
 
@@ -62,7 +62,7 @@ def _inflated(packed, n, bits):
                 yield piece
             if z.unused_data or z.eof and first+CHUNK < len(data): raise FileError('bytes behind the deflated codes')
     except zlib.error as e: raise FileError(f'the deflated codes are damaged: {e}') from e
-    if left or not z.eof: raise FileError(f'{n-left} deflated codes in the place of {n}')
+    if left or not z.eof: raise FileError(f'{n-left} deflated codes instead of {n}')
 
 def decode(
     packed:torch.Tensor, # uint8

@@ -141,7 +141,7 @@ def weights(self:Editor,
     name:str, # of the layer
     i:Integers, # its folded weights
 )->bool: # were the codes put in?
-    "Integer codes and a DequantizeLinear in the place of a float weight."
+    "Integer codes and a DequantizeLinear instead of a float weight."
     key = f'{name}.weight'
     if (key not in self.inits or self.value(key).shape != tuple(i.codes.shape)
             or not np.array_equal(self.value(key), i.dequantize().numpy())):

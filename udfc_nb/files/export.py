@@ -141,7 +141,7 @@ class _Coded:
     def weight(self): return self.scale*(self.codes.to(self.scale.dtype)-self.zero)
 
 def _hold_codes_(layer, q):
-    "Codes in the place of a layer's floats."
+    "Codes instead of a layer's floats."
     dtype = layer.weight.dtype
     low = int(q.codes.min())
     codes = (q.codes-low).to(torch.uint8 if q.codes.max()-low < 256 else torch.int32)

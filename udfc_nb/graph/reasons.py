@@ -19,7 +19,7 @@ COUNTED, BRANCHED = 'its channel count enters a number', 'its channel count stee
 # %% ../../nbs/graph/10c_reasons.ipynb #e7f08bc3
 PRUNED, SINGLE, ONE = 'pruned', 'all kept at this ratio', 'has one channel'
 IGNORED, UNREACHED, KIND = 'ignored by the caller', 'is not reached by the run', 'is of a kind that is not pruned'
-PROOF = -2 # in the place of an operation's number: it is the proof that says so
+PROOF = -2 # instead of an operation's number: it is the proof that says so
 
 # %% ../../nbs/graph/10c_reasons.ipynb #9bdbba0b
 ACT = 'channels' # the plane of what depends on the network's input; those of parameters are (name, axis)

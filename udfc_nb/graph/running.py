@@ -56,6 +56,7 @@ def drawn(
 
 # %% ../../nbs/graph/10e_running.ipynb #cf8b56c9
 EMPTY = tuple(f'aten::{n}' for n in ('empty', 'new_empty')) # operations whose result nobody has written yet
+NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 def perform(
     func:Callable, # an operation
@@ -69,9 +70,6 @@ def perform(
     if func._schema.name.startswith(EMPTY): out.zero_() # or else what lies in memory would be compared
     made = wide and isinstance(out, torch.Tensor) and out.dtype in NARROW
     return out.double() if made and not any(isinstance(a, torch.Tensor) for a in tree_leaves(args)) else out
-
-# %% ../../nbs/graph/10e_running.ipynb #2393e48b
-NARROW = (torch.float32, torch.float16, torch.bfloat16)
 
 # %% ../../nbs/graph/10e_running.ipynb #67152cab
 def call_args(

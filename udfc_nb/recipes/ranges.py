@@ -17,7 +17,7 @@ from ..graph.steps import source_of
 from .activations import grid_of, reader_of
 
 # %% ../../nbs/recipes/37_ranges.ipynb #5e82629e
-TINY = 1e-300 # in the place of 0 under a division
+TINY = 1e-300 # instead of 0 under a division
 
 def tails(
     c:torch.Tensor, # where the tail begins, broadcastable to the rest

@@ -95,6 +95,7 @@ def judged_worse(learner:Learner):
     before, after = (None, None) if judge is None else of_first(lambda: (judge(learner.first), judge(learner.work.net)))
     return None not in (before, after) and after > before, before, after
 
+# %% ../../nbs/training/79_refine.ipynb #d403f634
 def finish(
     learner:Learner,
 )->Refined:
@@ -140,6 +141,7 @@ def begin_file(
     if learner.step < learner.how.steps and learner.ended is None: of_first(lambda: write_state(learner, path))
     return path
 
+# %% ../../nbs/training/79_refine.ipynb #2f5ff7aa
 def refine(
     out:Compressed, # what `compress` returned; is not changed
     teacher:nn.Module, # the network that it came from; is not changed

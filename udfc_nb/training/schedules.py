@@ -82,9 +82,10 @@ class ZeroQ(Schedule):
     temperature:float=20.
     ranges:bool=True # take the ends of activations' grids from the images
 
+# %% ../../nbs/training/74_schedules.ipynb #67fedc55
 @dataclass(frozen=True)
 class Streams(Schedule):
-    "Images made of nothing, compressed against original layer by layer (eq. 73.1)."
+    "Generated images, compressed against original layer by layer (eq. 73.1)."
     steps:int=400
     batch:int=32
     lr_student:float=1e-3 # of Adam

@@ -103,7 +103,7 @@ def zeroq_step(learner:Learner)->dict: # name → loss
     return dict(student=_value(loss))
 
 def streams_step(learner:Learner)->dict: # name → loss
-    "Eq. 36.1 on images made of nothing."
+    "Eq. 36.1 on generated images."
     x = learner.layers.draw(learner.how.batch, learner.gen)
     loss = learner.layers.loss(learner.student, x, learner.student_run)
     learn(learner, loss, 'student')
