@@ -82,22 +82,6 @@ class Stream(TorchDispatchMode):
             if t.layout == torch.strided and t.numel(): self.names.setdefault(_place(t), n)
         self.same, at = changed is not None, dict(self.net.named_parameters(remove_duplicate=False))
         self.changed = changed if changed is None else {_place(at[n])[0] for n in changed}
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs, name = kwargs or {}, operation_of(func)[0]
-        self.same = self.same and not any(_place(t)[0] in self.changed for t in tree_leaves((args, kwargs))
-            if isinstance(t, torch.Tensor) and t.layout == torch.strided)
-        if name in OPERATIONS and OPERATIONS[name].kind == 'norm':
-            given = {a.name: v for a, v in zip(func._schema.arguments, args)} | kwargs
-            mean = self.name_of(args[3])
-            if mean is not None and not given.get('training'):
-                return self.once(mean, lambda: self.norm(func, args, kwargs, mean, given.get('eps',
-                    given.get('epsilon'))))
-        weight = self.name_of(args[WEIGHTS[name]]) if name in WEIGHTS else None
-        if weight is not None and self.count is not None: self.count(weight, name, args)
-        y = func(*args, **kwargs) if weight is None else self.once(weight, lambda: func(*args, **kwargs))
-        return self.repaired(weight, y) if weight in self.outputs else y
-
-WEIGHTS = {'convolution': 1, '_convolution': 1, 'addmm': 2, 'mm': 1} # where the operation of a layer has its weight
 
 # %% ../../nbs/moments/26_streams.ipynb #b0646f88
 def _place(t): return t.untyped_storage()._cdata, t.storage_offset()
@@ -124,6 +108,25 @@ def call_of(self:Stream,
     "Counts a call."
     self.calls[name] += 1
     return name, self.calls[name]-1
+
+# %% ../../nbs/moments/26_streams.ipynb #3c451c66
+WEIGHTS = {'convolution': 1, '_convolution': 1, 'addmm': 2, 'mm': 1} # where the operation of a layer has its weight
+
+@patch
+def __torch_dispatch__(self:Stream, func, types, args=(), kwargs=None):
+    kwargs, name = kwargs or {}, operation_of(func)[0]
+    self.same = self.same and not any(_place(t)[0] in self.changed for t in tree_leaves((args, kwargs))
+        if isinstance(t, torch.Tensor) and t.layout == torch.strided)
+    if name in OPERATIONS and OPERATIONS[name].kind == 'norm':
+        given = {a.name: v for a, v in zip(func._schema.arguments, args)} | kwargs
+        mean = self.name_of(args[3])
+        if mean is not None and not given.get('training'):
+            return self.once(mean, lambda: self.norm(func, args, kwargs, mean, given.get('eps',
+                given.get('epsilon'))))
+    weight = self.name_of(args[WEIGHTS[name]]) if name in WEIGHTS else None
+    if weight is not None and self.count is not None: self.count(weight, name, args)
+    y = func(*args, **kwargs) if weight is None else self.once(weight, lambda: func(*args, **kwargs))
+    return self.repaired(weight, y) if weight in self.outputs else y
 
 # %% ../../nbs/moments/26_streams.ipynb #b26ba558
 @patch
@@ -163,6 +166,7 @@ def units(self:Stream,
     s = ((var.double()+eps)/(v+eps)).sqrt() # so that the norm, as it is, does what it would do with m and v
     return a*s, b*s+mean-s*m
 
+# %% ../../nbs/moments/26_streams.ipynb #7ef4362e
 @patch
 def norm(self:Stream,
     func:object, args:tuple, kwargs:dict, # the operation of a norm

@@ -36,6 +36,7 @@ def layer_floor(
     count, factor, solve = patches*entries**2, kept**3/6 if kept < entries or bits else 0, filters/groups*kept**2
     return groups*(count+factor+(solve if kept < entries else 0)+(solve/2 if bits else 0))
 
+# %% ../../nbs/run/50b_floor.ipynb #6428c886
 def floor_of(
     job:object, # a run that has ended, with its `Source`
     judged:int, # images that a judgement takes
@@ -51,6 +52,7 @@ def floor_of(
         total += layer_floor(x.groups, n, round(n*left), source.patches[l.weight], len(m.weight), job.bits.get(l.name))
     return total+(source.enough+2*judged)*source.macs
 
+# %% ../../nbs/run/50b_floor.ipynb #28f1ce10
 def speed(
     device:object='cpu',
     n:int=1024, # rows of the matrices

@@ -77,8 +77,6 @@ class Judge:
         if kwargs.get('reestimate') or len(self.pieces) == 1: return run(self.x)
         return [torch.cat([y.unflatten(0, (self.kinds, -1)) for y in ys], 1).flatten(0, 1)
             for ys in zip(*map(run, self.pieces))]
-    def rows(self, out): return [[_said(k) for k in self.parted(y)] for y in tensors_of(out)]
-    def parted(self, y:torch.Tensor): return y.chunk(self.kinds) if y.dim() and len(y) % self.kinds == 0 else (y,)
     def __call__(self,
         net:nn.Module,
         kept:object=None, # function (name of a running mean) → indices of its channels that are left
@@ -90,17 +88,26 @@ class Judge:
             if (share := self.compare(said,
             self.answers(net, anchors, kept, reestimate=reestimate, **kwargs))) is not None]
         return sum(shares)/len(shares) if shares else None
-    def compare(self, said, out):
-        pairs = [(Y, rows_of(z)) for parts, y in zip(said, out) for Y, z in zip(parts, self.parted(y))
-            if Y is not None]
-        shares = [unexplained(Y, Z) for Y, Z in pairs if Y.shape == Z.shape]
-        return sum(shares)/len(shares) if shares else None
 
+# %% ../../nbs/run/51_judge.ipynb #1f42d698
 def _said(y):
     "An output as rows; None where it says nothing."
     if not y.is_floating_point() or not y.dim() or not torch.isfinite(y).all(): return None
     Y = rows_of(y)
     return Y if Y.square().mean() > 1e-24*y.double().square().mean() else None
+
+@patch
+def rows(self:Judge, out): return [[_said(k) for k in self.parted(y)] for y in tensors_of(out)]
+
+@patch
+def parted(self:Judge, y:torch.Tensor): return y.chunk(self.kinds) if y.dim() and len(y) % self.kinds == 0 else (y,)
+
+@patch
+def compare(self:Judge, said, out):
+    pairs = [(Y, rows_of(z)) for parts, y in zip(said, out) for Y, z in zip(parts, self.parted(y))
+        if Y is not None]
+    shares = [unexplained(Y, Z) for Y, Z in pairs if Y.shape == Z.shape]
+    return sum(shares)/len(shares) if shares else None
 
 # %% ../../nbs/run/51_judge.ipynb #e26d0003
 @patch
