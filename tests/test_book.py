@@ -118,7 +118,8 @@ def defined(text):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)): found, taught = [node.name], True
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+            found = [n.id for t in targets for n in ast.walk(t)
+                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
             taught = isinstance(node.value, (ast.Dict, ast.DictComp, ast.List, ast.ListComp, ast.Set, ast.Tuple))
         else: continue
         found = [n for n in found if not n.startswith('_')]
