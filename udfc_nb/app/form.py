@@ -116,48 +116,47 @@ class Form:
     ):
         "Shows a message."
         self.c.message.value = message(what, good) if str(what) or isinstance(what, Exception) else ''
-    def answer_at(self,
-        place:str, # 'open', 'run' or 'save': what was pressed
-    ):
+    def answer_at(self, place:str): # 'open', 'run' or 'save': what was pressed
         "The bar and the message stand below the button that they belong to."
         for name, box in self.c.spots.items(): box.children = (self.c.bar, self.c.message) if name == place else ()
-    def changed(self,
-        change:object=None, # of a widget
-    ):
+    def changed(self, change:object=None): # of a widget
         "Whatever is changed takes the last message away."
         if not self.back.busy: self.say('')
-    def lock(self,
-        busy:bool, # does something run?
-    ):
+    def lock(self, busy:bool): # does something run?
         "While something runs, only Stop can be pressed."
         c = self.c
         for made in (c.run, c.reset, c.open, c.save, c.network, *c.presets.values()): made.disabled = busy
         c.stop.disabled = not busy
-    def tick(self):
-        "The progress bar."
-        done, total, what = self.now
-        how = f"step {done} of {total}{what and f': {what}'}" if total > 1 else what
-        self.c.bar.value = (f"<progress max='{max(total, 1)}' value='{done}' aria-label='progress'></progress> "
-            f"{html.escape(how)}") if self.back.busy else ''
-    def work(self,
-        what:str, # is done
-        task:Callable, # function ()
-        then:Callable, # gets what it returned
-    ):
-        "Runs a task in the thread; whatever is raised is shown."
-        def end(result, error):
-            try:
-                if error is not None: raise error
-                then(result)
-            except Exception as e: self.say(e)
-            finally: self.c.bar.value = ''; self.lock(False)
-            if self.back.asked.is_set() and not isinstance(error, Cancelled):
-                self.say('It had ended before it could be stopped.')
-        if self.back.busy:
-            return self.say(UnsupportedError('something is running already', layer='workbench',
-                hint='wait for it, or stop it'))
-        self.now = (0, 1, what)
-        self.say(''); self.lock(True); self.back.start(task, end, self.tick)
+
+# %% ../../nbs/app/96_form.ipynb #cec1290c
+@patch
+def tick(self:Form):
+    "The progress bar."
+    done, total, what = self.now
+    how = f"step {done} of {total}{what and f': {what}'}" if total > 1 else what
+    self.c.bar.value = (f"<progress max='{max(total, 1)}' value='{done}' aria-label='progress'></progress> "
+        f"{html.escape(how)}") if self.back.busy else ''
+
+@patch
+def work(self:Form,
+    what:str, # is done
+    task:Callable, # function ()
+    then:Callable, # gets what it returned
+):
+    "Runs a task in the thread; whatever is raised is shown."
+    def end(result, error):
+        try:
+            if error is not None: raise error
+            then(result)
+        except Exception as e: self.say(e)
+        finally: self.c.bar.value = ''; self.lock(False)
+        if self.back.asked.is_set() and not isinstance(error, Cancelled):
+            self.say('It had ended before it could be stopped.')
+    if self.back.busy:
+        return self.say(UnsupportedError('something is running already', layer='workbench',
+            hint='wait for it, or stop it'))
+    self.now = (0, 1, what)
+    self.say(''); self.lock(True); self.back.start(task, end, self.tick)
 
 # %% ../../nbs/app/96_form.ipynb #5b65507a
 @patch
