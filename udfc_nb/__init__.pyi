@@ -51,6 +51,7 @@ def compress(
 def refine(
     out: _Compressed, teacher: nn.Module, method: str = 'gdfq', steps: int | None = None, device: str | int | torch.device | None = None,
     seed: int = 0, progress: bool | None = None, checkpoint: Path | None = None, source: Any = None,
+    memory: int | str | None = None,
 ) -> Refined: ...
 
 def load(path: Path, model: nn.Module | Callable[[], nn.Module], mapped: bool = False) -> nn.Module: ...

@@ -4,8 +4,9 @@
     python zoo/times.py resnet18           only these
 
 The networks are torchvision's, with random weights and with norms that have seen three batches of noise; 30 % of the
-channels go and 4 bits are left. The floor (notebook 50b) is the time that the matrix products of one candidate of `best`
-would take at the speed that a product of two matrices reaches right after the run. Run it while nothing else does.
+channels go and 4 bits are left. The floor (notebook 50b) is the time that the matrix products of one candidate of
+`best` would take at the speed that a product of two matrices reaches right after the run. Run it while nothing else
+does.
 """
 import sys
 from pathlib import Path

@@ -72,6 +72,7 @@ COMPRESSION = {
     '--recipe RECIPE': (f"{', '.join(RECIPES)} or a .json file", 'best'),
     '--sites SITES': ("'own': channels that one layer makes; 'all': also those of layers that meet in a sum", 'own',
         list(POLICIES)),
+    '--memory SIZE': 'what a run may take beside what Python holds, such as 2GB: fewer images, taps apart',
     '--seed N': ('of everything that is drawn', 0, whole_from(1-SEEDS, SEEDS-1)),
     '--no-verify': 'do not run the cut network beside the original',
     '--layer-ratio LAYER=R ...': 'another ratio for one layer; may be repeated',
@@ -90,7 +91,7 @@ def compression_arguments(
     return dict(pruning_ratio=args.ratio, weight_bits=whole(args.bits), activation_bits=args.activation_bits,
         size_budget=args.size_budget, recipe=recipe_of(args.recipe), ignored_layers=tuple(args.ignore),
         layer_ratios=dict(args.layer_ratio), layer_bits={n: whole(b) for n, b in args.layer_bits}, sites=args.sites,
-        seed=args.seed, verify=not args.no_verify)
+        seed=args.seed, memory=args.memory, verify=not args.no_verify)
 
 # %% ../../nbs/app/88_options.ipynb #94d89f30
 SOURCE = NETWORK | COMPRESSION | {

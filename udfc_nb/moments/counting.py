@@ -100,7 +100,7 @@ class Counting:
     ):
         "Counts what it reads."
         x, groups, window = geometry_of(op, args)
-        if args[6] if window else x.shape[1] > self.most: return # a transposed convolution, or too wide a matrix
+        if args[6] if window else x.shape[1] > MAX_PATCH: return # a transposed convolution, or too wide a matrix
         for X, *how in self.patches(x, groups, window):
             X = X.to(torch.promote_types(X.dtype, torch.float32)) # halves cannot be summed
             if weight not in self.sums: self.sums[weight] = Sums(X, *how)

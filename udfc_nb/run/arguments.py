@@ -22,6 +22,7 @@ from ..graph.sites import POLICIES
 from ..recipes.activations import check_activation_bits
 from ..recipes.recipe import Recipe, get_recipe
 from ..recipes.rounding import GRIDS
+from .memory import bytes_of
 from .budget import WIDTHS, check_costs, check_size
 from .source import SETS
 from .working import check_finite, unwrap
@@ -108,8 +109,7 @@ def _check_inputs(model, example_inputs, more_examples, images):
         raise ArgumentError(f'more_examples cannot be a {type(more_examples).__name__}', layer='more_examples',
             hint='take a tuple of inputs, each as example_inputs')
     for what, example in (('example_inputs', example_inputs), *(('more_examples', e) for e in more_examples)):
-        args = call_args(model, example)
-        tensors = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor)]
+        tensors = [t for t in tree_leaves(call_args(model, example)) if isinstance(t, torch.Tensor)]
         if any(t.is_floating_point() and t.isnan().any() for t in tensors):
             raise ExampleInputError(f'`{what}` holds values that are no numbers', layer=what,
                 hint='take inputs without NaN, such as torch.randn(1, 3, 224, 224)')
@@ -152,19 +152,20 @@ class Asked:
     model:nn.Module # out of its wrappers
     examples:tuple # inputs; the first is the one that the file and the export go by
     recipe:Recipe
-    settings:dict # the arguments as the report has them
-    input_range:tuple # of floats, or None
+    settings:dict; input_range:tuple # the arguments as the report has them; of floats, or None
     images:object # unlabelled inputs, or None
     verify:bool
     device:object
     progress:object
     size:float=None # bytes to aim at
+    memory:int=None # bytes that the run may take
 
 # %% ../../nbs/run/56_arguments.ipynb #16c8b362
 def check_arguments(
     model:nn.Module, example_inputs:object, recipe:Recipe|str, budget:str|dict, pruning_ratio:float, weight_bits:float,
     activation_bits:int, size_budget:float, ignored_layers:tuple, layer_ratios:dict, layer_bits:dict, input_range:tuple,
     images:object, seed:int, sites:str, verify:bool, more_examples:tuple, device:object, progress:object,
+    memory:int|str=None,
 )->Asked:
     """Looks at all arguments before anything is computed. Raises the errors of `udfc_nb.errors`; each names the
     argument, what was given and what can be."""
@@ -176,13 +177,13 @@ def check_arguments(
     pruning_ratio, weight_bits, activation_bits, size_budget, seed = (map(_plain,
         (pruning_ratio, weight_bits, activation_bits, size_budget, seed)))
     check_finite(model); check_ratio(pruning_ratio, 'pruning_ratio')
-    _check_choices(sites, verify, progress)
-    check_images(images, seed)
+    _check_choices(sites, verify, progress); check_images(images, seed)
     _check_inputs(model, example_inputs, more_examples, images)
     if size_budget is not None: check_size(size_budget, pruning_ratio, weight_bits)
     if activation_bits is not None: activation_bits = check_activation_bits(activation_bits, 'activation_bits')
     if input_range is not None: input_range = check_range(input_range)
     if device is not None: check_device(device)
+    memory = None if memory is None else bytes_of(_plain(memory))
     ignored = check_names(model, ignored_layers, 'ignored_layers')
     ratios = _layer_dict(model, layer_ratios, 'layer_ratios', RatioError, 'ratio', _has_filters)
     widths = _layer_dict(model, layer_bits, 'layer_bits', BitsError, 'width, or None', lambda m: isinstance(m, LAYERS))
@@ -194,6 +195,6 @@ def check_arguments(
     _check_widths(recipe.grid, weight_bits, widths)
     settings = dict(pruning_ratio=pruning_ratio, weight_bits=weight_bits, activation_bits=activation_bits,
         budget=costs or recipe.budget, size_budget=size_budget, ignored_layers=list(ignored), layer_ratios=ratios,
-        layer_bits=widths, sites=sites, seed=seed)
+        layer_bits=widths, sites=sites, seed=seed) | ({} if memory is None else dict(memory=memory))
     return Asked(model, (example_inputs, *more_examples), recipe, settings, input_range, images, verify, device,
-        progress, size_budget)
+        progress, size_budget, memory)

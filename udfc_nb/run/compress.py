@@ -24,6 +24,7 @@ from .arguments import Asked, check_arguments
 from .candidates import best_of, judged
 from .floor import Clock, floor_of
 from .judge import JUDGED
+from .memory import held, room_of
 from .report import count
 from .result import Compressed, report, within
 from .sensitivity import spent, spread_bits
@@ -86,6 +87,7 @@ def recorded(
     costs = s['budget'] if isinstance(s['budget'], dict) else {n: c['macs'] for n, c in before.items()}
     source = Source(original(model, work), graph, example, s['seed'], asked.input_range or shown_range(example),
         None if asked.images is None else floating(asked.images, work.device, work.dtype))
+    if asked.memory is not None: source.room = room_of(source, asked.memory, notes)
     return Seen(work, example, (graph, *how), source, before, costs if asked.recipe.budget == 'macs' else None,
         {n: None if n in anew | idle else b for n, b in bits.items()}, reads, grids, notes)
 
@@ -139,7 +141,8 @@ def run_stages(
     asked:Asked,
 )->Compressed:
     "Record, select and prove, carry out, judge, report."
-    clock = Clock()
+    device = asked.device or next((p.device for p in asked.model.parameters()), 'cpu')
+    clock, (before, _) = Clock(), held(device)
     with ticking(asked.progress) as tick:
         with clock('record'): seen = recorded(asked)
         seen.source.clock = clock
@@ -147,7 +150,8 @@ def run_stages(
         with clock('carry out'): job = carried_out(asked, seen, job)
         with clock('judge'): said = judged(job) if asked.verify else {}
         out = report(asked, seen, job, said)
-    out.report.timings = dict(stages=clock.seconds, floor_macs=floor_of(job, min(JUDGED, job.source.enough)))
+    out.report.timings = dict(stages=clock.seconds, floor_macs=floor_of(job, min(JUDGED, job.source.enough)),
+        memory=None if before is None else max(held(device)[1]-before, 0))
     return out
 
 # %% ../../nbs/run/55_compress.ipynb #410251f0
@@ -176,6 +180,7 @@ def compress(
     input_range:tuple=None,
     images:object=None, # unlabelled inputs of your own, as the network takes them; None: generated images
     seed:int=0, # of generated images
+    memory:int|str=None, # bytes that the run may take beside what the process holds, or '2GB'; None: as it needs
     # 'own': channels that one layer makes; 'all': also those of layers that meet in a sum, which go together
     sites:str='own',
     verify:bool=True, # run the cut network beside the original, and leave whole what differs

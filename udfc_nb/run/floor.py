@@ -72,5 +72,7 @@ def times(
     whole, wide = sum(stages.values()), max(map(len, [*stages, 'all']))
     floor = macs/(per_second or speed()) if macs else None
     line = lambda name, s: f'{name:{wide}} {s:8.2f} s'+(f' {s/floor:6.2f} floors' if floor else '')
+    took = report.timings.get('memory')
     return '\n'.join([*(line(n, s) for n, s in stages.items()), line('all', whole)]
+        +([f'at most {took/1e6:,.0f} MB beside what the process held'] if took else [])
         +([f'the floor is {macs:.3g} multiply-accumulates, {floor:.2f} s'] if floor else []))

@@ -13,6 +13,7 @@ import torch, torch.nn as nn
 from ..caller import guarded
 from ..graph.copies import twin
 from ..graph.proof import find_sites
+from ..moments.again import Known
 from ..graph.surgery import merge_into
 from ..recipes.job import Job
 from ..recipes.recipe import get_recipe
@@ -53,7 +54,7 @@ def site_judge(
     "The judge of single sites and layers; made while the network is whole."
     if source.judge is None:
         source.judge = judge = Judge(source, CHOSEN, ASKED)
-        judge.net, judge.known = twin(source.net), {}
+        judge.net, judge.known = twin(source.net), Known()
         judge(judge.net, reestimate='pass', known=judge.known, itself=True)
     return source.judge
 

@@ -16,6 +16,7 @@ from ..graph.copies import resized
 from ..graph.steps import absorbed
 from ..moments.images import FITTED, KINDS, inputs_like
 from ..moments.counting import Counting, Extents
+from ..moments.refit import MAX_PATCH
 from ..moments.streams import Stream
 from .floor import Clock
 from .report import count
@@ -61,7 +62,10 @@ class Source:
         seed:int=0,
         input_range:tuple=None, # (low, high) of its inputs
         images:object=None, # unlabelled inputs of the user's own, instead of generated ones
+        # numbers that one operation may give, and entries of a patch up to which the taps are taken together
+        room:tuple=(LARGE, MAX_PATCH),
     ):
+        self.room = room
         self.net, self.graph, self.example, self.seed, self.input_range, self.given = (net, graph, example, seed,
             input_range, images)
         self.signals, self.loose = signals(graph.nodes), loose(net, graph)
@@ -75,7 +79,7 @@ class Source:
             [None]*8)
     def of_another(self, net:nn.Module):
         "The same for another network of the same structure."
-        other = Source(net.eval(), self.graph, self.example, self.seed, self.input_range, self.given)
+        other = Source(net.eval(), self.graph, self.example, self.seed, self.input_range, self.given, self.room)
         other.clock = self.clock
         return other
     @property
@@ -134,7 +138,7 @@ def _try(self:Source):
 def enough(self:Source):
     "How many images a pass has."
     work = WORK/max(self.macs, 1)
-    return int(min(max(work, FEW), MANY, max(LARGE/self.most, 2)))//2*2
+    return int(min(max(work, FEW), MANY, max(self.room[0]/self.most, 2)))//2*2
 
 # %% ../../nbs/run/50_source.ipynb #cc61750b
 @patch
@@ -164,7 +168,7 @@ def anchors(self:Source):
 def counted(self:Source):
     "Weight of a layer → `Patch` of what it reads, counted on the images to fit on."
     if self._counted is None:
-        count = Counting(torch.Generator().manual_seed(self.seed))
+        count = Counting(torch.Generator().manual_seed(self.seed), self.room[1])
         self._fit(count)
         self._counted, self.patches = count.moments(), {w: s.n for w, s in count.sums.items()}
     return self._counted
