@@ -44,14 +44,13 @@ def compress(
     model: nn.Module, example_inputs: Any, *, pruning_ratio: float = 0., weight_bits: float | None = None, activation_bits: int | None = None,
     recipe: str | Recipe = 'best', budget: str | Mapping[str, float] | None = None, size_budget: float | None = None, ignored_layers: Sequence[str] = (),
     layer_ratios: Mapping[str, float] | None = None, layer_bits: Mapping[str, int | None] | None = None, input_range: tuple[float, float] | None = None,
-    images: Any = None, seed: int = 0, sites: str = 'own', verify: bool = True, more_examples: Sequence[Any] = (),
+    images: Any = None, seed: int = 0, memory: int | str | None = None, sites: str = 'own', verify: bool = True, more_examples: Sequence[Any] = (),
     device: str | int | torch.device | None = None, progress: Progress = None,
 ) -> Compressed: ...
 
 def refine(
     out: _Compressed, teacher: nn.Module, method: str = 'gdfq', steps: int | None = None, device: str | int | torch.device | None = None,
     seed: int = 0, progress: bool | None = None, checkpoint: Path | None = None, source: Any = None,
-    memory: int | str | None = None,
 ) -> Refined: ...
 
 def load(path: Path, model: nn.Module | Callable[[], nn.Module], mapped: bool = False) -> nn.Module: ...
