@@ -26,16 +26,17 @@ class Anchors:
 
 def moments_of(
     x:torch.Tensor, # (N, C, …)
-)->tuple: # mean (C,), biased variance (C,), float64
+    kinds:int=None, # of so many equal parts of the batch, each by itself
+)->tuple: # mean, biased variance, (C,) or (kinds, C), float64
     "Mean and variance per channel over everything else."
-    y = x.flatten(2) if x.dim() > 2 else x[:, :, None]
-    sums = lambda y: (y.mean(2).double().mean(0),
-        (torch.linalg.vector_norm(y, dim=2).double().square()/y.shape[2]).mean(0))
+    y, k = x.flatten(2) if x.dim() > 2 else x[:, :, None], kinds or 1
+    sums = lambda y: (t.double().unflatten(0, (k, -1)).mean(1) for t in (y.mean(2),
+        torch.linalg.vector_norm(y, dim=2).double().square()/y.shape[2]))
     m, square = sums(y)
     # what single precision cannot square
-    if y.dtype != torch.float64 and (odd := ~((square > 1e-30) & (square < 1e30))).any():
-        m[odd], square[odd] = sums(y[:, odd].double())
-    return m, (square-m*m).clamp(min=0)
+    if y.dtype != torch.float64 and (odd := ~((square > 1e-30) & (square < 1e30)).all(0)).any():
+        m[:, odd], square[:, odd] = sums(y[:, odd].double())
+    return tuple(t if kinds else t[0] for t in (m, (square-m*m).clamp(min=0)))
 
 # %% ../../nbs/moments/26_streams.ipynb #23e06aea
 # a channel whose variance in the stream is below this share of its mean square and of the others' variance says
@@ -137,8 +138,7 @@ def units(self:Stream,
     "What brings it to the units of training, and, where norms are told anew, to what this norm then would make of it."
     key, seen = self.call_of(name), None
     if self.first or self.reestimate:
-        parts = x.unflatten(0, (self.kinds if len(x) % self.kinds == 0 else 1, -1))
-        seen = [torch.stack(t) for t in zip(*map(moments_of, parts))]
+        seen = moments_of(x, self.kinds if len(x) % self.kinds == 0 else 1)
     if self.first:
         self.anchors.norms[key] = [torch.stack(t) for t in zip(*(anchor(s, (mean, var)) for s in zip(*seen)))]
     if key not in self.anchors.norms: return None
