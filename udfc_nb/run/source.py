@@ -170,7 +170,8 @@ def counted(self:Source):
     if self._counted is None:
         count = Counting(torch.Generator().manual_seed(self.seed), self.room[1])
         self._fit(count)
-        self._counted, self.patches = count.moments(), {w: s.n for w, s in count.sums.items()}
+        self.patches = {w: s.n for w, s in count.sums.items()}
+        self._counted = count.moments()
     return self._counted
 
 @patch
