@@ -77,6 +77,8 @@ class Recipe:
         object.__setattr__(self, 'prepare', tuple(self.prepare)) # JSON has lists
         for what, table in TABLES.items():
             for v in self.prepare if what == 'prepare' else [getattr(self, what)]: _choose(v, table, what, self.name)
+        if self.rounding != 'nearest' and self.metric != 'judged' and not issubclass(METRICS[self.metric], FieldJob):
+            refuse('rounding', f"take metric='counted': with metric={self.metric!r} weights go to the nearest")
         for what in ('lam1', 'lam2'):
             if not _number(getattr(self, what)): refuse(what, 'take a finite number ≥ 0')
     def but(self, **changes:object): return replace(self, **changes)

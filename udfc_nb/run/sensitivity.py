@@ -50,10 +50,11 @@ def with_weights(
 # %% ../../nbs/run/53_sensitivity.ipynb #184aecc6
 def site_judge(
     source:Source,
+    images:int=ASKED, # per question
 )->Judge:
     "The judge of single sites and layers; made while the network is whole."
     if source.judge is None:
-        source.judge = judge = Judge(source, CHOSEN, ASKED)
+        source.judge = judge = Judge(source, CHOSEN, images)
         judge.net, judge.known = twin(source.net), Known()
         judge(judge.net, reestimate='pass', known=judge.known, itself=True)
     return source.judge
