@@ -194,6 +194,22 @@ def test_an_operation_that_writes_into_a_given_tensor_runs_again():
     assert (torch.equal(rerun(node, x), x+1)
         and all(v is None or torch.equal(v, n.value) for v, n in zip(held, node.inputs)))
 
+@pytest.mark.parametrize('names', [('weight', 'bias'), ('gamma', 'beta')])
+@pytest.mark.parametrize('recipe', ['prune', 'paper', 'fast', 'best', 'field'])
+def test_norms_of_unusual_modules(names, recipe):
+    "A functional norm of a module that keeps its ε to itself, or has other names for its parts."
+    class Norm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for n, v in zip(names, (torch.rand(8)+.5, torch.randn(8))): setattr(self, n, nn.Parameter(v))
+            self.register_buffer('running_mean', torch.randn(8)*.1); self.register_buffer('running_var', torch.rand(8)+.5)
+        def forward(self, x):
+            w, b = (getattr(self, n) for n in names)
+            return F.batch_norm(x, self.running_mean, self.running_var, w, b, False, 0., 1e-3)
+    net = nn.Sequential(conv(3, 8), Norm(), nn.ReLU(), conv(8, 4)).eval()
+    out = compress(net, images, pruning_ratio=.5, weight_bits=4, recipe=recipe)
+    assert out.model[0].out_channels == 4 == len(out.model[1].running_mean) and torch.isfinite(out.model(images)).all()
+
 def by_hand(x, make):
     y = make(x, (*x.shape[:2], x.shape[2]+2, x.shape[3]+2))
     y[:, :, 1:-1, 1:-1] = x

@@ -9,6 +9,7 @@ __all__ = ['PRODUCTS', 'convolution', 'product', 'batch_norm', 'group_norm', 'we
 from .labels import always, lay, lift, varying
 from .rules import drop, only_along, _fixed_pointwise
 from .reasons import ACT, CROSSED, FIXED, GROUPED, MIXED, OWN
+from .shadow import storage_of
 from .nodes import Call
 from .structure import Structure
 
@@ -111,10 +112,16 @@ def _shift(rec, out, planes, c, rank):
     elif varying(out) and c.numel() > 1: rec.freeze(out, FIXED)
 
 # %% ../../nbs/graph/10i_weights.ipynb #a1f223ea
+def _usual(rec, call):
+    "Do the parts of the norm have their usual names? Of others nobody could say which one is the factor."
+    held = rec.names.get(storage_of(call.args[3]), ())
+    m = rec.net.get_submodule(held[0].rpartition('.')[0]) if held else None
+    return m is None or all(hasattr(m, k) for k in ('weight', 'bias', 'running_mean', 'running_var', 'eps'))
+
 def batch_norm(rec:Structure, call:Call)->dict:
     "Channel by channel, with the statistics of training or with those of this batch."
     x, labels = call.args[0], call.planes[0].get(ACT)
-    call.node.kind = 'norm' if call.args[3] is not None and not call.args[5] else 'own statistics'
+    call.node.kind = 'norm' if call.args[3] is not None and not call.args[5] and _usual(rec, call) else 'own statistics'
     if labels is None: # weights that are standardised
         kept = drop(rec, call, {*range(x.dim())}-{1}, why=OWN)
         for o in call.outs[1:]:
