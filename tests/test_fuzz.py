@@ -202,7 +202,8 @@ def test_norms_of_unusual_modules(names, recipe):
         def __init__(self):
             super().__init__()
             for n, v in zip(names, (torch.rand(8)+.5, torch.randn(8))): setattr(self, n, nn.Parameter(v))
-            self.register_buffer('running_mean', torch.randn(8)*.1); self.register_buffer('running_var', torch.rand(8)+.5)
+            self.register_buffer('running_mean', torch.randn(8)*.1)
+            self.register_buffer('running_var', torch.rand(8)+.5)
         def forward(self, x):
             w, b = (getattr(self, n) for n in names)
             return F.batch_norm(x, self.running_mean, self.running_var, w, b, False, 0., 1e-3)
