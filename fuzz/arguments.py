@@ -30,8 +30,10 @@ def layers(net): return [n for n, m in net.named_modules() if isinstance(m, LAYE
 def _recipe(r):
     if r.random() < .6: return r.choice(sorted(RECIPES))
     pick = lambda known: r.choice(sorted(known))
-    return Recipe(criterion=pick(CRITERIA), budget=pick(BUDGETS), metric=pick(METRICS), projection=pick(PROJECTIONS),
-        grid=pick(GRIDS), rounding=pick(ROUNDINGS), scale=pick(SCALES), repair=pick(REPAIRS), ranges=pick(RANGES),
+    metric = pick(METRICS)
+    rounding = pick(ROUNDINGS if metric in ('field', 'counted', 'mean', 'judged') else ['nearest'])
+    return Recipe(criterion=pick(CRITERIA), budget=pick(BUDGETS), metric=metric, projection=pick(PROJECTIONS),
+        grid=pick(GRIDS), rounding=rounding, scale=pick(SCALES), repair=pick(REPAIRS), ranges=pick(RANGES),
         lam1=r.choice([0., .01, 1.]), per_channel=r.random() < .7)
 
 def _good(name, r, net):
