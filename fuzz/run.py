@@ -4,8 +4,11 @@
     python fuzz/run.py --n 50 --seed 7    fifty others
     python fuzz/run.py --plan "(2, 'tensor', ('mean', 0), (('conv', 1),))"    one, as it was printed
 """
-import argparse, ast, contextlib, importlib.util, random, resource, signal, sys, tempfile, time, traceback, warnings
+import argparse, ast, contextlib, importlib.util, os, random, resource, signal, sys, tempfile, time, traceback, warnings
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
@@ -213,21 +216,37 @@ def shorten(plan, what, seed, kind, seconds=60):
 
 # ---- many
 
-def main(n=1000, seed=0, checks=tuple(CHECKS), short=True, verbose=False):
+def tried(k, checks, short, verbose):
+    "One network by its seed: what happened in each check, which failed, and what to print."
+    counts, failed, said, plan = {w: Counter() for w in checks}, [], [], draw_plan(random.Random(k))
+    for what in checks:
+        wrong, happened = failure(plan, what, k)
+        counts[what][happened if verbose else ': '.join(happened.split(': ')[:2]) if happened[0] in 'rb'
+            else happened.split(':')[0]] += 1
+        if wrong is None: continue
+        shortest = shorten(plan, what, k, wrong.split(':')[0]) if short else plan
+        said.append(f'---- {what}, seed {k}: {wrong}\n     plan: {shortest!r}')
+        failed.append((what, k))
+    return counts, failed, said
+
+def _alone():
+    torch.set_num_threads(1)
+    warnings.simplefilter('ignore')
+
+def main(n=1000, seed=0, checks=tuple(CHECKS), short=True, verbose=False, workers=1):
     "Tries networks, prints what fails, and counts. Gives the number of failures."
-    counts, failed, start = {w: Counter() for w in checks}, [], time.monotonic()
-    for k in range(seed, seed+n):
-        plan = draw_plan(random.Random(k))
-        if (k-seed) % 50 == 49: print(f'{k-seed+1} of {n}, {len(failed)} failed', file=sys.stderr, flush=True)
-        for what in checks:
-            wrong, happened = failure(plan, what, k)
-            counts[what][happened if verbose else ': '.join(happened.split(': ')[:2]) if happened[0] in 'rb'
-                else happened.split(':')[0]] += 1
-            if wrong is None: continue
-            kind = wrong.split(':')[0]
-            print(f'---- {what}, seed {k}: {wrong}\n     plan: {shorten(plan, what, k, kind) if short else plan!r}',
-                flush=True)
-            failed.append((what, k))
+    start, job = time.monotonic(), partial(tried, checks=checks, short=short, verbose=verbose)
+    with contextlib.ExitStack() as stack:
+        run = map
+        if workers > 1: # fresh processes after fifty networks: what one leaves behind is not there for all others
+            pool = ProcessPoolExecutor(workers, get_context('spawn'), _alone, max_tasks_per_child=50)
+            run = stack.enter_context(pool).map
+        counts, failed = {w: Counter() for w in checks}, []
+        for k, (c, f, said) in enumerate(run(job, range(seed, seed+n)), 1):
+            failed += f
+            for w in checks: counts[w].update(c[w])
+            for line in said: print(line, flush=True)
+            if k % 50 == 0: print(f'{k} of {n}, {len(failed)} failed', file=sys.stderr, flush=True)
     print(f'\n{n} networks from seed {seed}, {time.monotonic()-start:.0f} s')
     for what in checks:
         print(f'{what}:')
@@ -257,6 +276,7 @@ if __name__ == '__main__':
     p.add_argument('--checks', nargs='+', choices=CHECKS, default=list(CHECKS))
     p.add_argument('--as-drawn', action='store_true', help='do not shorten what fails')
     p.add_argument('--verbose', action='store_true')
+    p.add_argument('--workers', type=int, default=os.cpu_count(), help='so many networks at a time, one thread each')
     p.add_argument('--no-files', action='store_true', help='do not save and load')
     a = p.parse_args()
     torch.set_num_threads(1)
@@ -266,6 +286,6 @@ if __name__ == '__main__':
         sys.exit()
     whole = len(a.checks) == len(CHECKS)
     bad = libraries() if whole else 0
-    bad += main(a.n, a.seed, a.checks, not a.as_drawn, a.verbose)
+    bad += main(a.n, a.seed, a.checks, not a.as_drawn, a.verbose, 1 if a.no_files else a.workers)
     if whole: bad += sum(bool(found) for _, found in others(a.n, a.seed))
     sys.exit(bool(bad))

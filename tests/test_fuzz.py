@@ -211,6 +211,35 @@ def test_norms_of_unusual_modules(names, recipe):
     out = compress(net, images, pruning_ratio=.5, weight_bits=4, recipe=recipe)
     assert out.model[0].out_channels == 4 == len(out.model[1].running_mean) and torch.isfinite(out.model(images)).all()
 
+class FilterAndNorm(nn.Conv2d):
+    "`weight` is the filter, not the norm's factor."
+    def __init__(self):
+        super().__init__(3, 8, 3, padding=1)
+        self.eps = 1e-3
+        self.gamma, self.beta = nn.Parameter(torch.rand(8)+.5), nn.Parameter(torch.randn(8))
+        self.register_buffer('running_mean', torch.randn(8)*.1)
+        self.register_buffer('running_var', torch.rand(8)+.5)
+    def forward(self, x):
+        return F.batch_norm(super().forward(x), self.running_mean, self.running_var, self.gamma, self.beta, False, 0.,
+            self.eps)
+
+class OtherEps(nn.BatchNorm2d):
+    "`eps` is there, and is not what is used."
+    def __init__(self):
+        super().__init__(8)
+        self.running_mean.normal_(0, .1); self.running_var.uniform_(.1, .5)
+    def forward(self, x): return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=.5)
+
+@pytest.mark.parametrize('make', [lambda: [FilterAndNorm()], lambda: [conv(3, 8), OtherEps()]],
+    ids=['a filter beside', 'another ε'])
+@pytest.mark.parametrize('recipe', ['prune', 'paper', 'fast', 'best', 'field'])
+def test_norms_whose_names_mean_something_else(make, recipe):
+    torch.manual_seed(0)
+    net = nn.Sequential(*make(), nn.ReLU(), conv(8, 4)).eval()
+    out = compress(net, images, pruning_ratio=.5, weight_bits=8, recipe=recipe)
+    assert out.model[0].out_channels == 4 and torch.isfinite(out.model(images)).all()
+    assert [n.kind for n in record(net, images).nodes if 'norm' in str(n.op)] == ['own statistics']
+
 def by_hand(x, make):
     y = make(x, (*x.shape[:2], x.shape[2]+2, x.shape[3]+2))
     y[:, :, 1:-1, 1:-1] = x

@@ -113,10 +113,15 @@ def _shift(rec, out, planes, c, rank):
 
 # %% ../../nbs/graph/10i_weights.ipynb #a1f223ea
 def _usual(rec, call):
-    "Do the parts of the norm have their usual names? Of others nobody could say which one is the factor."
-    held = rec.names.get(storage_of(call.args[3]), ())
-    m = rec.net.get_submodule(held[0].rpartition('.')[0]) if held else None
-    return m is None or all(hasattr(m, k) for k in ('weight', 'bias', 'running_mean', 'running_var', 'eps'))
+    "Are the norm's parts where one looks for them: a module's `weight`, `bias`, statistics and `eps`?"
+    parts = dict(zip(('weight', 'bias', 'running_mean', 'running_var'), call.args[1:5]))
+    held = rec.names.get(storage_of(parts['running_mean']), ())
+    if not held: return True
+    path = held[0].rpartition('.')[0]
+    m = rec.net.get_submodule(path)
+    its = lambda k, t: getattr(m, k, 0) is None if t is None else \
+        f'{path}.{k}'.lstrip('.') in rec.names.get(storage_of(t), ())
+    return all(its(k, t) for k, t in parts.items()) and getattr(m, 'eps', None) == call.args[7]
 
 def batch_norm(rec:Structure, call:Call)->dict:
     "Channel by channel, with the statistics of training or with those of this batch."
