@@ -20,7 +20,7 @@ from networks import build, draw_plan, fresh_example, settled, shortened
 from oracle import Fault, call, cast, compare, demand, same_numbers
 from arguments import draw_arguments
 
-SECONDS, MEMORY = 120, 2*2**30 # of one network, and how much it may add
+SECONDS, MEMORY = 120, 2*2**30 # of one check, and how much memory it may add
 RECIPES = ('best', 'fast', 'field', 'paper')
 
 
@@ -68,12 +68,16 @@ def loads_again(out, net, example):
 
 @contextlib.contextmanager
 def bounded():
-    "Within time and memory."
+    "Within time and memory. Seconds of the processor, so that a busy machine is no fault, and many more by the clock."
     def late(*_): raise Fault(f'more than {SECONDS} seconds')
-    before, old = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    limits = {signal.SIGPROF: (signal.ITIMER_PROF, SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, 30*SECONDS)}
+    old = {s: signal.signal(s, late) for s in limits}
+    for timer, seconds in limits.values(): signal.setitimer(timer, seconds)
     try: yield
-    finally: signal.alarm(0); signal.signal(signal.SIGALRM, old)
+    finally:
+        for timer, _ in limits.values(): signal.setitimer(timer, 0)
+        for s, handler in old.items(): signal.signal(s, handler)
     demand((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)*1024 < MEMORY, f'more than {MEMORY>>30} GiB')
 
 

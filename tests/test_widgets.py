@@ -84,7 +84,13 @@ def test_layer_list_says_why(bench):
 
 def test_reset(bench):
     bench.per_layer['0'][1].value = '2'
-    press(bench, 'run'); press(bench, 'reset')
+    press(bench, 'run')
+    for again in (lambda: setattr(bench.c.ratio, 'value', .2), lambda: press(bench, 'save')):
+        press(bench, 'reset') # asks, and once more after something else was done
+        assert len(bench.trials) and 'This deletes' in bench.c.message.value and bench.per_layer['0'][1].value == '2'
+        again(); assert 'This deletes' not in bench.c.message.value
+    press(bench, 'reset'); assert '1 run.' in bench.c.message.value
+    press(bench, 'reset')
     assert (bench.c.recipe.value, bench.c.ratio.value, bench.c.bits.value, bench.per_layer['0'][1].value) == ('best',
         .3, '4', '')
     assert bench.trials == [] and bench.c.result.layout.display == 'none'

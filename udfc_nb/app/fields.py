@@ -140,7 +140,7 @@ def action_fields(
     return dict(run=button('Run', 'play', 'Compresses with these settings and measures the result.',
         button_style='primary'),
         stop=button('Stop', 'stop', 'Stops what is running; nothing is changed.', disabled=True),
-        reset=button('Reset', 'undo', 'All settings as they were at first, and no runs.'), bar=w.HTML(),
+        reset=button('Reset', 'undo', 'All settings as they were at first, and no runs; asks before it deletes any.'), bar=w.HTML(),
         message=w.HTML(),
         format=control(w, 'Dropdown', 'format', 'save as', options=list(FORMATS.items())),
         path=control(w, 'Text', 'path', 'to the file', value='small.safetensors'),

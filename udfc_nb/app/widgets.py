@@ -17,7 +17,7 @@ from .command import writing
 from .fields import NAMED, close, home, layer_fields
 from .form import Form
 from .plots import picture
-from .shown import code_of, comparison_figure, download_link, headline, trials_table
+from .shown import code_of, comparison_figure, download_link, headline, message, trials_table
 from .structure import structure_figure, structure_rows
 from udfc_nb.app.subjects import (Subject, digits_subject, float_bytes, folder_measure, layer_rows, open_network,
     read_settings)
@@ -178,8 +178,12 @@ def stop(self:Workbench):
 # %% ../../nbs/app/97_widgets.ipynb #707f7102
 @patch
 def reset(self:Workbench):
-    "All settings as they were at first, and no trials."
-    self.fill(); self.answer_at('run')
+    "All settings as they were at first, and no trials; asks before it deletes any, by a message."
+    n = len(self.trials)
+    ask = f'This deletes {n} run{"s"*(n > 1)}. Press Reset again to delete {"them" if n > 1 else "it"}.'
+    self.answer_at('run')
+    if n and self.c.message.value != message(ask): return self.say(ask) # not asked, or something else was done since
+    self.fill()
     for ratio, bits in self.per_layer.values(): ratio.value = bits.value = ''
     self.trials = []; self.say('')
     try: self.remember()

@@ -23,7 +23,7 @@ from ..recipes.recipe import METRICS, Recipe
 from .arguments import Asked, check_arguments
 from .candidates import best_of, judged
 from .floor import Clock, floor_of
-from .judge import JUDGED
+from .judge import images_judged
 from .memory import held, room_of
 from .report import count
 from .result import Compressed, report, within
@@ -87,6 +87,7 @@ def recorded(
     costs = s['budget'] if isinstance(s['budget'], dict) else {n: c['macs'] for n, c in before.items()}
     source = Source(original(model, work), graph, example, s['seed'], asked.input_range or shown_range(example),
         None if asked.images is None else floating(asked.images, work.device, work.dtype))
+    source.both = asked.recipe.metric in ('judged', 'counted')
     if asked.memory is not None: source.room = room_of(source, asked.memory, notes)
     return Seen(work, example, (graph, *how), source, before, costs if asked.recipe.budget == 'macs' else None,
         {n: None if n in anew | idle else b for n, b in bits.items()}, reads, grids, notes)
@@ -150,7 +151,7 @@ def run_stages(
         with clock('carry out'): job = carried_out(asked, seen, job)
         with clock('judge'): said = judged(job) if asked.verify else {}
         out = report(asked, seen, job, said)
-    out.report.timings = dict(stages=clock.seconds, floor_macs=floor_of(job, min(JUDGED, job.source.enough)),
+    out.report.timings = dict(stages=clock.seconds, floor_macs=floor_of(job, images_judged(job.source)),
         memory=None if before is None else max(held(device)[1]-before, 0))
     return out
 
