@@ -47,14 +47,19 @@ def pixel_by_pixel(
     return tree_map(lambda t: t.contiguous(memory_format=torch.channels_last) if isinstance(t, torch.Tensor)
         and t.dim() == 4 and t.device.type == 'cpu' else t, x)
 
-# %% ../../nbs/run/51_judge.ipynb #8a0fa965
+# %% ../../nbs/run/51_judge.ipynb #e26d0012
 # images that a judgement is passed on: with 64, 32, 16 it is right in 94.5, 92.4, 92.6 % of the pairs instead of 94.9
 # (METHOD.md)
 JUDGED = 128
-def images_judged(source:Source, most:int=JUDGED):
+
+def images_judged(
+    source:Source,
+    most:int=JUDGED,
+)->int: # images of all kinds together
     "On how many images a network is judged: many networks are, so on half of what moments are counted on."
     return min(most, max(source.enough//2, FEW))
 
+# %% ../../nbs/run/51_judge.ipynb #8a0fa965
 LITTLE = 2**22 # numbers that one operation may give, so that memory is used again instead of asked for anew
 
 class Judge:
