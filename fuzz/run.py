@@ -6,7 +6,6 @@
 """
 import argparse, ast, contextlib, importlib.util, os, random, resource, signal, sys, tempfile, time, traceback, warnings
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -243,8 +242,7 @@ def main(n=1000, seed=0, checks=tuple(CHECKS), short=True, verbose=False, worker
     with contextlib.ExitStack() as stack:
         run = map
         if workers > 1: # fresh processes after fifty networks: what one leaves behind is not there for all others
-            pool = ProcessPoolExecutor(workers, get_context('spawn'), _alone, max_tasks_per_child=50)
-            run = stack.enter_context(pool).map
+            run = stack.enter_context(get_context('spawn').Pool(workers, _alone, maxtasksperchild=50)).imap
         counts, failed = {w: Counter() for w in checks}, []
         for k, (c, f, said) in enumerate(run(job, range(seed, seed+n)), 1):
             failed += f
