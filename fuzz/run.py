@@ -141,13 +141,13 @@ def check_recipe(plan, seed):
     except Exception as e: raise Fault(f'{kw}: {type(e).__name__}: {e}') from e
     try:
         untouched(net, before)
+        same_bits(out, compress(net, example, **kw)) # before it runs, which may count
         got = call(out.model.eval(), example)
         demand([t.shape for t in got] == [t.shape for t in want] and finite(got),
             'outputs that are not finite or of other shapes')
         demand(finite(out.model.state_dict().values()), 'parameters that are not finite')
         for e in examples_of(plan): demand(finite(call(out.model, e)), 'not finite on another example')
         loads_again(out, net, example)
-        same_bits(out, compress(net, example, **kw))
         str(out.report); out.report.to_json()
     except UDFCError as e: raise Fault(f'{kw}: {type(e).__name__}: {e}') from e
     except Fault as e: raise Fault(f'{kw}: {e}') from e

@@ -32,6 +32,8 @@ def test_random_networks(r, what, seed):
 
 
 KEPT = [ # check, seed, plan
+    ('cut', 1223, (2, 'tensor', ('mean', 0), (('ghost', 959), ('grouped', 730)))),
+    ('recipe', 1329, (2, 'tensor', ('mean', 0), (('written', 797),))),
     ('arguments', 61, (2, 'tensor', ('mean', 0), (('conv', 415), ('recurrent', 705)))),
     ('recipe', 37, (1, 'tensor', ('answer', 0), (('conv', 0), ('attention', 1), ('conv', 0)))),
     ('cut', 1, (2, 'tensor', ('mean', 0), (('parametrised', 511),))),
@@ -210,6 +212,29 @@ def test_norms_of_unusual_modules(names, recipe):
     net = nn.Sequential(conv(3, 8), Norm(), nn.ReLU(), conv(8, 4)).eval()
     out = compress(net, images, pruning_ratio=.5, weight_bits=4, recipe=recipe)
     assert out.model[0].out_channels == 4 == len(out.model[1].running_mean) and torch.isfinite(out.model(images)).all()
+
+class Repeated(nn.Module):
+    "The same channels several times, in two orders, in front of a convolution with groups."
+    def __init__(self, order, groups):
+        super().__init__()
+        self.a, self.b, self.order = conv(3, 8), nn.Conv2d(8*len(order), 12, 3, padding=1, groups=groups), order
+    def forward(self, x):
+        y = F.relu(self.a(x))
+        return self.b(torch.cat([y if k > 0 else y.flip(1) for k in self.order], 1))
+
+@pytest.mark.parametrize('order', [(1, 1), (1, -1), (1, 1, 1), (1, -1, 1, -1)])
+@pytest.mark.parametrize('groups', [1, 2, 4])
+@pytest.mark.parametrize('recipe', ['prune', 'paper', 'fast', 'best'])
+def test_several_groups_read_one_channel(order, groups, recipe):
+    "Every group hands over what it loses; where each one reads all of the channels, exact copies come back."
+    torch.manual_seed(0)
+    net = Repeated(order, groups).eval().requires_grad_(False)
+    net.a.weight[4:], net.a.bias[4:] = net.a.weight[:4]*.5, net.a.bias[:4]*.5
+    out = compress(net, images, pruning_ratio=.5, recipe=recipe, sites='all')
+    assert torch.isfinite(out.model(images)).all()
+    if len(order) % groups == 0:
+        assert out.model.a.out_channels == 4
+        if recipe != 'prune': torch.testing.assert_close(out.model(images), net(images), rtol=1e-3, atol=1e-4)
 
 class FilterAndNorm(nn.Conv2d):
     "`weight` is the filter, not the norm's factor."

@@ -166,11 +166,17 @@ def columns_of(
     return w[:, torch.as_tensor(use.index.ravel(), device=w.device)].reshape(len(w), len(use.channels), -1)
 
 def _parts(layer, use):
-    "A site's columns of a layer, group by group: (the group's weights, entries of its channels, which channels)."
+    """A site's columns of a layer, group by group: (the group's weights, entries of its channels, which channels). Of
+    one channel several groups may read something."""
     w = out_first(layer)
     index, channels = (torch.as_tensor(a, device=w.device) for a in (use.index, use.channels))
-    return [(part, index[mine]-q*w.shape[1], channels[mine]) for q, part in enumerate(w.chunk(layer.groups))
-        if (mine := index[:, 0]//w.shape[1] == q).any()] if hasattr(layer, 'groups') else [(w, index, channels)]
+    if getattr(layer, 'groups', 1) == 1: return [(w, index, channels)]
+    out, group = [], index//w.shape[1]
+    for q, part in enumerate(w.chunk(layer.groups)):
+        patterns, which = torch.unique((group == q).mT, dim=0, return_inverse=True)
+        for i, mine in enumerate(patterns):
+            if mine.any(): out.append((part, index[mine][:, which == i]-q*w.shape[1], channels[mine]))
+    return out
 
 # %% ../../nbs/graph/15_surgery.ipynb #97afc7ad
 @torch.no_grad()
