@@ -24,13 +24,14 @@ COLUMNS = 'network recipe params forward_macs floor_macs speed floor seconds can
 NETWORKS = '''mobilenet_v3_small shufflenet_v2_x1_0 squeezenet1_1 mobilenet_v2 mnasnet1_0 regnet_y_400mf
     mobilenet_v3_large efficientnet_b0 regnet_x_800mf resnet18 googlenet densenet121 resnet34 resnet50 resnext50_32x4d
     convnext_tiny wide_resnet50_2 vgg11_bn resnet101 inception_v3'''.split()
+ASKED = {'googlenet': dict(init_weights=False), # a minute of random numbers
+    'inception_v3': dict(init_weights=False, aux_logits=False)} # its second head needs larger images in training
 
 
 def network(name):
     """With norms that have seen something."""
     torch.manual_seed(0)
-    net = models.get_model(name, weights=None, **(dict(init_weights=False) if name in ('googlenet', 'inception_v3')
-        else {})).train()
+    net = models.get_model(name, weights=None, **ASKED.get(name, {})).train()
     with torch.no_grad():
         for _ in range(3):
             net(torch.randn(4, 3, 224, 224))
