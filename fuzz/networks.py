@@ -393,7 +393,7 @@ def per_channel(b):
         pow=lambda m, x: (x.abs()+.1)**view(m.p), affine=lambda m, x: torch.addcmul(view(m.q), x, view(m.p)),
         gate=lambda m, x: x*view(m.p).sigmoid(), buffer=lambda m, x: (x-view(m.mean))/view(m.std),
         stacked=lambda m, x: x*view(m.s[0])+view(m.s[1]), list=lambda m, x: x*view(m.l[0])+view(m.l[1]), fake=lambda m,
-        x: torch.fake_quantize_per_channel_affine(x.float(), m.step, m.zero, 1, -128, 127).to(x.dtype),
+        x: torch.fake_quantize_per_channel_affine(x.float(), m.step.float(), m.zero, 1, -128, 127).to(x.dtype),
         flat=lambda m, x: (x.flatten(2)*m.p[:, None]).view_as(x), max=lambda m, x: torch.max(x, view(m.p)),
         keyed=lambda m, x: x*view(m.d['g']), embedded=lambda m, x: x+view(m.e.weight[1]), index=lambda m,
         x: x*m.p[:, *[None]*(x.dim()-2)])[how]

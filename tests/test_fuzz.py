@@ -32,6 +32,8 @@ def test_random_networks(r, what, seed):
 
 
 KEPT = [ # check, seed, plan
+    ('cut', 283, (2, 'tensor', ('mean', 0), (('residual', 930, (('parametrised', 435),)),))),
+    ('cut', 286, (2, 'tensor', ('mean', 0), (('per_channel', 896),))),
     ('cut', 1223, (2, 'tensor', ('mean', 0), (('ghost', 959), ('grouped', 730)))),
     ('recipe', 1329, (2, 'tensor', ('mean', 0), (('written', 797),))),
     ('arguments', 61, (2, 'tensor', ('mean', 0), (('conv', 415), ('recurrent', 705)))),
@@ -212,6 +214,28 @@ def test_norms_of_unusual_modules(names, recipe):
     net = nn.Sequential(conv(3, 8), Norm(), nn.ReLU(), conv(8, 4)).eval()
     out = compress(net, images, pruning_ratio=.5, weight_bits=4, recipe=recipe)
     assert out.model[0].out_channels == 4 == len(out.model[1].running_mean) and torch.isfinite(out.model(images)).all()
+
+def masked(m): nn.utils.prune.custom_from_mask(m, 'weight', (torch.rand_like(m.weight) > .2).float()); return m
+class Beside(nn.Module):
+    "Two branches meet; the weight of one is computed anew."
+    def __init__(self, computed, meet):
+        super().__init__()
+        self.a, self.b, self.c, self.meet = conv(3, 8), computed(conv(3, 8)), conv(8, 4), meet
+    def forward(self, x): return self.c(F.relu(self.meet(self.a(x), self.b(x))))
+
+@pytest.mark.parametrize('computed', [masked, nn.utils.parametrizations.weight_norm,
+    nn.utils.parametrizations.spectral_norm], ids=['mask', 'weight norm', 'spectral norm'])
+@pytest.mark.parametrize('meet', [lambda a, b: a+b, lambda a, b: b+a, lambda a, b: a*b.sigmoid(),
+    lambda a, b: b*a.sigmoid()], ids=['a+b', 'b+a', 'gate b', 'gate a'])
+@pytest.mark.parametrize('recipe', ['prune', 'paper', 'fast', 'best', 'field'])
+def test_a_branch_whose_weight_is_computed(computed, meet, recipe):
+    "Nothing is handed on by filters that are not what the module stores; the layer behind is repaired or named."
+    torch.manual_seed(0)
+    net = Beside(computed, meet).eval().requires_grad_(False)
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    out = compress(net, images, pruning_ratio=.5, recipe=recipe, sites='all')
+    assert torch.isfinite(out.model(images)).all() and all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+    if out.model.c.in_channels < 8 and recipe == 'paper': assert any("'c'" in n for n in out.report.notes)
 
 class Repeated(nn.Module):
     "The same channels several times, in two orders, in front of a convolution with groups."

@@ -49,6 +49,9 @@ class Path:
     layer:str # name
     rows:tuple # of the layer, one for each channel
     steps:tuple = () # of `Step`s, front to back
+    @property
+    def layers(self): # whose filters have a part in it: also those of sums and gates
+        return {self.layer, *(name for s in self.steps if s.other is not None for name in s.other.layers)}
 
 # %% ../../nbs/graph/14_steps.ipynb #2e7fd752
 def place_of(

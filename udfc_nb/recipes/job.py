@@ -72,7 +72,7 @@ def prune(self:Job, name:str):
     site, (kept, pruned), lost, total = self.sites[name], self.kept[name], 0., 0.
     self.starts.clear() # weights have changed since the site before
     for path, uses in self.readers(site).items():
-        if path is None or not all(map(self.plain_weight, (path.layer, *(u.module for u in uses)))):
+        if path is None or not all(map(self.plain_weight, (*path.layers, *(u.module for u in uses)))):
             self.unmerged.update({u.module for u in uses})
             continue
         ch = self.channels(site, path)
