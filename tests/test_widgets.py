@@ -89,7 +89,7 @@ def test_reset(bench):
         press(bench, 'reset') # asks, and once more after something else was done
         assert len(bench.trials) and 'This deletes' in bench.c.message.value and bench.per_layer['0'][1].value == '2'
         again(); assert 'This deletes' not in bench.c.message.value
-    press(bench, 'reset'); assert '1 run.' in bench.c.message.value
+    press(bench, 'reset'); assert 'runs (1)' in bench.c.message.value
     press(bench, 'reset')
     assert (bench.c.recipe.value, bench.c.ratio.value, bench.c.bits.value, bench.per_layer['0'][1].value) == ('best',
         .3, '4', '')

@@ -11,7 +11,9 @@ by gradient to learn from and 64 to be judged on; column `once` has the seconds.
 of its own,
 which plays from the first step. `streams` makes nothing once; what it makes is counted.
 Accuracy: top-1 of the first 3,000 test images (`aka20`), of the first 1,000 (`kar14c100`), of 500 images of ImageNet
-(`lite0`, at its own size); the rates of `streams` were chosen on the last 2,000 and 1,000 of the files of the first two. Seconds are those of one core (`time.process_time`).
+(`lite0`, at its own size); the rates of `streams` were chosen on the last 2,000 and 1,000 of the files of the first
+two.
+Seconds are those of one core (`time.process_time`).
 """
 import sys
 import time

@@ -88,8 +88,7 @@ def open(self:Workbench):
         return (subject, layer_rows(graph), structure_rows(graph),
             read_trials(self.keep).get(fingerprint(subject.model), []) if self.keep else [])
     def then(found): self.put(*found); self.say(found[0].note)
-    self.put(); self.answer_at('open')
-    self.work('opening', task, then)
+    self.put(); self.answer_at('open'); self.work('opening', task, then)
 
 # %% ../../nbs/app/97_widgets.ipynb #b86e59c8
 @patch
@@ -179,13 +178,10 @@ def stop(self:Workbench):
 @patch
 def reset(self:Workbench):
     "All settings as they were at first, and no trials; asks before it deletes any, by a message."
-    n = len(self.trials)
-    ask = f'This deletes {n} run{"s"*(n > 1)}. Press Reset again to delete {"them" if n > 1 else "it"}.'
-    self.answer_at('run')
-    if n and self.c.message.value != message(ask): return self.say(ask) # not asked, or something else was done since
-    self.fill()
+    self.answer_at('run'); ask = f'This deletes all runs ({len(self.trials)}). Press Reset again to delete them.'
+    if self.trials and self.c.message.value != message(ask): return self.say(ask) # nobody was asked just now
+    self.trials = []; self.fill(); self.say('')
     for ratio, bits in self.per_layer.values(): ratio.value = bits.value = ''
-    self.trials = []; self.say('')
     try: self.remember()
     except UDFCError as e: self.say(e)
 

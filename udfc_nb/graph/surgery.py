@@ -158,24 +158,20 @@ def norm_affine(
 
 # %% ../../nbs/graph/15_surgery.ipynb #2224e42b
 def columns_of(
-    layer:nn.Module, # the consumer, without groups
-    use:object, # its `Use`
+    layer:nn.Module, use:object, # the consumer, without groups, and its `Use`
 )->torch.Tensor: # (out, channels, entries of each)
     "A site's columns of a layer."
     w = out_first(layer).detach()
     return w[:, torch.as_tensor(use.index.ravel(), device=w.device)].reshape(len(w), len(use.channels), -1)
 
 def _parts(layer, use):
-    """A site's columns of a layer, group by group: (the group's weights, entries of its channels, which channels). Of
-    one channel several groups may read something."""
+    "A site's columns of a layer: (a group's weights, entries of its channels, which channels), in some of one channel."
     w = out_first(layer)
     index, channels = (torch.as_tensor(a, device=w.device) for a in (use.index, use.channels))
-    if getattr(layer, 'groups', 1) == 1: return [(w, index, channels)]
     out, group = [], index//w.shape[1]
-    for q, part in enumerate(w.chunk(layer.groups)):
+    for q, part in enumerate(w.chunk(getattr(layer, 'groups', 1))):
         patterns, which = torch.unique((group == q).mT, dim=0, return_inverse=True)
-        for i, mine in enumerate(patterns):
-            if mine.any(): out.append((part, index[mine][:, which == i]-q*w.shape[1], channels[mine]))
+        out += [(part, index[m][:, which == i]-q*w.shape[1], channels[m]) for i, m in enumerate(patterns) if m.any()]
     return out
 
 # %% ../../nbs/graph/15_surgery.ipynb #97afc7ad
@@ -184,8 +180,7 @@ def merge_into(
     layer:nn.Module, # the consumer; is changed, its pruned columns become zero
     use:object, # its `Use`: where the site's channels stand among its columns
     T:torch.Tensor, # (|P|, |K|)
-    kept:torch.Tensor, # K
-    pruned:torch.Tensor, # P
+    kept:torch.Tensor, pruned:torch.Tensor, # K and P
 ):
     "Eqs. 7 and 8 on a module."
     for w, index, channels in _parts(layer, use):
@@ -197,8 +192,7 @@ def merge_into(
 
 @torch.no_grad()
 def scale_into(
-    layer:nn.Module, # the consumer; is changed
-    use:object, # its `Use`
+    layer:nn.Module, use:object, # the consumer, which is changed, and its `Use`
     scale:torch.Tensor, # s̃, (C,)
 ):
     "Eq. 9 on a module."

@@ -139,6 +139,7 @@ def batch_norm(rec:Structure, call:Call)->dict:
         if o.numel() == len(labels): rec.label(o, {ACT: labels}) # the statistics
     return {ACT: lay(labels, 1, x.dim())}
 
+# %% ../../nbs/graph/10i_weights.ipynb #a1f223eb
 def group_norm(rec:Structure, call:Call)->dict:
     "Groups of channels are normalised together: a group leaves as a whole."
     x, groups = call.args[0], call.args[6]
