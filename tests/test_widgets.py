@@ -85,7 +85,7 @@ def test_layer_list_says_why(bench):
 def test_reset(bench):
     bench.per_layer['0'][1].value = '2'
     press(bench, 'run')
-    for again in (lambda: setattr(bench.c.ratio, 'value', .2), lambda: press(bench, 'save')):
+    for again in (lambda: setattr(bench.c.ratio, 'value', .2), lambda: setattr(bench.c.bits, 'value', '8')):
         press(bench, 'reset') # asks, and once more after something else was done
         assert len(bench.trials) and 'This deletes' in bench.c.message.value and bench.per_layer['0'][1].value == '2'
         again(); assert 'This deletes' not in bench.c.message.value
@@ -486,7 +486,8 @@ def test_browser_keyboard(page):
     tab_to('recipe'); page.keyboard.type('fast')
     tab_to('Run'); photo(page, '02 keyboard'); page.keyboard.press('Enter')
     page.get_by_text('fast, 0 % removed, 6 bit').first.wait_for(); enabled(page, 'Run'); assert runs(page) == 1
-    tab_to('Reset'); page.keyboard.press('Enter')
+    tab_to('Reset'); page.keyboard.press('Enter'); page.get_by_text('Press Reset again').wait_for()
+    assert runs(page) == 1; page.keyboard.press('Enter')
     page.wait_for_function("() => ![...document.querySelectorAll('.udfc table')].some(t => t.checkVisibility())")
     assert page.get_by_label('weights, bits').input_value() == '4'
 
