@@ -23,6 +23,9 @@ SECONDS, MEMORY = 120, 2*2**30 # of one check, and how much memory it may add
 RECIPES = ('best', 'fast', 'field', 'paper')
 
 
+class Late(BaseException): "No package takes it for a fault of the network's."
+
+
 # ---- what must hold
 
 def snapshot(net):
@@ -68,7 +71,7 @@ def loads_again(out, net, example):
 @contextlib.contextmanager
 def bounded():
     "Within time and memory. Seconds of the processor, so that a busy machine is no fault, and many more by the clock."
-    def late(*_): raise Fault(f'more than {SECONDS} seconds')
+    def late(*_): raise Late(f'more than {SECONDS} seconds')
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     limits = {signal.SIGPROF: (signal.ITIMER_PROF, SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, 30*SECONDS)}
     old = {s: signal.signal(s, late) for s in limits}
@@ -200,7 +203,7 @@ def attempted(check, *args):
         warnings.simplefilter('ignore')
         try:
             with bounded(): return None, check(*args)
-        except Fault as e: return f'{type(e).__name__}: {e}'[:600], 'fault'
+        except (Fault, Late) as e: return f'{type(e).__name__}: {e}'[:600], 'fault'
         except Exception as e:
             return f'{type(e).__name__}: {e}\n{"".join(traceback.format_tb(e.__traceback__)[-3:])}'[:1500], 'fault'
 

@@ -165,7 +165,7 @@ def columns_of(
     return w[:, torch.as_tensor(use.index.ravel(), device=w.device)].reshape(len(w), len(use.channels), -1)
 
 def _parts(layer, use):
-    "A site's columns of a layer: (a group's weights, entries of its channels, which channels), in some of one channel."
+    "Columns of a site, as (weights of a group, entries of its channels, which channels); a channel may have several."
     w = out_first(layer)
     index, channels = (torch.as_tensor(a, device=w.device) for a in (use.index, use.channels))
     out, group = [], index//w.shape[1]

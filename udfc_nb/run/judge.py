@@ -57,7 +57,7 @@ def images_judged(
     most:int=JUDGED,
 )->int: # images of all kinds together
     "On how many images a network is judged: many networks are, so on half of what moments are counted on."
-    return min(most, max(source.enough//2, FEW))
+    return min(most, source.enough, max(source.enough//2, FEW)) # memory may allow fewer than a few
 
 # %% ../../nbs/run/51_judge.ipynb #8a0fa965
 LITTLE = 2**22 # numbers that one operation may give, so that memory is used again instead of asked for anew
