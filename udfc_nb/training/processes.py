@@ -7,7 +7,7 @@ __all__ = ['processes', 'alone', 'together', 'share', 'gathered', 'mean_over', '
            'check_same', 'shared_norm', 'norms_over', 'in_step', 'gradients']
 
 # %% ../../nbs/training/69b_processes.ipynb #d0eeae48
-import atexit, os
+import atexit, os, time
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -32,6 +32,11 @@ def alone():
     try: yield
     finally: _SHARED.reset(before)
 
+def _part():
+    "Leaves the group, once gloo's threads have let go of what they hold of Python."
+    time.sleep(.2)
+    if dist.is_initialized(): dist.destroy_process_group()
+
 @contextmanager
 def together():
     "A context in which the processes of torchrun, or of the caller's group, share batches; alone if there is one."
@@ -41,7 +46,7 @@ def together():
         if cards: torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)) % cards)
         dist.init_process_group('cpu:gloo,cuda:nccl' if cards else 'gloo')
         begun = True # and stays so: torchrun's processes can meet only once
-        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+        atexit.register(_part)
     before = _SHARED.set((dist.get_rank(), dist.get_world_size()) if begun else (0, 1))
     try: yield
     finally: _SHARED.reset(before)
