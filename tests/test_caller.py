@@ -226,6 +226,7 @@ RAISED_AGAIN = { # somebody else's code runs there; memory and our own errors pa
 AN_ANSWER = { # what fails is told in the result; memory and our own errors pass
     'graph.record.passed': 'nothing is known about the operation',
     'graph.prover.differs': 'the cut network is another one',
+    'graph.beside.again': 'the run goes another way, and a whole record is made',
     'graph.copies._uncopied': 'this attribute cannot be copied',
     'moments.walk.visit': 'the statistics are guessed', 'run.arguments.check_range': 'is no number',
     'graph.operations._elementwise': 'the bounds are not known',

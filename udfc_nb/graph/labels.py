@@ -33,7 +33,7 @@ def varying(
     labels:torch.Tensor, # a core
 )->tuple: # axes
     "The axes along which labels vary."
-    return tuple(d for d, n in enumerate(labels.shape) if n > 1)
+    return tuple([d for d, n in enumerate(labels.shape) if n > 1])
 
 # %% ../../nbs/graph/10_labels.ipynb #57b0ebc1
 def lift(

@@ -6,7 +6,7 @@
 __all__ = ['EVERYTHING', 'OPERATIONS', 'Operation', 'image', 'operation_of']
 
 # %% ../../nbs/graph/11_operations.ipynb #184d0df2
-import math
+import functools, math
 from collections.abc import Callable
 from dataclasses import dataclass
 import torch
@@ -136,13 +136,16 @@ _MOVING = {
 OPERATIONS = {name: o for o, names in {**_MIXING, **_MOVING}.items() for name in names.split()}
 
 # %% ../../nbs/graph/11_operations.ipynb #a233120c
+@functools.cache
+def _name_of(func):
+    space, _, name = getattr(getattr(func, '_schema', None), 'name', str(func)).rpartition('::')
+    name = name[:-1] if name.endswith('_') and not name.endswith('__') else name
+    return name if space == 'aten' else f'{space}::{name}'
+
 def operation_of(
     func:Callable, # an operation of torch
 )->tuple: # (name, its `Operation`)
     "The record of an operation: from the table, or, where torch itself says that it is elementwise, the common one."
-    space, _, name = getattr(getattr(func, '_schema', None), 'name', str(func)).rpartition('::')
-    name = name[:-1] if name.endswith('_') and not name.endswith('__') else name
-    if space != 'aten': name = f'{space}::{name}'
-    if name in OPERATIONS: return name, OPERATIONS[name]
+    if (name := _name_of(func)) in OPERATIONS: return name, OPERATIONS[name]
     elementwise = torch.Tag.pointwise in getattr(func, 'tags', ())
     return name, Operation(pointwise, 'act', _elementwise) if elementwise else Operation(unknown)

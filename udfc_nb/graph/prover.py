@@ -20,7 +20,7 @@ from .record import Recorder, record
 from .sites import Graph
 from .surgery import cut
 from .copies import twin, _as, _cropped, _noises
-from .beside import Differs, Follow, Masked, _reason
+from .beside import Differs, Follow, Masked, _reason, again
 
 # %% ../../nbs/graph/15d_prover.ipynb #7295747b
 @dataclass
@@ -70,18 +70,21 @@ def _set(self:Prover, wide):
     crop = _cropped(example)
     same = all(a.shape == b.shape for a, b in zip(tensors_of(crop), tensors_of(example)))
     self.inputs = [([example] if same else [crop, example], False), *(([e], False) for e in more)]
-    self.settled = False
+    self.settled, self.steps = False, {} # of each input: what its first run has told of labels
 
 @patch
 def _masked(self:Prover, i, rec, removed):
     "The original's run on an input, or on the first of its alternatives on which it runs; None if on none."
     (alternatives, train), first, error = self.inputs[i], i == 0 and not self.settled, None
+    if i in self.steps:
+        masked = again(twin(self.net), alternatives[0], train, self.steps[i], removed, self.wide)
+        if masked is not None: return masked
     for e in alternatives:
         try: masked = record(twin(self.net), e, train, Masked, removed=removed, wide=self.wide)
         except UDFCError as failed: error = failed; continue
         if first and len(alternatives) > 1 and e is alternatives[0] and [n.op for n in masked.nodes] != self.ops:
             continue
-        self.inputs[i] = [e], train
+        self.inputs[i], self.steps[i] = ([e], train), masked.steps
         if first: self.settled = True; self.inputs += [(_noises(e), False)]+[([e], True)]*self.train
         return masked
     if first and self.wide: self.single = True; self._set(False); return self._masked(i, rec, removed)

@@ -11,14 +11,13 @@ import torch, torch.nn as nn
 from fastcore.basics import patch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from ..caller import let_through, out_of_memory
 from ..errors import ExampleInputError, UDFCError
 from .labels import always, varying
 from .shadow import storage_of
 from .reasons import ACT, OUTPUT, UNKNOWN
 from .operations import OPERATIONS, Operation, operation_of
-from .nodes import Call, Node, tensors_in, whole_norms
+from .nodes import Call, Node, exchanged, tensors_in, whole_norms
 from .running import call_args, fresh, own_line, perform, quiet, tensors_of
 from .traced import Traced
 
@@ -101,7 +100,7 @@ def __torch_dispatch__(self:Recorder, func, types, args=(), kwargs=None):
     call = Call(name, func, args, kwargs, node)
     self.node, node.op = node, name
     refs = {id(t): self.node_of(t) for t in call.tensors}
-    node.args, node.kwargs = tree_map_only(torch.Tensor, lambda t: refs.get(id(t), t), (tuple(args), kwargs))
+    node.args, node.kwargs = exchanged((tuple(args), kwargs), torch.Tensor, lambda t: refs.get(id(t), t))
     node.inputs = list(dict.fromkeys(refs.values()))
     call.planes = [self.planes(t) for t in call.tensors] # before anything is overwritten
     self.ran += 1
@@ -110,7 +109,7 @@ def __torch_dispatch__(self:Recorder, func, types, args=(), kwargs=None):
     node.number = len(self.nodes); node.name = f'{name}_{node.number}'; self.nodes.append(node)
     if call.outs: self.follow(call, operation, isinstance(out, list))
     elif name in OPERATIONS: self.passed(call, operation)
-    if len(self.nodes) % 64 == 0: self.forget()
+    if len(self.alive) > self.many: self.forget()
     return out
 
 @patch

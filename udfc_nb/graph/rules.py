@@ -64,7 +64,7 @@ def broadcast(rec:Structure, a:tuple, b:tuple, kind:str)->torch.Tensor:
     if any(sb[d] == 1 < sa[d] for d in varying(la)): rec.freeze(lb, CROSSED); return la
     if any(sa[d] == 1 < sb[d] for d in varying(lb)): rec.freeze(la, CROSSED); return lb
     rec.tie(la, lb, kind)
-    return max(la, lb, key=lambda l: len(varying(l))).expand(torch.broadcast_shapes(la.shape, lb.shape))
+    return max(la, lb, key=lambda l: len(varying(l))).expand(*map(max, la.shape, lb.shape))
 
 def meet_parameter(rec:Structure, labels:torch.Tensor, planes:dict, shape:tuple):
     "An activation and a parameter: entries along the axis of the channels live with them."

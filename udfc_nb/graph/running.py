@@ -28,6 +28,7 @@ def own_line()->tuple: # (file, line)
     return (f.f_code.co_filename, f.f_lineno) if f is not None else None
 
 # %% ../../nbs/graph/10e_running.ipynb #c883adb8
+@functools.cache
 def is_random(func:Callable)->bool: return torch.Tag.nondeterministic_seeded in getattr(func, 'tags', ())
 
 @functools.cache

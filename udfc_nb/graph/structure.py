@@ -31,7 +31,7 @@ class Structure:
         self.names, self.atoms, self.parameters, self.n = {}, {}, {}, 1 # storage → names; name → first atom per axis
         tensors = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
         self.every, self.aliases = torch.arange(1+sum(map(sum, (t.shape for _, t in tensors))), device='cpu'), {}
-        self.matrices = Counter() # of each module
+        self.matrices, self.many = Counter(), 64 # of each module; storages up to which none is looked for that is gone
         for name, t in tensors: self._number(name, t)
 
 # %% ../../nbs/graph/10f_structure.ipynb #61ea0fa2
@@ -55,11 +55,11 @@ def _number(self:Structure, name, t):
 @patch
 def planes(self:Structure, t:torch.Tensor)->dict:
     "Plane → labels of a tensor."
-    shadow = self.shadows.get(storage_of(t)) if t.layout == torch.strided else None
-    if shadow is None or not t.numel(): return {}
-    if storage_of(t) in self.names: self.read.add(self.names[storage_of(t)][0])
+    if t.layout != torch.strided or (shadow := self.shadows.get(c := storage_of(t))) is None or not t.numel(): return {}
+    if c in self.names: self.read.add(self.names[c][0])
     if t.element_size() == shadow.width:
-        return {k: filled(p) if self.is_made(t) else p for k in shadow.planes for p in [shadow.read(k, t)]}
+        planes = {k: shadow.read(k, t) for k in shadow.planes}
+        return {k: filled(p) for k, p in planes.items()} if c in self.fresh else planes
     for k in shadow.planes: self.freeze(shadow.whole(k), RETYPED)
     return {}
 
@@ -75,10 +75,11 @@ def label(self:Structure, t:torch.Tensor, planes:dict):
 
 @patch
 def forget(self:Structure):
-    "Storages that are gone."
+    "Storages that are gone; looked for again when there are twice as many."
     for c in [c for c, ref in self.alive.items() if ref.expired()]:
         for d in (self.alive, self.shadows, self.origin, self.writes): d.pop(c, None)
         self.fresh.discard(c)
+    self.many = max(64, 2*len(self.alive))
 
 @patch
 def axes(self:Structure, name:str)->dict: # axis → labels along it
