@@ -7,6 +7,7 @@ __all__ = ['READERS', 'Step', 'Masked', 'Differs', 'difference', 'Again', 'again
 
 # %% ../../nbs/graph/15c_beside.ipynb #fc8232f9
 import os, traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 import numpy as np, torch, torch.nn as nn
 from fastcore.basics import patch
@@ -25,7 +26,7 @@ from .record import Recorder
 READERS = {**{k: (0,) for k, o in OPERATIONS.items() if o.labels is convolution}, # which arguments are read
     **{k: v[:2] for k, v in PRODUCTS.items()}}
 
-# %% ../../nbs/graph/15c_beside.ipynb #136035b7
+# %% ../../nbs/graph/15c_beside.ipynb #4c8e2d10
 @dataclass
 class Step:
     "What is known of the labels of an operation in a run, whichever channels are removed."
@@ -55,6 +56,7 @@ def _kept(known, o, stays):
     if len(axes) == 1: return o.index_select(axes[0], keep.reshape(-1).nonzero()[:, 0].to(o.device))
     return o.clone() if keep.all() else o[keep.expand(o.shape).to(o.device)]
 
+# %% ../../nbs/graph/15c_beside.ipynb #136035b7
 class Masked(Recorder):
     """A record of the original in which every reader sees the removed channels as zeros; it keeps what the others
     must be."""
@@ -108,7 +110,12 @@ def difference(
     return worst/max(size, 1e-12)
 
 # %% ../../nbs/graph/15c_beside.ipynb #7d1f0a52
-class Again(TorchDispatchMode):
+class _Mode(TorchDispatchMode): "A mode that is told of every operation."
+
+@patch # in the body of a class, PyTorch would wrap it, and load its compiler to do so
+def __torch_dispatch__(self:_Mode, func, types, args=(), kwargs=None): return self.see(func, args, kwargs or {})
+
+class Again(_Mode):
     "A `Masked` run once more, with other channels removed: what is known of labels is not found out again."
     def __init__(self,
         steps:list, # of the first run
@@ -118,17 +125,14 @@ class Again(TorchDispatchMode):
         super().__init__()
         self.steps, self.removed, self.stays = steps, torch.from_numpy(removed), torch.from_numpy(~removed)
         self.wide, self.values, self.at = wide, [], 0
-
-@patch
-def __torch_dispatch__(self:Again, func, types, args=(), kwargs=None):
-    step = self.steps[self.at] if self.at < len(self.steps) else None
-    self.at += 1
-    if step is None or operation_of(func)[0] != step.name: raise Differs('another operation', BRANCHED)
-    out = perform(func, _read(step, args, self.removed), kwargs or {}, self.at, self.wide)
-    outs = tensors_in(out)
-    if [o.shape for o in outs] != step.shapes: raise Differs('another shape', BRANCHED)
-    if outs: self.values.append((step.node, [_kept(k, o, self.stays) for k, o in zip(step.outs, outs)]))
-    return out
+    def see(self, func:Callable, args:tuple, kwargs:dict)->object:
+        step = self.steps[self.at] if self.at < len(self.steps) else None
+        self.at += 1
+        if step is None or operation_of(func)[0] != step.name: raise Differs('another operation', BRANCHED)
+        outs = tensors_in(out := perform(func, _read(step, args, self.removed), kwargs, self.at, self.wide))
+        if [o.shape for o in outs] != step.shapes: raise Differs('another shape', BRANCHED)
+        if outs: self.values.append((step.node, [_kept(k, o, self.stays) for k, o in zip(step.outs, outs)]))
+        return out
 
 def again(
     net:nn.Module, # a private copy
@@ -146,7 +150,7 @@ def again(
     return run if run.at == len(run.steps) else None
 
 # %% ../../nbs/graph/15c_beside.ipynb #e62e81c3
-class Follow(TorchDispatchMode):
+class Follow(_Mode):
     "Runs beside the values of a `Masked` record, and stops at the first operation that differs."
     def __init__(self,
         masked:Masked, # whose values are given back one after the other
@@ -154,6 +158,21 @@ class Follow(TorchDispatchMode):
     ):
         super().__init__()
         self.masked, self.tolerance, self.at, self.worst, self.calls = masked, tolerance, 0, 0., 0
+    def see(self, func:Callable, args:tuple, kwargs:dict)->object:
+        self.calls += 1
+        self.name = operation_of(func)[0]
+        out = perform(func, args, kwargs, self.calls, self.masked.wide)
+        outs = tensors_in(out)
+        if not outs: return out
+        if self.at >= len(self.masked.values): raise Differs('one operation more', BRANCHED)
+        node, expected = self.masked.values[self.at]
+        if self.name != node.op: raise Differs(f'{self.name} instead of {node.op}', BRANCHED)
+        # the same numbers, not others of the same kind
+        made = is_random(func) or self.name.startswith(('empty', 'new_empty'))
+        for k, (a, b) in enumerate(zip(expected, outs)): self.compare(a, b, made, k)
+        self.masked.values[self.at] = node, None
+        self.at += 1
+        return out
     def compare(self, a:object, b:torch.Tensor, made:bool, k:int):
         if a is None: return
         count = a if isinstance(a, int) else a.numel()
@@ -164,28 +183,11 @@ class Follow(TorchDispatchMode):
         if not worst <= self.tolerance: raise Differs(f'{self.name} differs by {worst:.1e}', COUNTED)
         self.worst = max(self.worst, worst)
 
-@patch
-def __torch_dispatch__(self:Follow, func, types, args=(), kwargs=None):
-    self.calls += 1
-    self.name = operation_of(func)[0]
-    out = perform(func, args, kwargs or {}, self.calls, self.masked.wide)
-    outs = tensors_in(out)
-    if not outs: return out
-    if self.at >= len(self.masked.values): raise Differs('one operation more', BRANCHED)
-    node, expected = self.masked.values[self.at]
-    if self.name != node.op: raise Differs(f'{self.name} instead of {node.op}', BRANCHED)
-    # the same numbers, not others of the same kind
-    made = is_random(func) or self.name.startswith(('empty', 'new_empty'))
-    for k, (a, b) in enumerate(zip(expected, outs)): self.compare(a, b, made, k)
-    self.masked.values[self.at] = node, None
-    self.at += 1
-    return out
-
 # %% ../../nbs/graph/15c_beside.ipynb #1b17437c
 def _reason(e, node, name):
     "Why a cut network is another one: what happened, at which operation, in which line."
     if isinstance(e, Differs): return f'{e.kind}: {node.op} at {node.place or e}'
     frames = [(f.f_code, n) for f, n in traceback.walk_tb(e.__traceback__)]
-    if not any(c is Follow.__torch_dispatch__.__code__ for c, _ in frames): name = f'{type(e).__name__} ({str(e)[:80]})'
+    if not any(c is Follow.see.__code__ for c, _ in frames): name = f'{type(e).__name__} ({str(e)[:80]})'
     code, n = next(((c, n) for c, n in reversed(frames) if is_own(c)), (None, 0))
     return f'{FIXED}: {name} at {os.path.basename(code.co_filename)}:{n}' if code else f'{FIXED}: {name}'

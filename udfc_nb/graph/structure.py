@@ -31,7 +31,7 @@ class Structure:
         self.names, self.atoms, self.parameters, self.n = {}, {}, {}, 1 # storage → names; name → first atom per axis
         tensors = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
         self.every, self.aliases = torch.arange(1+sum(map(sum, (t.shape for _, t in tensors))), device='cpu'), {}
-        self.matrices, self.many = Counter(), 64 # of each module; storages up to which none is looked for that is gone
+        self.matrices, self.many = Counter(), 64 # of each module; storages that live before dead ones are looked for
         for name, t in tensors: self._number(name, t)
 
 # %% ../../nbs/graph/10f_structure.ipynb #61ea0fa2
@@ -58,8 +58,7 @@ def planes(self:Structure, t:torch.Tensor)->dict:
     if t.layout != torch.strided or (shadow := self.shadows.get(c := storage_of(t))) is None or not t.numel(): return {}
     if c in self.names: self.read.add(self.names[c][0])
     if t.element_size() == shadow.width:
-        planes = {k: shadow.read(k, t) for k in shadow.planes}
-        return {k: filled(p) for k, p in planes.items()} if c in self.fresh else planes
+        return {k: filled(p) if c in self.fresh else p for k in shadow.planes for p in [shadow.read(k, t)]}
     for k in shadow.planes: self.freeze(shadow.whole(k), RETYPED)
     return {}
 
