@@ -1,10 +1,11 @@
 """The proof of a cut: sizes that a forward computes from a channel count, or has as a number, are found by running
 the cut network."""
-import pytest, torch, torch.nn as nn, torch.nn.functional as F
+import numpy as np, pytest, torch, torch.nn as nn, torch.nn.functional as F
 from udfc_nb.graph.proof import find_sites, prove, sites_of
 from udfc_nb.graph.prover import choose, culprits
-from udfc_nb.graph.beside import difference
-from udfc_nb.graph.copies import copied, resized
+from udfc_nb.graph.beside import Masked, again, difference
+from udfc_nb.graph.copies import copied, resized, twin
+from udfc_nb.graph.record import record
 
 
 # ---- ten baked sizes
@@ -150,3 +151,53 @@ def test_shuffled_halves(policy):
     graph = find_sites(torchvision.models.shufflenet_v2_x0_5(weights=None).eval(), torch.randn(1, 3, 64, 64),
         sites=policy)
     assert graph.proof.difference < 1e-9 and graph.proof.share > .28 and not graph.proof.held
+
+
+# ---- what a first run has told of labels
+
+class Plain(nn.Module):
+    "A recurrent layer, a buffer written in place, views, dropout, two outputs."
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 12), conv(12, 12), nn.Conv2d(12, 12, 3, groups=3, padding=1)
+        self.lstm, self.end = nn.LSTM(12, 6, batch_first=True), nn.Linear(6, 4)
+    def forward(self, x):
+        x = F.dropout(F.relu(self.a(x)), .3, True)
+        y = torch.zeros_like(x)
+        y[:, :, 1:] = self.b(x)[:, :, :-1]
+        y = F.relu(torch.cat([self.c(y), y[:, ::2]], 1))[:, :12]
+        return self.end(self.lstm(y.flatten(2).transpose(1, 2))[0][:, -1]), y.mean()
+
+class Branching(Plain):
+    "Another operation where there is less."
+    def forward(self, x):
+        x = F.relu(self.a(x)).sum((2, 3), keepdim=True).expand(-1, -1, *x.shape[2:])
+        return self.b(x*2 if self.limit < x.sum() else x)
+
+@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize('seed', range(3))
+def test_a_run_by_its_steps_is_a_masked_record(seed, train):
+    torch.manual_seed(seed)
+    net, x = Plain().double(), torch.randn(2, 3, 6, 6).double()
+    graph = find_sites(net, x, sites='all')
+    of = lambda s: graph.removed(choose(graph.sites, .4, s))
+    masked = lambda gone: record(twin(net), x, train, Masked, removed=gone)
+    steps = masked(of(7)).steps
+    for s in (seed, seed+10):
+        want, got = masked(of(s)), again(twin(net), x, train, steps, of(s), False)
+        assert len(want.values) == len(got.values)
+        for (node, a), (other, b) in zip(want.values, got.values):
+            assert node.op == other.op and len(a) == len(b)
+            for t, u in zip(a, b): assert torch.equal(t, u) if isinstance(t, torch.Tensor) else t == u
+        for t, u in zip(want.result, got.result): assert torch.equal(t, u)
+
+def test_a_run_that_goes_another_way_has_no_steps():
+    torch.manual_seed(0)
+    net, x = Branching(), torch.randn(2, 3, 6, 6)
+    net.limit = torch.tensor(0.)
+    graph = find_sites(net, x, verify=False)
+    none = np.zeros(len(graph.removed(choose(graph.sites))), bool)
+    steps = record(twin(net), x, False, Masked, removed=none).steps
+    assert again(twin(net), x, False, steps, none, False) is not None
+    net.limit = torch.tensor(1e9)
+    assert again(twin(net), x, False, steps, none, False) is None # an operation less
