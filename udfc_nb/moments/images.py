@@ -37,23 +37,40 @@ def coloured_noise(
 
 # %% ../../nbs/moments/25_images.ipynb #60034ae2
 SHAPES = 120 # that fall on an image
-TOGETHER = 2**17 # pixels that are painted together: half a megabyte
+TOGETHER = 2**16 # pixels that are painted together: a quarter of a megabyte
 
 def _turns(n, dim, gen):
     "Random rotations, (n, dim, dim)."
     q, r = torch.linalg.qr(torch.randn(n, dim, dim, generator=gen))
     return q*r.diagonal(dim1=1, dim2=2).sign()[:, None]
 
-def _on_top(grid, maps, centres, discs):
+def _boxes(size, maps, centres, discs):
+    "The first pixel and the lengths of the box around every shape, (shapes, dim) each; a length of 0 outside."
+    back = torch.linalg.inv(maps) # from a disc or a cube to the shape
+    reach = torch.where(discs[:, None], back.norm(dim=2), back.abs().sum(2))
+    low = (centres-reach).ceil().clamp(min=0)
+    return low.long(), (torch.minimum((centres+reach).floor(), torch.tensor(size)-1.)-low+1).clamp(min=0).long()
+
+def _on_top(size, maps, centres, discs):
     """At each pixel the number of the shape that lies on top, 0 for the ground, and how far along its own first axis
     the pixel is."""
-    top = torch.zeros(len(maps), *grid.shape[2:], dtype=torch.int64)
-    across, wide = torch.zeros_like(top, dtype=torch.float32), lambda t: t[(...,)+(None,)*(grid.dim()-2)]
-    for k in range(maps.shape[1]):
-        at = torch.einsum('nij,nj...->ni...', maps[:, k], grid-wide(centres[:, k]))
-        inside = torch.where(wide(discs[:, k]), at.square().sum(1), at.abs().amax(1).square()) < 1
-        top.masked_fill_(inside, k+1); across = torch.where(inside, at[:, 0], across)
-    return top, across
+    (n, k), dim, pixels = discs.shape, len(size), math.prod(size)
+    maps, centres, discs = (t.flatten(0, 1) for t in (maps, centres, discs))
+    low, sides = _boxes(size, maps, centres, discs)
+    many = sides.prod(1)
+    shape = torch.arange(n*k).repeat_interleave(many) # of each pixel of each box
+    left, pixel, off = torch.arange(len(shape))-(many.cumsum(0)-many)[shape], shape//k*pixels, [None]*dim
+    for d in reversed(range(dim)):
+        at = low[shape, d]+left % (side := sides[shape, d])
+        left, pixel, off[d] = left//side, pixel+at*math.prod(size[d+1:]), at-centres[shape, d]
+    along = lambda shape, i, off: sum(maps[shape, i, j]*off[j] for j in range(dim))
+    own = torch.stack([along(shape, i, off) for i in range(dim)])
+    inside = torch.where(discs[shape], own.square().sum(0), own.abs().amax(0).square()) < 1
+    top = torch.zeros(n*pixels, dtype=torch.int64).scatter_reduce_(0, pixel[inside], shape[inside] % k+1, 'amax')
+    across, seen = torch.zeros(n*pixels), top.nonzero()[:, 0]
+    shape, at = seen//pixels*k+top[seen]-1, torch.unravel_index(seen % pixels, size)
+    across[seen] = along(shape, 0, [a-centres[shape, d] for d, a in enumerate(at)])
+    return top.reshape(n, *size), across.reshape(n, *size)
 
 # %% ../../nbs/moments/25_images.ipynb #60034ae5
 def dead_leaves(
@@ -65,7 +82,6 @@ def dead_leaves(
     "Shapes that hide one another."
     dim, s = len(size), max(size)
     wide, normal = lambda t: t[(...,)+(None,)*dim], lambda *shape: torch.randn(n, *shape, generator=gen)
-    grid = torch.stack(torch.meshgrid(*map(torch.arange, size), indexing='ij'))[None].float() # (1, dim, *size)
     base, spread = wide(normal(channels)), wide(.1+.5*torch.rand(n, 1, generator=gen))
     u, stretch, turn, slope, colour = (torch.empty(n, SHAPES, *k) for k in ((dim+3,), (dim,), (dim, dim), (channels,),
         (channels,)))
@@ -80,7 +96,7 @@ def dead_leaves(
         for t, v in ((slope, 0), (colour, 0), (r[..., None], 1)))
     x = torch.empty(n, channels, *size)
     for part in torch.arange(n).split(max(TOGETHER//math.prod(size), 1)):
-        top, across = _on_top(grid, *(t[part] for t in shapes))
+        top, across = _on_top(size, *(t[part] for t in shapes))
         own = lambda t: t[part].gather(1, top.flatten(1)[..., None].expand(-1, -1, t.shape[2])).mT.unflatten(2, size)
         x[part] = base[part]+spread[part]*own(colour)+.3*own(slope)*(across[:, None]*own(r)/s)
     return _standard(x+.02*torch.randn(x.shape, generator=gen))
