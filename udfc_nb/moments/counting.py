@@ -26,15 +26,16 @@ def some_patches(
     if any(padding): x = nn.functional.pad(x, [p for p in reversed(padding) for _ in (0, 1)])
     size = x.shape[2:]
     places = [(n-(k-1)*g-1)//s+1 for n, k, s, g in zip(size, kernel, stride, dilation)]
+    if each >= math.prod(places): # all of them
+        for d, (k, s, g) in enumerate(zip(kernel, stride, dilation), 2): x = x.unfold(d, (k-1)*g+1, s)[..., ::g]
+        return x.flatten(2+len(size)).flatten(2, 1+len(size))
     def flat(counts, by): # the pixels of a grid, in the flat image
         at = torch.zeros((), dtype=torch.int64)
         for n, c, b in zip(size, counts, by): at = at[..., None]*n+torch.arange(c)*b
         return at.flatten()
-    taps, at = flat(kernel, dilation), flat(places, stride)
-    all_ = each >= len(at)
-    x, out = x.flatten(2), []
-    for part in (x,) if all_ else x.chunk(8):
-        where = at if all_ else at[torch.randperm(len(at), generator=gen)[:each]]
+    taps, at, out = flat(kernel, dilation), flat(places, stride), []
+    for part in x.flatten(2).chunk(8):
+        where = at[torch.randperm(len(at), generator=gen)[:each]]
         index = (where[:, None]+taps).flatten().to(x.device)
         out.append(part.index_select(2, index).unflatten(2, (len(where), len(taps))))
     return torch.cat(out)
