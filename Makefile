@@ -2,7 +2,7 @@
 #   make demo    compress a network and show the result       make test    notebooks and pytest, within 15 minutes
 #   make reality the table on networks that people know       make wheel   the package installed as a stranger does
 #   make zoo     read, cut and prove some 450 networks of public libraries, in an environment of its own
-#   make fuzz    compress a thousand random networks, an hour on two cores; another number: make fuzz N=50 SEED=7
+#   make fuzz    compress a thousand random networks, 20 minutes on two cores; another number: make fuzz N=50 SEED=7
 # Another interpreter: make demo PYTHON=python3.12.
 PYTHON ?= python3
 VENV   ?= .venv

@@ -20,7 +20,7 @@ from .record import Recorder, record
 from .sites import Graph
 from .surgery import cut
 from .copies import twin, _as, _cropped, _noises
-from .beside import Differs, Follow, Masked, _reason, again
+from .beside import Again, Differs, Follow, Masked, _reason, again
 
 # %% ../../nbs/graph/15d_prover.ipynb #7295747b
 @dataclass
@@ -108,18 +108,18 @@ def differs(self:Prover,
             small = cut(twin(self.net), rec, removed)
             proof.share = 1-sum(p.numel() for p in small.parameters())/max(self.whole, 1)
         example, train = self.inputs[i][0][0], self.inputs[i][1]
-        proof.runs += 1
-        follow, error = Follow(masked, self.tolerance), None
-        net = twin(small)
+        follow, error, net = Follow(masked, self.tolerance), None, twin(small)
         args, kwargs = call_args(net, fresh(example))
         try:
             with quiet(net, train), follow: out = net(*args, **kwargs)
             if follow.at < len(masked.values): raise Differs('operations less', BRANCHED)
-            if [t.shape for t in tensors_of(out)] != [t.shape for t in tensors_of(masked.result)]:
-                raise Differs('outputs of other shapes')
+            shapes = [[t.shape for t in tensors_of(o)] for o in (out, masked.result)]
+            if shapes[0] != shapes[1]: raise Differs('outputs of other shapes')
         except Exception as e: # what the cut network cannot do is an answer
             let_through(e)
             error = e
+        if error is not None and isinstance(masked, Again): del self.steps[i]; continue # a record of its own says so
+        proof.runs += 1
         if getattr(error, 'kind', None) == COUNTED and not self.wide and not self.single: # other numbers, or noise?
             self._set(True)
             return self.differs(rec, removed, proof, inputs)
