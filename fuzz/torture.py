@@ -1,14 +1,18 @@
-"""Writers that are killed (kill -9) at random moments. `python fuzz/torture.py [N] [SEED]` kills N, half in `save`
-and half in `udfc compress`, and prints what lay there afterwards.
+"""Writers that are killed (kill -9) at random moments. `python fuzz/torture.py [N] [SEED]` kills N, a third each in
+`save`, in `udfc compress` and in `refine` with a checkpoint, and prints what lay there afterwards.
 
-Right is: a file that loads, the old one or the new one, after every kill; and no more temporary files than the last
-writer left. The writers are forked from one process, in which everything is imported."""
+Right is: a file that loads, the old one or the new one, after every kill; a refinement that goes on from whatever is
+there and ends as one that nobody killed, bit for bit; and no more temporary files than the last writer left. The
+writers are forked from one process, in which everything is imported."""
 import os, random, signal, sys, tempfile, time, warnings
 from collections import Counter
 from pathlib import Path
 import torch
 from udfc_nb import compress, load
 from udfc_nb.app.cli import main as udfc
+from udfc_nb.training import loop
+from udfc_nb.training.refine import refine
+from udfc_nb.training.schedules import METHODS
 
 sys.path.insert(0, str(Path(__file__).parent))
 from files import X, network
@@ -32,6 +36,24 @@ def duration(work):
     began = time.perf_counter(); work()
     return time.perf_counter()-began
 
+def same(a, b): return all(torch.equal(a[k], t) for k, t in b.items())
+
+def refined(rng, n, net, out, folder):
+    "Kills refinements that write checkpoints, and ends them; gives a word for each."
+    how, path = METHODS['streams'].but(batch=4, pool=8), Path(folder)/'checkpoint'
+    end = lambda **kw: refine(out, net, how, steps=24, **kw).model.state_dict()
+    before, loop.KEEP_EVERY = loop.KEEP_EVERY, 1 # a checkpoint every fourth step
+    try:
+        whole, took = end(), duration(end)
+        for _ in range(n):
+            path.unlink(missing_ok=True)
+            ended = kill_after(lambda: end(checkpoint=path) and os._exit(0), rng.uniform(0, took))
+            word = 'gone on' if path.exists() else 'begun again'
+            try: word = word if same(whole, end(checkpoint=path)) else '! another network'
+            except Exception as e: word = f'! {type(e).__name__}: {str(e)[:80]}'
+            yield word if ended in (0, -signal.SIGKILL) else f'! ended by itself, {ended}'
+    finally: loop.KEEP_EVERY = before
+
 def main(n=200, seed=0, show=print):
     "Kills `n` writers; gives the number of wrong ends."
     rng, wrong, words = random.Random(seed), 0, Counter()
@@ -43,8 +65,7 @@ def main(n=200, seed=0, show=print):
     def which(path):
         try: state = load(path, net).state_dict()
         except Exception as e: return f'! {type(e).__name__}: {str(e)[:80]}'
-        return next((w for w, s in zip(('old', 'new'), states) if all(torch.equal(s[k], t) for k, t in state.items())),
-            '! another network')
+        return next((w for w, s in zip(('old', 'new'), states) if same(s, state)), '! another network')
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)/'a.safetensors'
         argv = ['compress', 'files:network', '--input-shape', '2,3,12,12', '--bits', '8', '--recipe', 'prune',
@@ -55,7 +76,7 @@ def main(n=200, seed=0, show=print):
             back = sys.stdout; sys.stdout = open(os.devnull, 'w')
             try: took = duration(work)
             finally: sys.stdout.close(); sys.stdout = back
-            for _ in range(n//2):
+            for _ in range(n//3):
                 outs[0].save(path)
                 ended = kill_after(work, rng.uniform(0, 2*took)+.005)
                 word = which(path)
@@ -66,6 +87,8 @@ def main(n=200, seed=0, show=print):
                     from udfc_nb.run.report import report_from_json
                     report_from_json(path.with_suffix('.json').read_text())
                 words[f'{what}: {word}'] += 1; wrong += word[0] == '!'
+        for word in refined(rng, n-2*(n//3), net, outs[0], folder):
+            words[f'refine: {word}'] += 1; wrong += word[0] == '!'
     show(f'{n} writers killed: '+', '.join(f'{k} {v}' for k, v in sorted(words.items()))+f'; wrong: {wrong}')
     return wrong
 
