@@ -42,7 +42,8 @@ def refined(rng, n, net, out, folder):
     "Kills refinements that write checkpoints, and ends them; gives a word for each."
     how, path = METHODS['streams'].but(batch=4, pool=8), Path(folder)/'checkpoint'
     end = lambda **kw: refine(out, net, how, steps=24, **kw).model.state_dict()
-    before, loop.KEEP_EVERY = loop.KEEP_EVERY, 1 # a checkpoint every fourth step
+    before, loop.KEEP_EVERY = (loop.KEEP_EVERY, torch.get_num_threads()), 1 # a checkpoint every fourth step
+    torch.set_num_threads(1) # as who is killed: two threads add in another order
     try:
         whole, took = end(), duration(end)
         for _ in range(n):
@@ -52,7 +53,7 @@ def refined(rng, n, net, out, folder):
             try: word = word if same(whole, end(checkpoint=path)) else '! another network'
             except Exception as e: word = f'! {type(e).__name__}: {str(e)[:80]}'
             yield word if ended in (0, -signal.SIGKILL) else f'! ended by itself, {ended}'
-    finally: loop.KEEP_EVERY = before
+    finally: loop.KEEP_EVERY = before[0]; torch.set_num_threads(before[1])
 
 def main(n=200, seed=0, show=print):
     "Kills `n` writers; gives the number of wrong ends."
