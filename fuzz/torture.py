@@ -3,7 +3,8 @@
 
 Right is: a file that loads, the old one or the new one, after every kill; a refinement that goes on from whatever is
 there and ends as one that nobody killed, bit for bit; and no more temporary files than the last writer left. The
-writers are forked from one process, in which everything is imported."""
+writers are forked from one process, in which everything is imported and nothing else was done: where autograd has
+threads already, as in a process of tests, a fork cannot refine. A writer that ends by itself says why."""
 import os, random, signal, sys, tempfile, time, warnings
 from collections import Counter
 from pathlib import Path
@@ -17,20 +18,23 @@ from udfc_nb.training.schedules import METHODS
 sys.path.insert(0, str(Path(__file__).parent))
 from files import X, network
 
-def fork(work):
-    "A process that does this, quietly, over and over, until it is killed."
+def fork(work, told):
+    "A process that does this, quietly, over and over, until it is killed; what went wrong is written to `told`."
     if pid := os.fork(): return pid
     quiet = os.open(os.devnull, os.O_WRONLY)
     for fd in (1, 2): os.dup2(quiet, fd)
     torch.set_num_threads(1)
     try:
         while True: work()
+    except BaseException as e: os.write(told, f'{type(e).__name__}: {str(e)[:200]}'.encode())
     finally: os._exit(1)
 
 def kill_after(work, seconds):
-    pid = fork(work); time.sleep(seconds)
-    os.kill(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) # -9, unless it had ended by itself
+    "Gives '', or how it had ended by itself; `work` may end its process with 0."
+    said, told = os.pipe(); pid = fork(work, told); os.close(told); time.sleep(seconds)
+    os.kill(pid, signal.SIGKILL); code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with os.fdopen(said, 'rb') as f: why = f.read().decode(errors='replace')
+    return '' if code in (0, -signal.SIGKILL) else f'! ended by itself, {code} {why}'
 
 def duration(work):
     began = time.perf_counter(); work()
@@ -52,7 +56,7 @@ def refined(rng, n, net, out, folder):
             word = 'gone on' if path.exists() else 'begun again'
             try: word = word if same(whole, end(checkpoint=path)) else '! another network'
             except Exception as e: word = f'! {type(e).__name__}: {str(e)[:80]}'
-            yield word if ended in (0, -signal.SIGKILL) else f'! ended by itself, {ended}'
+            yield ended or word
     finally: loop.KEEP_EVERY = before[0]; torch.set_num_threads(before[1])
 
 def main(n=200, seed=0, show=print):
@@ -82,7 +86,7 @@ def main(n=200, seed=0, show=print):
                 ended = kill_after(work, rng.uniform(0, 2*took)+.005)
                 word = which(path)
                 left = [p.name for p in Path(folder).iterdir() if p.name.startswith('.')]
-                if ended != -signal.SIGKILL: word = f'! ended by itself, {ended}'
+                if ended: word = ended
                 elif len(left) > 2: word = f'! {len(left)} temporary files'
                 elif path.with_suffix('.json').exists():
                     from udfc_nb.run.report import report_from_json

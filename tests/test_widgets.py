@@ -454,6 +454,11 @@ def enabled(page, name):
         "!b.disabled)", arg=name)
 
 
+def arrived(page, field, value):
+    "Waits until what a preset fills in stands there: what is typed before would be mixed with it."
+    pytest.importorskip('playwright.sync_api').expect(page.get_by_label(field)).to_have_value(value, timeout=WAIT)
+
+
 # without the head and the network as it is
 def runs(page): return page.locator('.udfc table').first.locator('tr').count()-2
 
@@ -537,7 +542,8 @@ def test_browser_stop(page, preset):
 
 
 def test_browser_nonsense(page):
-    button(page, '4 bits').click(); page.get_by_label('weights, bits').fill('four'); button(page, 'Run').click()
+    button(page, '4 bits').click(); arrived(page, 'weights, bits', '4')
+    page.get_by_label('weights, bits').fill('four'); button(page, 'Run').click()
     page.get_by_role('alert').get_by_text("'four' is no number").wait_for()
     assert seen(page, 'What to do'); photo(page, '07 wrong input')
     page.get_by_label('weights, bits').fill('4'); page.keyboard.press('Tab')

@@ -65,7 +65,8 @@ def stop(self:Background):
 
 @patch
 def interrupt(self:Background):
-    "Raises `Interrupt` in the thread."
+    "Raises `Interrupt` in the thread, if there still is one: another may get its number."
+    if not self.worker.is_alive(): return
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.worker.ident), ctypes.py_object(Interrupt))
 
 @patch
