@@ -7,6 +7,7 @@ __all__ = ['SMALL', 'ORIGINS', 'resized', 'deepcopied', 'twin', 'copied']
 
 # %% ../../nbs/graph/15b_copies.ipynb #4f139db7
 import copy, types, weakref
+from collections import OrderedDict
 from collections.abc import Callable
 import torch, torch.nn as nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -68,6 +69,9 @@ def deepcopied(
     memo:dict, # as `copy.deepcopy` takes it
 )->nn.Module:
     "A deep copy whose functions (a forward set on the instance, hooks) mean the copy's modules as well."
+    for m in model.modules(): # a module has ten dictionaries, mostly empty: most of what there is to copy
+        for v in m.__dict__.values():
+            if type(v) in (dict, OrderedDict) and not v: memo.setdefault(id(v), type(v)())
     out = copy.deepcopy(model, memo)
     for m in out.modules():
         for d in (m.__dict__, *(v for k, v in m.__dict__.items() if k.endswith('_hooks') and isinstance(v, dict))):

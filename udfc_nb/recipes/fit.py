@@ -69,6 +69,7 @@ def alike(
     job.starts.clear() # what was found here may have changed when it is asked for again
     for path, uses in job.readers(site).items():
         if path is None or not all(map(job.plain_weight, (*path.layers, *(u.module for u in uses)))): return itself
+        if not job.may_be_alike(site, path): return itself
         ch = job.channels(site, path)
         out &= multiples(ch.vectors.augmented(1.), ch.linear) != 0
     job.starts.clear()
