@@ -695,3 +695,15 @@ def test_resized_and_padded():
     model = roughen(Resized())
     repeat(model.conv, 5, 2, 3., model.bn); louder(model.next, 5)
     check(model, images, 'conv', 5)
+
+@pytest.mark.parametrize('recipe', ['best', 'fast'])
+def test_among_long_filters(recipe):
+    "Where copies are looked for in a sketch first, the one that there is is found, and handed on exactly."
+    model = roughen(nn.Sequential(nn.Conv2d(32, 280, 3, bias=False), nn.BatchNorm2d(280), nn.ReLU(), nn.Conv2d(280, 6,
+        1), mean_head(6)))
+    n, x = model[1], torch.randn(4, 32, 8, 8)
+    # what training would have left, with which streams are anchored
+    n.running_mean[5], n.running_var[5] = .02*n.running_mean[2], .02**2*n.running_var[2]
+    repeat(model[0], 5, 2, 2., n); louder(model[3], 5)
+    out = compress(model, x, layer_ratios={'0': 1/280}, recipe=recipe)
+    assert out.model[0].out_channels == 279 and relative(model(x), out.model(x)) < 1e-6
