@@ -102,7 +102,7 @@ def rows_of(name, settings, methods, done, seed=0):
         out, (source, once) = starts[setting], sources[method]
         result, took, steps = on_clock(out, net, method, seconds, source, seed, BATCH.get(name, 32))
         told = result.report.settings['refine']
-        kept = not any('as it was' in n for n in result.report.notes)
+        kept = bool(result.curve) and not any('as it was' in n for n in result.report.notes)
         values = [name, setting, method, seconds, took, once, steps, right(out.model),
             right(result.model), base, told.get('judged_before'), told.get('judged_after'), kept, seed]
         yield {c: f'{v:.5g}' if isinstance(v, float) else v for c, v in zip(COLUMNS, values)}
