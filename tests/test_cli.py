@@ -453,7 +453,9 @@ def test_workbench_in_a_process(tmp_path):
     env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None,
         [str(Path(cli.__file__).parents[1]), os.environ.get('PYTHONPATH')])))
     run = subprocess.Popen([sys.executable, '-m', 'udfc_nb', 'workbench', '--no-browser', '--keep', ''],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=env,
+        # a shell has what it starts with & ignore interrupts, and so would all that the tests start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         address = run.stdout.readline().split()[-1]
         assert address.startswith('http://127.0.0.1:') and 'login' in urllib.request.urlopen(address.split('?')[0]).url
