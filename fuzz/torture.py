@@ -3,8 +3,8 @@
 
 Right is: a file that loads, the old one or the new one, after every kill; a refinement that goes on from whatever is
 there and ends as one that nobody killed, bit for bit; and no more temporary files than the last writer left. The
-writers are forked from one process, in which everything is imported and nothing else was done: where autograd has
-threads already, as in a process of tests, a fork cannot refine. A writer that ends by itself says why."""
+writers are forked from one process, in which everything is imported; it is this script's own, because a fork of one in
+which autograd has threads, as one of tests may, cannot refine. A writer that ends by itself says why."""
 import os, random, signal, sys, tempfile, time, warnings
 from collections import Counter
 from pathlib import Path

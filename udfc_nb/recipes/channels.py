@@ -178,7 +178,8 @@ def sketched(
 
 @patch
 def may_be_alike(self:Recorded, site:object, path:object)->bool:
-    "Can channels be multiples of each other? False is certain; it costs no product of all filters with all."
+    """Can channels be multiples of each other? False is right unless the sketch shortens a filter tenfold; it costs no
+    product of all filters with all."""
     if min(out_first(self.mods[site.name]).flatten(1).shape) <= 2*SKETCH: return True # the product itself is as cheap
     other = copy.copy(self); other.starts, other.rough = {}, True
     ch = other.channels(site, path)
