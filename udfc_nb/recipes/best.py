@@ -75,7 +75,7 @@ def layer(self:FieldJob, n:object, m:nn.Module, bits:int):
     if x is None or not whole_channels(m, x, self.inputs_kept(name)): return self.plain(name, bits)
     W, rows = matrix(m), self.kept_rows(m, name)
     settled = self.recipe.repair in ('moments', 'means')
-    old = self.before(name, x, W) if settled else None
+    old = x.statistics(W) if settled else None
     x = self.reduce(name, m, x, W, rows)
     self.pending.discard(name)
     if name in self.known: self.become(name, *self.known[name])
@@ -96,13 +96,6 @@ def kept_rows(self:FieldJob, m:nn.Module, name:str):
     return (torch.arange(len(m.weight)) if kept is None else kept).to(self.device)
 
 # %% ../../nbs/recipes/35_best.ipynb #458cb877
-@patch
-def before(self:FieldJob, name:str, x:object, W:torch.Tensor):
-    "Means and variances of a layer's outputs while it is whole; the same for every run on the same moments."
-    known = {} if self.source is None else self.source.outputs
-    if known.get(name, (None,))[0] is not x: known[name] = x, x.statistics(W)
-    return known[name][1]
-
 @patch
 def become(self:FieldJob, name:str, weight:torch.Tensor, q:object):
     "A layer takes over what it became before."

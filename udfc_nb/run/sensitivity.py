@@ -72,15 +72,20 @@ def cost_of(
 def step_of(site:object): # channels in a step: one unit of every group
     return site.groups*site.units.shape[1]
 
-def without(job:Job, site:object, kept:torch.Tensor, pruned:torch.Tensor):
-    "Layer → its weight without the columns that read some of a site's channels."
+def without(
+    job:Job, # with its `Source`
+    kept:dict, # site → (K, P)
+)->dict: # layer → its weight without the columns that read what goes
+    "Of a cut what can be said without cutting."
     new = {}
-    for u in site.consumers:
-        if not job.plain_weight(u.module): continue
-        m = copy.copy(job.source.net.get_submodule(u.module))
-        m._parameters = {**m._parameters, 'weight': nn.Parameter(new.get(u.module, m.weight.detach()).clone(), False)}
-        merge_into(m, u, torch.zeros(len(pruned), len(kept), dtype=torch.float64, device=m.weight.device), kept, pruned)
-        new[u.module] = m.weight.detach()
+    for name, (stay, go) in kept.items():
+        for u in job.sites[name].consumers:
+            if not job.plain_weight(u.module): continue
+            m = copy.copy(job.source.net.get_submodule(u.module))
+            weight = new[u.module] if u.module in new else m.weight.detach().clone()
+            m._parameters = {**m._parameters, 'weight': nn.Parameter(weight, False)}
+            merge_into(m, u, torch.zeros(len(go), len(stay), dtype=torch.float64, device=weight.device), stay, go)
+            new[u.module] = m.weight.detach()
     return new
 
 # %% ../../nbs/run/53_sensitivity.ipynb #245472f2
@@ -107,7 +112,7 @@ def site_costs(
         for share in SHARES:
             stay = max(1, round(n*(1-share)))
             if stay == n: continue
-            new = without(job, site, *job.take(site, stay*site.groups))
+            new = without(job, {name: job.take(site, stay*site.groups)})
             cost = cost_of(job.source, new) if new else None
             if cost is not None: found.append((1-stay/n, cost))
         if not found: continue

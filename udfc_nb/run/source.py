@@ -75,7 +75,6 @@ class Source:
         self.most, self.moved = max(given, default=1), sum(given) # numbers of one input: in one operation, in all
         self.batch = None # the only one that the network takes
         self.clock, self.patches = Clock(), {} # weight of a layer → number of patches that were counted
-        self.outputs = {} # layer → `Patch` that it reads, and the statistics of its outputs
         self.fit = None # of the last run: what it was asked, and what the layers became
         self.both = False # will moments be needed where extents are?
         self.fitting, self._anchors, self._seen, self._counted, self._modelled, self.judge, self._macs, self.size = (
