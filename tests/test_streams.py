@@ -7,10 +7,12 @@ from udfc_nb.errors import ExampleInputError
 from udfc_nb.graph.proof import find_sites
 from udfc_nb.moments.images import KINDS, inputs_like
 from udfc_nb.moments.streams import Stream
+from udfc_nb.recipes.job import Job
+from udfc_nb.run.candidates import attempt, cut_only, which_go
 from udfc_nb.run.source import CHOSEN, Source
 from udfc_nb.run.judge import Judge
 from udfc_nb.run.sensitivity import site_curves
-from nets import assert_unchanged, roughen, snapshot
+from nets import assert_unchanged, roughen, settle, snapshot
 
 blank = torch.zeros(1, 1, 8, 8)
 
@@ -197,6 +199,41 @@ def test_copies_and_a_preparation():
     for prepare in ((), ('equalise',)):
         out = compress(net, x, layer_ratios={'a': .5}, recipe=RECIPES['field'].but(criterion='effect', prepare=prepare))
         with torch.no_grad(): assert (out.model(x)-net(x)).abs().max() < 1e-4*net(x).abs().max()
+
+
+def asked(net, x, ratio=.5, recipe='best'):
+    "A run whose channels are selected, and a judge."
+    job = Job(net, find_sites(net, x, verify=False), RECIPES[recipe])
+    job.source = Source(net, job.graph, x)
+    job.select(ratio, {})
+    return job, Judge(job.source, CHOSEN)
+
+
+def test_a_question_is_what_a_cut_would_be_judged():
+    "Columns of zeros do what a cut does, also where several sites lead to one reader."
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.na, self.nb = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+            self.c, self.nc, self.d = nn.Conv2d(16, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        def forward(self, x):
+            y = torch.cat([self.na(self.a(x)).relu(), self.nb(self.b(x)).relu()], 1)
+            return self.d(self.nc(self.c(y)).relu())
+    net, x = settle(roughen(Two()), 2, 3, 12, 12), torch.randn(2, 3, 12, 12)
+    job, judge = asked(net, x)
+    assert set(job.kept) == {'a', 'b', 'c'}
+    cut = attempt(job, judge, RECIPES['prune'], job.kept, {})[0]
+    assert cut_only(job, judge, job.kept) == pytest.approx(judge(cut.net, cut.left, reestimate='pass'), rel=1e-3)
+    assert job.source.net.c.weight.ne(0).all() # the original is as it was
+
+
+def test_a_question_hands_copies_on():
+    "Else what costs nothing would be asked as a loss."
+    net, x = with_copies(Net(nn.ReLU())), torch.randn(4, 3, 12, 12)
+    job, judge = asked(net, x)
+    assert job.copies == {'a'} and cut_only(job, judge, job.kept) < 1e-9
+    kept, how = which_go(job, judge, (), None, lambda kept: True)
+    assert kept['a'][0].tolist() == list(range(8)) and how == ()
 
 
 def test_too_many_channels_for_a_budget():

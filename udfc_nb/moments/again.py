@@ -17,18 +17,22 @@ REMEMBERED = 2**26 # numbers that are kept of one run
 
 class Known:
     "What the operations of one run gave; later runs take it from here as long as nothing has changed."
-    def __init__(self): self.outputs, self.size = {}, 0
+    def __init__(self): self.outputs, self.size, self.written = {}, 0, set()
     def begin(self,
         changed:Collection=None, # storages of tensors that have changed; None: this run is to be remembered
     ):
         "A run begins."
         self.changed, self.same, self.calls = changed, changed is not None, Counter()
+        self.given = {} # storage of an output → its key; a later owner of the storage is taken for it, and a copy made
     def look(self,
         read:object, # all that an operation reads
+        writes:bool=False, # to some of it
     ):
-        "Notes whether something has changed by now."
-        self.same = self.same and not any(storage_of(t) in self.changed for t in tree_leaves(read)
-            if isinstance(t, torch.Tensor) and t.layout == torch.strided)
+        "Notes whether something has changed by now, and what is written to."
+        if not self.same and not (writes and self.changed is None): return
+        seen = {storage_of(t) for t in tree_leaves(read) if isinstance(t, torch.Tensor) and t.layout == torch.strided}
+        if self.same: self.same = seen.isdisjoint(self.changed)
+        else: self.written.update(self.given[s] for s in seen & self.given.keys())
     def once(self,
         name:str, # of a layer's weight, or of a norm's running mean
         run:Callable, # () → what the operation gives
@@ -36,8 +40,10 @@ class Known:
         "What an operation gives: run, or remembered."
         self.calls[name] += 1
         key = name, self.calls[name]
-        if self.same and key in self.outputs: return tree_map(torch.clone, self.outputs[key])
+        if self.same and key in self.outputs:
+            return tree_map(torch.clone, self.outputs[key]) if key in self.written else self.outputs[key]
         y = run()
         if self.changed is None and self.size+(n := sum(t.numel() for t in tree_leaves(y))) <= REMEMBERED:
             self.outputs[key] = tree_map(torch.clone, y); self.size += n
+            self.given.update((storage_of(t), key) for t in tree_leaves(y) if t.layout == torch.strided)
         return y

@@ -110,7 +110,7 @@ WEIGHTS = {'convolution': 1, '_convolution': 1, 'addmm': 2, 'mm': 1} # where the
 @patch
 def __torch_dispatch__(self:Stream, func, types, args=(), kwargs=None):
     kwargs, name = kwargs or {}, operation_of(func)[0]
-    if self.known is not None: self.known.look((args, kwargs))
+    if self.known is not None: self.known.look((args, kwargs), func._schema.is_mutable)
     if name in OPERATIONS and OPERATIONS[name].kind == 'norm':
         given = {a.name: v for a, v in zip(func._schema.arguments, args)} | kwargs
         mean = self.name_of(args[3])

@@ -14,7 +14,8 @@ from ..caller import guarded
 from ..graph.copies import twin
 from ..graph.proof import find_sites
 from ..moments.again import Known
-from ..graph.surgery import merge_into
+from ..graph.surgery import merge_into, scale_into
+from ..recipes.fit import handed_on
 from ..recipes.job import Job
 from ..recipes.recipe import get_recipe
 from ..recipes.rounding import GRIDS
@@ -76,15 +77,17 @@ def without(
     job:Job, # with its `Source`
     kept:dict, # site → (K, P)
 )->dict: # layer → its weight without the columns that read what goes
-    "Of a cut what can be said without cutting."
+    "Of a cut what can be said without cutting; exact copies are handed on."
     new = {}
     for name, (stay, go) in kept.items():
-        for u in job.sites[name].consumers:
-            if not job.plain_weight(u.module): continue
+        site, stays = job.sites[name], torch.ones(job.sites[name].size, device=go.device).index_fill(0, go, 0)
+        handed = [*handed_on(job, site, stay, go)] if name in job.copies else ()
+        for u in (u for u in site.consumers if job.plain_weight(u.module)):
             m = copy.copy(job.source.net.get_submodule(u.module))
             weight = new[u.module] if u.module in new else m.weight.detach().clone()
             m._parameters = {**m._parameters, 'weight': nn.Parameter(weight, False)}
-            merge_into(m, u, torch.zeros(len(go), len(stay), dtype=torch.float64, device=weight.device), stay, go)
+            for _, T in (h for h in handed if h[0] is u): merge_into(m, u, T, stay, go)
+            scale_into(m, u, stays)
             new[u.module] = m.weight.detach()
     return new
 
