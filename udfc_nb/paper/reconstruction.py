@@ -20,8 +20,9 @@ def merge_columns(
     out = W.detach().clone()
     if not len(pruned): return out
     flat = out.reshape(len(W), channels or W.shape[1], -1)
-    load = torch.einsum('ojr,ji->oir', flat[:, pruned].to(T.dtype), T)
-    flat[:, kept] = (flat[:, kept].to(T.dtype)+load).to(W.dtype)
+    if T.any():
+        load = torch.einsum('ojr,ji->oir', flat[:, pruned].to(T.dtype), T)
+        flat[:, kept] = (flat[:, kept].to(T.dtype)+load).to(W.dtype)
     flat[:, pruned] = 0
     return flat.reshape(W.shape)
 
