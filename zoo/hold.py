@@ -43,7 +43,7 @@ def rows_of(name, recipes, done):
         start = time.perf_counter()
         out = compress(net, example, pruning_ratio=ratio, weight_bits=bits, activation_bits=reads, recipe=recipe)
         seconds, r = time.perf_counter()-start, out.report
-        asked = [c for c in r.candidates if c[1] is not None and not c[0].endswith('not fitted')]
+        asked = [c for c in r.candidates if c[1] is not None and not c[0].endswith(('not fitted', 'not rounded'))]
         chosen = min(asked, key=lambda c: c[1], default=('',))[0]
         values = [name, ratio, bits, reads, recipe, right(out.model), base, r.judged['this'], r.judged['plain'],
             r.totals['params'], r.totals['params_before'], seconds, chosen, 'both']

@@ -45,8 +45,9 @@ def rows_of(name, recipes, done):
         out = compress(network(name), torch.randn(1, 3, 224, 224), pruning_ratio=.3, weight_bits=4, recipe=recipe)
         r, reached = out.report, speed()
         floor_macs = floor_macs or r.timings['floor_macs']
+        tried = sum(not c[0].endswith(('not fitted', 'not rounded')) for c in r.candidates)
         values = [name, recipe, r.totals['params_before'], r.totals['macs_before'], floor_macs, reached,
-            floor_macs and floor_macs/reached, r.totals['seconds'], len(r.candidates), torch.get_num_threads()]
+            floor_macs and floor_macs/reached, r.totals['seconds'], tried, torch.get_num_threads()]
         yield {c: f'{v:.5g}' if isinstance(v, float) else v for c, v in zip(COLUMNS, values)}
 
 

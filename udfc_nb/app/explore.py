@@ -121,7 +121,7 @@ def sensitivity_rows(
         for ratio in ratios if site else ():
             n = len(site.units)//site.groups
             stay = max(1, round(n*(1-ratio)))
-            new = without(job, {name: job.take(site, stay*site.groups)}) if stay < n else {}
+            new = without(job, site, job.take(site, stay*site.groups)[1]) if stay < n else {}
             if new: ask(name, 1-stay/n, None, new)
         if not job.plain_weight(name): continue
         W = job.source.net.get_submodule(name).weight.detach()

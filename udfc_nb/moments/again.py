@@ -23,16 +23,18 @@ class Known:
     ):
         "A run begins."
         self.changed, self.same, self.calls = changed, changed is not None, Counter()
-        self.given = {} # storage of an output → its key; a later owner of the storage is taken for it, and a copy made
+        self.given = {} # storage of an output → its key; a later owner of the storage is taken for it
     def look(self,
         read:object, # all that an operation reads
         writes:bool=False, # to some of it
     ):
         "Notes whether something has changed by now, and what is written to."
-        if not self.same and not (writes and self.changed is None): return
+        if not (self.same or writes): return
         seen = {storage_of(t) for t in tree_leaves(read) if isinstance(t, torch.Tensor) and t.layout == torch.strided}
         if self.same: self.same = seen.isdisjoint(self.changed)
-        else: self.written.update(self.given[s] for s in seen & self.given.keys())
+        for key in {self.given[s] for s in seen & self.given.keys()} if writes else ():
+            self.written.add(key)
+            if self.changed is not None: self.outputs.pop(key, None) # too late for a copy
     def once(self,
         name:str, # of a layer's weight, or of a norm's running mean
         run:Callable, # () → what the operation gives
@@ -41,9 +43,14 @@ class Known:
         self.calls[name] += 1
         key = name, self.calls[name]
         if self.same and key in self.outputs:
-            return tree_map(torch.clone, self.outputs[key]) if key in self.written else self.outputs[key]
+            if key in self.written: return tree_map(torch.clone, self.outputs[key])
+            return self.give(key, tree_map(torch.Tensor.detach, self.outputs[key]))
         y = run()
         if self.changed is None and self.size+(n := sum(t.numel() for t in tree_leaves(y))) <= REMEMBERED:
             self.outputs[key] = tree_map(torch.clone, y); self.size += n
-            self.given.update((storage_of(t), key) for t in tree_leaves(y) if t.layout == torch.strided)
+            self.give(key, y)
+        return y
+    def give(self, key:tuple, y:object)->object:
+        "What is written to while this run lasts will be told."
+        self.given.update((storage_of(t), key) for t in tree_leaves(y) if t.layout == torch.strided)
         return y

@@ -11,7 +11,8 @@ from fastcore.basics import patch
 from ..graph.steps import PASSING, absorbed, is_norm, norm_name
 from ..graph.surgery import matrix, merge_into
 from ..moments.refit import refit, reestimate
-from .fit import MOMENTS, channels_of, handed_on, length, rescale
+from .channels import PROJECTIONS
+from .fit import MOMENTS, channels_of, length, rescale
 from .flips import ROUNDINGS
 from .job import Job
 
@@ -133,10 +134,15 @@ def reduce(self:FieldJob, name:str, m:nn.Module, x:object, W:torch.Tensor, rows:
 # %% ../../nbs/recipes/35_best.ipynb #edf4bbdc
 @patch
 def find_copies(self:FieldJob, name:str):
-    "What of a site's pruned channels is handed on exactly."
-    kept, pruned = self.kept[name]
-    for u, T in handed_on(self, self.sites[name], kept, pruned):
-        self.merges.setdefault(u.module, []).append((u, T, kept, pruned))
+    "What can be handed on exactly is handed on exactly: pruned channels that are multiples of one kept channel."
+    site, (kept, pruned) = self.sites[name], self.kept[name]
+    self.starts.clear() # weights have changed since the site before
+    for path, uses in self.readers(site).items():
+        if path is None or not all(map(self.plain_weight, path.layers)) or not self.may_be_alike(site, path): continue
+        T = PROJECTIONS[self.recipe.projection](self.channels(site, path), kept, pruned, self.recipe)
+        if not T.any(): continue
+        for u in (u for u in uses if self.plain_weight(u.module)):
+            self.merges.setdefault(u.module, []).append((u, T, kept, pruned))
 
 # %% ../../nbs/recipes/35_best.ipynb #cc512c92
 @patch

@@ -63,7 +63,6 @@ class Recorded:
         self.order, self.sites, self.layers = graph.order, {s.name: s for s in graph.sites}, graph.layers
         # site → its readers by path; layer → its filters' `Vectors` (or sketches), while one site is looked at
         self.paths, self.starts, self.rough = {}, {}, False
-        self.copies = set() # sites that were found to have exact copies
 
 # %% ../../nbs/recipes/32_channels.ipynb #24d7730b
 @patch

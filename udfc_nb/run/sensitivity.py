@@ -14,8 +14,7 @@ from ..caller import guarded
 from ..graph.copies import twin
 from ..graph.proof import find_sites
 from ..moments.again import Known
-from ..graph.surgery import merge_into, scale_into
-from ..recipes.fit import handed_on
+from ..graph.surgery import scale_into
 from ..recipes.job import Job
 from ..recipes.recipe import get_recipe
 from ..recipes.rounding import GRIDS
@@ -75,20 +74,17 @@ def step_of(site:object): # channels in a step: one unit of every group
 
 def without(
     job:Job, # with its `Source`
-    kept:dict, # site → (K, P)
-)->dict: # layer → its weight without the columns that read what goes
-    "Of a cut what can be said without cutting; exact copies are handed on."
-    new = {}
-    for name, (stay, go) in kept.items():
-        site, stays = job.sites[name], torch.ones(job.sites[name].size, device=go.device).index_fill(0, go, 0)
-        handed = [*handed_on(job, site, stay, go)] if name in job.copies else ()
-        for u in (u for u in site.consumers if job.plain_weight(u.module)):
-            m = copy.copy(job.source.net.get_submodule(u.module))
-            weight = new[u.module] if u.module in new else m.weight.detach().clone()
-            m._parameters = {**m._parameters, 'weight': nn.Parameter(weight, False)}
-            for _, T in (h for h in handed if h[0] is u): merge_into(m, u, T, stay, go)
-            scale_into(m, u, stays)
-            new[u.module] = m.weight.detach()
+    site:object,
+    go:torch.Tensor, # channels
+)->dict: # layer → its weight without the columns that read them
+    "Of a cut what can be said without cutting."
+    new, stays = {}, torch.ones(site.size, device=go.device).index_fill(0, go, 0)
+    for u in (u for u in site.consumers if job.plain_weight(u.module)):
+        m = copy.copy(job.source.net.get_submodule(u.module))
+        weight = new[u.module] if u.module in new else m.weight.detach().clone()
+        m._parameters = {**m._parameters, 'weight': nn.Parameter(weight, False)}
+        scale_into(m, u, stays)
+        new[u.module] = m.weight.detach()
     return new
 
 # %% ../../nbs/run/53_sensitivity.ipynb #245472f2
@@ -115,7 +111,7 @@ def site_costs(
         for share in SHARES:
             stay = max(1, round(n*(1-share)))
             if stay == n: continue
-            new = without(job, {name: job.take(site, stay*site.groups)})
+            new = without(job, site, job.take(site, stay*site.groups)[1])
             cost = cost_of(job.source, new) if new else None
             if cost is not None: found.append((1-stay/n, cost))
         if not found: continue
