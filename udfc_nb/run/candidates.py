@@ -72,13 +72,14 @@ def ask(
     job:Job, # is not changed
     judge:Judge,
     kept:dict, # site → (K, P)
+    fitted:bool=False, # are the readers of what stays fitted first?
 )->tuple: # what was done, and the unexplained share; None where nothing can be compared
-    """What a cut costs: of a network that only loses channels, with norms that take it into account; without norms of
-    one that is fitted."""
-    r, floats = job.recipe, dict.fromkeys(job.bits)
-    if not judge.views[0][0].norms: return 'not rounded', attempt(job, judge, r.but(metric='counted'), kept, floats)[1]
-    cut = RECIPES['fast'].but(repair='none', projection='copies' if r.projection == 'refit' else r.projection)
-    return 'not fitted', attempt(job, judge, cut, kept, floats, reestimate='pass')[1]
+    "What a cut costs, with norms that take it into account; without norms the closed form repairs."
+    r, anchored = job.recipe, judge.views[0][0].norms
+    cut = (r.but(metric='counted', repair='none' if anchored else 'moments') if fitted or not anchored else
+        RECIPES['fast'].but(repair='none', projection='copies' if r.projection == 'refit' else r.projection))
+    J = attempt(job, judge, cut, kept, dict.fromkeys(job.bits), reestimate='pass' if anchored else None)[1]
+    return 'not fitted' if cut.metric == 'filters' else 'not rounded', J
 
 def which_go(
     job:Job, # its channels are selected; takes note of what was asked
@@ -88,23 +89,20 @@ def which_go(
     proven:object, # function (site → (K, P)): does this cut hold?
 )->tuple: # site → (K, P), and how that was found
     "Which channels go: by effect or by norm, evenly or half way to the judge's budget."
-    stay, kept, how, least, r = job, job.kept, (), None, job.recipe
-    def cost(kept, *how):
-        done, J = ask(job, judge, kept)
+    stay, kept, how, r = job, job.kept, (), job.recipe
+    def cost(kept, how, fitted):
+        done, J = ask(job, judge, kept, fitted)
         job.trials.append((', '.join((*(how or ('even',)), done)), J))
         return math.inf if J is None else J
-    def better(other, *more):
-        nonlocal kept, how, least
-        if other is None or not proven(other): return False
-        if least is None: least = cost(kept)
-        if (J := cost(other, *how, *more)) >= least: return False
-        kept, how, least = other, (*how, *more), J
-        return True
+    def better(other, *more, fitted=False):
+        return other is not None and proven(other) and cost(kept, how, fitted) > cost(other, (*how, *more), fitted)
     with job.source.clock('questions'):
         if r.criterion == RECIPES['best'].criterion:
             by_norm = as_many(job, r.but(criterion='l2'), job.net, kept, lambda done, total, layer: job.tick(layer))
-            if better(by_norm.kept, 'by norm'): stay = by_norm
-        if len(kept) > 1 and r.budget != 'uniform': better(half_way(job, stay, closed, costs), 'half way')
+            if better(by_norm.kept, 'by norm'): stay, kept, how = by_norm, by_norm.kept, ('by norm',)
+        if len(kept) > 1 and r.budget != 'uniform':
+            half = half_way(job, stay, closed, costs)
+            if better(half, 'half way', fitted=True): kept, how = half, (*how, 'half way')
     return kept, how
 
 # %% ../../nbs/run/54_candidates.ipynb #6400b24b
@@ -137,7 +135,7 @@ def best_of(
     "All candidates; the one with the least damage stays, of equals the first."
     job.begin()
     judge, winner, least = Judge(job.source, CHOSEN), None, math.inf
-    job.chosen, job.total = dict(job.kept), job.done+8*(len(job.order)+1) # the last for single sites
+    job.chosen, job.total = dict(job.kept), job.done+9*(len(job.order)+1) # the last for single sites
     for name, recipe, kept in choices(job, judge, closed, costs, proven):
         with job.source.clock(name.split(',')[0]): one, J = attempt(job, judge, recipe, kept, bits)
         job.trials.append((name, J))
