@@ -79,7 +79,8 @@ class Report:
     # share of what the original says that is left unexplained, by `this` and by `plain` at the same setting, on images
     # that nothing was fitted on; None: nothing could be compared
     judged:dict=field(default_factory=dict)
-    # (name, unexplained share) of what this was chosen among, and of what was asked before ('not fitted')
+    # (name, unexplained share) of what this was chosen among, and of what was asked before ('not fitted' and
+    # 'not rounded')
     candidates:list=field(default_factory=list)
     # `stages` in seconds, and `floor_macs`: what one candidate cannot do without, in multiply-accumulates
     timings:dict=field(default_factory=dict)
