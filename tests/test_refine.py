@@ -65,7 +65,8 @@ def test_same_kind_of_object(method, how, tmp_path):
     [Cancelled('stopped'), KeyboardInterrupt(), RuntimeError('DefaultCPUAllocator: not enough memory')],
     ids=['cancelled', 'interrupted', 'no memory'])
 def test_goes_on_as_if_nothing_had_happened(method, stop, tmp_path):
-    net = tiny(); out = compress(net, X, weight_bits=3, activation_bits=4)
+    # as rounded without repair: nearer the teacher, training may end before it is stopped
+    net = tiny(); out = compress(net, X, recipe='omse', weight_bits=3, activation_bits=4)
     whole = refine(out, net, FAST[method], steps=60)
     def tick(done, total, what):
         if done == 33 and what != 'images': raise stop
