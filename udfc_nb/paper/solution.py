@@ -78,11 +78,14 @@ def multiples(
     tol:float=1e-4, # relative distance that counts as none
 )->torch.Tensor: # (C, C): t where the row's vector is t times the column's, else 0
     "Which vectors are multiples of which others."
-    d = V.diagonal().clamp(min=0)
-    t = torch.where(d > 0, V/torch.where(d > 0, d, 1.), 0.)
-    if not positive: t = ((t-1).abs() < tol).to(t.dtype)
-    fits = (d[:, None]-2*t*V+t*t*d <= tol**2*d[:, None]) & (t > 0) & (d[:, None] > 0)
-    return torch.where(fits, t, 0.)
+    whole = V.diagonal().clamp(min=0)
+    def rows(V, d): # a few, which stay near the processor; no residual: V² = d·whole
+        both = d*whole
+        fits = ((V*V >= (1-tol**2)*both) if positive else (V-whole).abs() < tol*whole) & (V > 0) & (both > 0)
+        if not positive: fits &= d-2*V+whole <= tol**2*d
+        return torch.where(fits, V/whole if positive else 1., 0.).to(V.dtype)
+    step = max(2**17//max(len(V), 1), 1)
+    return torch.cat([rows(v, d) for v, d in zip(V.split(step), whole[:, None].split(step))])
 
 def copies(
     V:torch.Tensor, # (C, C) Gram matrix of the augmented vectors

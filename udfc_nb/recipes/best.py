@@ -138,9 +138,9 @@ def find_copies(self:FieldJob, name:str):
     site, (kept, pruned) = self.sites[name], self.kept[name]
     self.starts.clear() # weights have changed since the site before
     for path, uses in self.readers(site).items():
-        if path is None or not all(map(self.plain_weight, path.layers)) or not self.may_be_alike(site, path): continue
-        T = PROJECTIONS[self.recipe.projection](self.channels(site, path), kept, pruned, self.recipe)
-        if not T.any(): continue
+        if path is None or not all(map(self.plain_weight, path.layers)): continue
+        ch = self.looked_over(site, path)
+        if ch.apart or not (T := PROJECTIONS[self.recipe.projection](ch, kept, pruned, self.recipe)).any(): continue
         for u in (u for u in uses if self.plain_weight(u.module)):
             self.merges.setdefault(u.module, []).append((u, T, kept, pruned))
 

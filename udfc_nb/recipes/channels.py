@@ -30,6 +30,7 @@ class Channels:
     norm:tuple=None # (γ, β, μ, variance) of the first batch norm behind the filters, each (C,); None without one
     groups:int=1 # a channel can be carried only by channels of its own run
     linear:bool=True # does a multiple of a channel stay that multiple on the way to the reader?
+    apart:bool=False # is it known that none is a multiple of another?
 
 # %% ../../nbs/recipes/32_channels.ipynb #1f6b5ddb
 def no_projection(ch:Channels, kept:torch.Tensor, pruned:torch.Tensor, recipe:object):
@@ -177,13 +178,14 @@ def sketched(
     return torch.cat([w.double()@mix for w in W.split(2*SKETCH)])
 
 @patch
-def may_be_alike(self:Recorded, site:object, path:object)->bool:
-    """Can channels be multiples of each other? False is right unless the sketch shortens a filter tenfold; it costs no
-    product of all filters with all."""
-    if min(out_first(self.mods[site.name]).flatten(1).shape) <= 2*SKETCH: return True # the product itself is as cheap
-    other = copy.copy(self); other.starts, other.rough = {}, True
-    ch = other.channels(site, path)
-    return bool(multiples(ch.vectors.augmented(1.), ch.linear, NEAR).fill_diagonal_(0).any())
+def looked_over(self:Recorded, site:object, path:object)->Channels:
+    """Of channels that are no multiples of each other a sketch, which costs no product of all filters with all. They
+    are none unless it shortens a filter tenfold."""
+    if min(out_first(self.mods[site.name]).flatten(1).shape) > 2*SKETCH: # else the product itself is as cheap
+        other = copy.copy(self); other.starts, other.rough = {}, True
+        ch = other.channels(site, path)
+        if not multiples(ch.vectors.augmented(1.), ch.linear, NEAR).fill_diagonal_(0).any(): return replace(ch, apart=True)
+    return self.channels(site, path)
 
 # %% ../../nbs/recipes/32_channels.ipynb #6024ca36
 def fresh_norms(

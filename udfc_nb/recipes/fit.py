@@ -69,8 +69,7 @@ def alike(
     job.starts.clear() # what was found here may have changed when it is asked for again
     for path, uses in job.readers(site).items():
         if path is None or not all(map(job.plain_weight, (*path.layers, *(u.module for u in uses)))): return itself
-        if not job.may_be_alike(site, path): return itself
-        ch = job.channels(site, path)
+        if (ch := job.looked_over(site, path)).apart: return itself
         out &= multiples(ch.vectors.augmented(1.), ch.linear) != 0
     job.starts.clear()
     return out | itself

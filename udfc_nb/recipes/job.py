@@ -75,11 +75,12 @@ def prune(self:Job, name:str):
         if path is None or not all(map(self.plain_weight, (*path.layers, *(u.module for u in uses)))):
             self.unmerged.update({u.module for u in uses})
             continue
-        ch = self.channels(site, path)
-        T = PROJECTIONS[self.recipe.projection](ch, kept, pruned, self.recipe)
+        # where there are no copies, a sketch is enough
+        look = self.looked_over if (r := self.recipe).projection in ('none', 'copies') else self.channels
+        T = PROJECTIONS[r.projection](ch := look(site, path), kept, pruned, r)
         for u in uses: merge_into(self.mods[u.module], u, T, kept, pruned)
-        G = ch.vectors.augmented(self.recipe.lam1)
-        lost, total = lost+pruning_error(G, T, kept, pruned).sum().item(), total+G.diagonal()[pruned].sum().item()
+        G, of = ch.vectors.augmented(r.lam1), T.any(0)
+        lost += pruning_error(G, T[:, of], kept[of], pruned).sum().item(); total += G.diagonal()[pruned].sum().item()
     self.lost[name] = lost/total if total > 0 else 0.
 
 # %% ../../nbs/recipes/31_job.ipynb #ad8ac856
