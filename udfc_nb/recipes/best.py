@@ -68,7 +68,7 @@ def plain(self:FieldJob, name:str, bits:int):
 def layer(self:FieldJob, n:object, m:nn.Module, bits:int):
     "One layer: refitted to the inputs that are left, cut, rounded, and its change of statistics settled."
     name = n.target
-    if name in self.kept and self.recipe.projection == 'refit': self.find_copies(name)
+    if name in self.kept and self.recipe.projection == 'refit' and name not in self.known: self.find_copies(name)
     cut = self.inputs_kept(name) is not None or self.outputs_kept(name) is not None
     x = (self.moments.get(self.layers[name].weight) if self.plain_weight(name) and (cut or bits or name in self.inputs)
         else None)
@@ -79,8 +79,8 @@ def layer(self:FieldJob, n:object, m:nn.Module, bits:int):
     x = self.reduce(name, m, x, W, rows)
     self.pending.discard(name)
     if name in self.known: self.become(name, *self.known[name])
-    elif bits is not None: self.round_in(name, x, bits)
-    self.known.setdefault(name, (m.weight.detach().clone(), self.codes.get(name)))
+    if bits is not None and name not in self.codes: self.round_in(name, x, bits)
+    self.known[name] = m.weight.detach().clone(), self.codes.get(name)
     if settled: self.settle(n, m, rows, [t[rows] for t in old], x.statistics(matrix(m)), len(W))
 
 def whole_channels(m:nn.Module, x:object, kept:torch.Tensor):
@@ -104,10 +104,12 @@ def become(self:FieldJob, name:str, weight:torch.Tensor, q:object):
 
 @patch
 def last_fit(self:FieldJob, bits:dict)->dict: # layer → its weight and `Quantized`
-    "What the layers became in the last run, if this one differs from it in the repair only."
-    asked = self.recipe.but(name='', repair='none'), bits, [t for pair in self.kept.values() for t in pair]
+    "What the layers became in the last run, if this one only repairs otherwise, or rounds what that one fitted."
+    asked = self.recipe.but(name='', repair='none'), [t for pair in self.kept.values() for t in pair], bits
     last, known = getattr(self.source, 'fit', None) or (None, {})
-    if last is None or last[:2] != asked[:2] or list(map(id, last[2])) != list(map(id, asked[2])): known = {}
+    same = (last is not None and last[0] == asked[0] and list(map(id, last[1])) == list(map(id, asked[1]))
+        and (last[2] == bits or not any(last[2].values())))
+    if not same: known = {}
     if self.source is not None: self.source.fit = asked, known
     return known
 
