@@ -184,7 +184,8 @@ def looked_over(self:Recorded, site:object, path:object)->Channels:
     if min(out_first(self.mods[site.name]).flatten(1).shape) > 2*SKETCH: # else the product itself is as cheap
         other = copy.copy(self); other.starts, other.rough = {}, True
         ch = other.channels(site, path)
-        if not multiples(ch.vectors.augmented(1.), ch.linear, NEAR).fill_diagonal_(0).any(): return replace(ch, apart=True)
+        near = multiples(ch.vectors.augmented(1.), ch.linear, NEAR).fill_diagonal_(0)
+        if not near.any(): return replace(ch, apart=True)
     return self.channels(site, path)
 
 # %% ../../nbs/recipes/32_channels.ipynb #6024ca36
