@@ -12,6 +12,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import SqueezeExcitation, StochasticDepth
 from udfc_nb import compress
+from udfc_nb.recipes.recipe import RECIPES
 from nets import Residual, relative, roughen
 
 LIMIT = 1e-4
@@ -707,3 +708,71 @@ def test_among_long_filters(recipe):
     repeat(model[0], 5, 2, 2., n); louder(model[3], 5)
     out = compress(model, x, layer_ratios={'0': 1/280}, recipe=recipe)
     assert out.model[0].out_channels == 279 and relative(model(x), out.model(x)) < 1e-6
+
+
+class Twice(nn.Module):
+    "The reader has every channel twice: as it is, and through a filter and a norm that each channel has for itself."
+    def __init__(self):
+        super().__init__()
+        self.a, self.bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.cheap, self.norm = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(16)
+        self.b = nn.Conv2d(16, 6, 3)
+    def forward(self, x):
+        y = F.relu(self.bn(self.a(x)))
+        return self.b(F.relu(self.norm(torch.cat([y, self.cheap(y)], 1)))).mean((2, 3))
+
+
+@torch.no_grad()
+def planted_twice(both, i=2, j=5):
+    "Channel j is half of channel i; at the second place of the reader too, if it has the same filter."
+    torch.manual_seed(0)
+    net = roughen(Twice()).eval()
+    if both: net.cheap.weight[j] = net.cheap.weight[i]
+    # what training would have left, with which streams are anchored
+    for norm, a, at in ((net.bn, .02, 0), (net.norm, .5, 0), (net.norm, .5, 8)):
+        norm.running_mean[at+j] = a*norm.running_mean[at+i]; norm.running_var[at+j] = a*a*norm.running_var[at+i]
+    repeat(net.a, j, i, .5, net.bn)
+    for at in (0, 8):
+        c, b = awake(net.norm, at+i)
+        tune(net.norm, at+j, c/.5, b) # each place has an entry of the norm
+    louder(net.b, [j, 8+j], 2.)
+    return net
+
+@pytest.mark.parametrize('recipe', ['best', 'fast', 'paper'])
+def test_copies_at_two_places(recipe):
+    net, x = planted_twice(True), torch.randn(16, 3, 8, 8)
+    out = compress(net, x, recipe=recipe, layer_ratios={'a': 1/8})
+    with torch.no_grad(): assert out.model.a.out_channels == 7 and relative(out.model(x), net(x)) < 1e-6
+
+def test_a_copy_at_one_of_two_places():
+    "It is handed on there, and not at the other."
+    net, i, j = planted_twice(False), 2, 5
+    old = net.b.weight.detach()
+    out = compress(net, torch.randn(2, 3, 8, 8), recipe=RECIPES['paper'].but(name='', projection='copies'),
+        layer_ratios={'a': 1/8})
+    assert 5 not in out.kept['a']; new = out.model.b.weight.detach()
+    assert torch.allclose(new[:, i], old[:, i]+old[:, j], atol=1e-5) # the first place: columns are added up
+    assert torch.equal(new[:, 7+i], old[:, 8+i]) # the second: as it was
+
+
+@pytest.mark.parametrize('kind', ['transposed', 'groups', 'ghost', 'functional'])
+def test_equalising_changes_nothing(kind):
+    "`dfq` balances channels against each other; the function stays."
+    torch.manual_seed(0)
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(12 if kind == 'ghost' else 6, 6, 1)
+            self.t = nn.ConvTranspose2d(6, 6, 3, 2, groups=2 if kind == 'groups' else 1)
+            self.cheap, self.c = nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Conv2d(6, 4, 1)
+            self.own = nn.Parameter(torch.randn(6, 6, 1, 1))
+        def forward(self, x):
+            y = F.relu(self.a(x))
+            if kind in ('transposed', 'groups'): y = F.relu(self.t(y))
+            if kind == 'ghost': y = torch.cat([y, self.cheap(y)], 1)
+            if kind == 'functional': y = F.relu(F.conv2d(y, self.own))
+            return self.c(F.relu(self.b(y))).mean((2, 3))
+    net, x = roughen(Net()).eval(), torch.randn(4, 3, 8, 8)
+    dfq = RECIPES['dfq'].but(name='', prepare=('equalise',), repair='none', per_channel=True)
+    out = compress(net, x, recipe=dfq, pruning_ratio=0, weight_bits=16)
+    with torch.no_grad(): assert relative(out.model(x), net(x)) < 1e-3

@@ -9,7 +9,7 @@ __all__ = ['ROUNDS', 'PREPARATIONS', 'balance', 'fold_rows', 'equalise', 'absorb
 import math
 import torch, torch.nn as nn
 from ..graph.steps import NORMS, norm_name
-from ..graph.surgery import columns_of, norm_affine, scale_into
+from ..graph.surgery import columns_of, norm_affine, out_first, scale_into
 
 # %% ../../nbs/peers/41_equalisation.ipynb #d42908fb
 def balance(
@@ -29,9 +29,9 @@ def fold_rows(
     offset:int=0, # of the channels in the norm
 ):
     "Moves the norm's slope into the weights and divides the channels by s."
-    rows = lambda t: t.to(layer.weight.dtype).reshape(-1, *[1]*(layer.weight.dim()-1))
+    rows, W = lambda t: t.to(layer.weight.dtype).reshape(-1, *[1]*(layer.weight.dim()-1)), out_first(layer)
     if norm is None:
-        layer.weight.div_(rows(s))
+        W.div_(rows(s))
         if layer.bias is not None: layer.bias.div_(s.to(layer.bias.dtype))
         return
     c, _ = norm_affine(norm); gamma = norm.weight.double()/s
@@ -39,7 +39,7 @@ def fold_rows(
     # what the weights take: |c|/s, unless the channel is dead
     slope = c/s*(v+norm.eps).sqrt()/torch.where(gamma == 0, 1., gamma)
     slope = torch.where(gamma == 0, 1., slope)
-    layer.weight.mul_(rows(slope))
+    W.mul_(rows(slope))
     if layer.bias is not None: layer.bias.mul_(slope.to(layer.bias.dtype))
     norm.running_mean.copy_(norm.running_mean.double()*slope); norm.running_var.copy_(v)
     norm.weight.copy_(gamma); norm.bias.copy_(norm.bias.double()/s)
@@ -51,13 +51,15 @@ def _chain(job, site):
     "A site's links: [layer, norm behind it, where the activation behind them is cut off]; None if factors cannot pass."
     paths = job.readers(site)
     if (len(site.producers) > 1 or len(paths) != 1 or None in paths or site.groups > 1
-            or any(u.role not in ('out', 'in', 'norm', 'depthwise') for u in site.uses)):
+            or any(u.role not in ('out', 'in', 'norm', 'depthwise') for u in site.uses)
+            or not all(job.plain_weight(u.module) for u in site.uses if u.role != 'norm')):
         return None
     links = [[job.mods[site.name], None, math.inf]]
     for s in next(iter(paths)).steps:
         m = job.mods.get(s.module)
         if s.kind == 'norm':
-            if links[-1][1] is not None or len(m.running_mean) != site.size or m.weight is None or m.bias is None:
+            if (links[-1][1] is not None or not isinstance(m, NORMS) or m.weight is None or m.bias is None
+                    or len(m.running_mean) != site.size):
                 return None
             links[-1][1] = m
         elif s.kind == 'depthwise': links.append([m, None, math.inf])
@@ -65,7 +67,9 @@ def _chain(job, site):
             if (end := _cut_off(s.node)) is not None and links[-1][1] is not None: links[-1][2] = min(links[-1][2], end)
             elif not job.homogeneous(s): return None
         elif s.kind != 'spatial': return None
-    if any(len(m.weight) != site.size for m, *_ in links): return None
+    # of a transposed convolution in groups no axis has the outputs
+    if any(len(out_first(m)) != site.size or getattr(m, 'transposed', False) and m.groups > 1 and m.weight.shape[1] > 1
+            for m, *_ in links): return None
     return links
 
 def _cut_off(n):
@@ -87,7 +91,7 @@ def equalise(job:object):
     for name, site in job.sites.items():
         links = _chain(job, site)
         if links is None or any(getattr(job.mods[u.module], 'groups', 1) > 1 for u in site.consumers): continue
-        rows = lambda m: m.weight.flatten(1).abs().amax(1).double()
+        rows = lambda m: out_first(m).flatten(1).abs().amax(1).double()
         for m, norm, _ in links: fold_rows(m, norm, torch.ones(site.size, dtype=torch.float64, device=m.weight.device))
         for _ in range(ROUNDS):
             moved = 0.
@@ -116,7 +120,8 @@ def absorb(job:object):
         _, norm, end = links[0]
         a = (norm.bias-3*norm.weight.abs()).clamp(min=0)*(_reach(norm) < end)
         takers = [(u, job.mods[u.module], _taker(job, u.module)) for u in site.consumers]
-        if not a.any() or any(t is None or getattr(m, 'groups', 1) > 1 for _, m, t in takers): continue
+        if not a.any() or any(t is None or getattr(m, 'groups', 1) > 1 or getattr(m, 'transposed', False)
+                for _, m, t in takers): continue
         norm.bias.sub_(a)
         for u, m, t in takers:
             w = columns_of(m, u).sum(2)

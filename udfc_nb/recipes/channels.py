@@ -139,7 +139,7 @@ def channels(self:Recorded, site:object, path:object):
         mu = n.running_mean[at]
         stats = fill(n.weight, mu, 1.), fill(n.bias, mu, 0.), mu, n.running_var[at]
     return Channels(W if len(W) == site.size else W[torch.as_tensor(site.rows)], self.vectors(path), stats, site.groups,
-        all(s.kind != 'act' or self.homogeneous(s) for s in path.steps))
+        all(map(self.homogeneous, path.acts)))
 
 @patch
 def homogeneous(self:Recorded, s:object):
