@@ -776,3 +776,23 @@ def test_equalising_changes_nothing(kind):
     dfq = RECIPES['dfq'].but(name='', prepare=('equalise',), repair='none', per_channel=True)
     out = compress(net, x, recipe=dfq, pruning_ratio=0, weight_bits=16)
     with torch.no_grad(): assert relative(out.model(x), net(x)) < 1e-3
+
+
+@pytest.mark.parametrize('act', [nn.ReLU(), nn.Sigmoid()], ids=str)
+def test_multiples_in_a_sum(act):
+    "Behind a sigmoid twice as much is not twice as much, also where it stands on the way of what is added."
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.z, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1)
+            self.act = act
+        def forward(self, x): return self.b(F.relu(self.a(x)+self.act(self.z(x))))
+    torch.manual_seed(0)
+    net, i, j = Net().eval(), 1, 4
+    with torch.no_grad():
+        for m in (net.a, net.z): m.weight[j] = .01*m.weight[i]; m.bias[j] = .01*m.bias[i]
+    old, copies = net.b.weight.detach(), RECIPES['paper'].but(name='', projection='copies')
+    out = compress(net, torch.randn(2, 3, 8, 8), recipe=copies, pruning_ratio=1/6, sites='all')
+    (kept,) = out.kept.values(); assert len(kept) == 5 and j not in kept
+    handed = isinstance(act, nn.ReLU)
+    assert torch.allclose(out.model.b.weight[:, i], old[:, i]+handed*.01*old[:, j], atol=1e-6)
