@@ -796,3 +796,17 @@ def test_multiples_in_a_sum(act):
     (kept,) = out.kept.values(); assert len(kept) == 5 and j not in kept
     handed = isinstance(act, nn.ReLU)
     assert torch.allclose(out.model.b.weight[:, i], old[:, i]+handed*.01*old[:, j], atol=1e-6)
+
+
+@pytest.mark.parametrize('recipe', ['best', 'fast', 'paper', 'dfq'])
+@pytest.mark.parametrize('shape', [(1, 6, 8, 8), (1, 1, 8, 8), (8,)], ids=str)
+def test_a_parameter_for_each_pixel(shape, recipe):
+    "Positions are added to channels: nothing is handed on through them, and the cut holds."
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.p = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1), nn.Parameter(torch.randn(shape))
+        def forward(self, x): return self.b(F.relu(self.a(x)+self.p))
+    torch.manual_seed(0)
+    out = compress(Net().eval(), torch.randn(2, 3, 8, 8), recipe=recipe, pruning_ratio=.5, weight_bits=6)
+    assert out.model.a.out_channels == 3

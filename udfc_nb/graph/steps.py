@@ -106,6 +106,9 @@ def _step(graph, site, node, source, sources, at, place):
     fixed = next(n for n in node.inputs if not n.live) if kind in ('slopes', 'scale', 'shift') else None
     one = fixed is not None and np.prod(fixed.shape) == 1 # for all channels
     if kind == 'act' or kind == 'slopes' and one: return Step('act', node)
+    if kind in ('scale', 'shift'): # one number for each channel, or for all; not one for each pixel
+        axes = zip(range(len(node.shape)-len(fixed.shape), len(node.shape)), fixed.shape)
+        if any(k > 1 for axis, k in axes if axis != node.axis): return None
     if place is None and not one: raise Several
     at = tuple(at[:, place or 0].tolist())
     if kind == 'norm' and norm_name(node) is not None: return Step('norm', node, norm_name(node), at)
