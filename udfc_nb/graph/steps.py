@@ -133,8 +133,9 @@ def _before(graph, site, node, source, sources, at, place):
     before = place_of(graph, site, source.channels)
     if place is None or before is None or before.shape[1] == 1: return source, None
     if np.array_equal(before, at): return source, place
-    k, rest = divmod(at.shape[1], before.shape[1])
-    return (source, place//k) if node.kind == 'reshape' and not rest else (None, None)
+    k, rest = divmod(at.shape[1], before.shape[1]) # pixels, channel after channel; unless channels are the last axis
+    flat = node.kind == 'reshape' and not rest and np.array_equal(at[:, place]//k, before[:, place//k])
+    return (source, place//k) if flat else (None, None)
 
 # %% ../../nbs/graph/14_steps.ipynb #95741dad
 def source_of(
